@@ -1,0 +1,66 @@
+"""Attention mechanisms, one per file, on one kernel.
+
+Letters in every shape of this package: B batch, C channels or width, H W rows and columns of a map,
+N tokens, Q queries, K keys, h heads, d width of a head, M side of a window.
+
+Three contracts say where a mechanism fits:
+
+* FeatureAttention, a factory `channels -> module` whose module maps (B, C, H, W) -> (B, C, H, W):
+  SqueezeExcite, EfficientChannelAttention, ChannelGate, SpatialGate, CBAM, SelfAttention2d,
+  AxialAttention2d, LocalGlobalAttention2d, and torch.nn.Identity for none. Those of the softmax
+  kind are residual and start as the identity, so that any of them can be put anywhere.
+* TokenAttention, a factory `width, heads -> module` whose module maps (B, N, C) -> (B, N, C):
+  MultiHeadAttention, WindowAttention.
+* Cross, by name, where queries look at another source: MultiHeadAttention, CrossAttention2d,
+  AttentionPool, AttentionGate.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from attention_vision.attention.axial import AxialAttention2d
+from attention_vision.attention.cbam import CBAM, ChannelGate, SpatialGate
+from attention_vision.attention.cross_attention2d import CrossAttention2d
+from attention_vision.attention.efficient_channel import EfficientChannelAttention
+from attention_vision.attention.gate import AttentionGate
+from attention_vision.attention.kernel import attend, attention_backend
+from attention_vision.attention.local_global import LocalGlobalAttention2d
+from attention_vision.attention.multi_head import MultiHeadAttention
+from attention_vision.attention.pool import AttentionPool
+from attention_vision.attention.positions import (
+    LearnedPosition,
+    RelativePositionBias,
+    SinePosition2d,
+)
+from attention_vision.attention.record import record_attention
+from attention_vision.attention.self_attention2d import SelfAttention2d
+from attention_vision.attention.squeeze_excite import SqueezeExcite
+from attention_vision.attention.window import WindowAttention
+
+FeatureAttention = Callable[[int], nn.Module]
+TokenAttention = Callable[[int, int], nn.Module]
+
+__all__ = [
+    "CBAM",
+    "AttentionGate",
+    "AttentionPool",
+    "AxialAttention2d",
+    "ChannelGate",
+    "CrossAttention2d",
+    "EfficientChannelAttention",
+    "FeatureAttention",
+    "LearnedPosition",
+    "LocalGlobalAttention2d",
+    "MultiHeadAttention",
+    "RelativePositionBias",
+    "SelfAttention2d",
+    "SinePosition2d",
+    "SpatialGate",
+    "SqueezeExcite",
+    "TokenAttention",
+    "WindowAttention",
+    "attend",
+    "attention_backend",
+    "record_attention",
+]

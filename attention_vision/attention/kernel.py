@@ -1,0 +1,123 @@
+"""The one attention kernel: softmax(q kᵀ · scale + bias) v, fused, eager or in emulated fp8."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attention_vision.attention.record import note, recording
+
+Backend = Literal["fused", "eager", "fp8"]
+
+_backend: Backend = "fused"  # a plain global, so that torch.compile can guard on it
+
+FP8_MAX = 448.0  # largest finite float8_e4m3fn
+
+
+@contextmanager
+def attention_backend(name: Backend) -> Iterator[None]:
+    """Choose how every `attend` inside the block is computed.
+
+    * `"fused"` (the default): `scaled_dot_product_attention`, which never stores the weights.
+    * `"eager"`: the product written out; the weights exist and can be looked at.
+    * `"fp8"`: eager, with the weights rounded to float8_e4m3 row by row (see `quantise_rows`).
+      It emulates the arithmetic to study its error; it saves neither memory nor time.
+
+    Raises:
+        ValueError: another name.
+    """
+    global _backend
+    if name not in get_args(Backend):
+        raise ValueError(f"attention_backend: {name!r} is none of {', '.join(get_args(Backend))}")
+    before, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al., arXiv 1706.03762, eq. 1).
+
+    Shape: query (..., Q, d), key (..., K, d), value (..., K, e) -> (..., Q, e)
+
+    Args:
+        bias: float, broadcasts to (..., Q, K), added to the scaled scores.
+        mask: bool, broadcasts to (..., Q, K), True where the query may attend (the convention of
+            `scaled_dot_product_attention`). A query that may attend to nothing gets zeros.
+        scale: factor of the scores; 1 / sqrt(d) when not given, 1.0 for SAGAN.
+        dropout: probability of dropping a weight; the caller passes 0 outside training.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if _backend == "fused" and not recording():
+        return _fused(query, key, value, bias, mask, scale, dropout)
+
+    scores = (query * scale) @ key.mT
+    weights = masked_softmax(scores if bias is None else scores + bias, mask)
+    if _backend == "fp8":
+        weights = quantise_rows(weights)
+    note(weights)
+    return F.dropout(weights, dropout).to(value.dtype) @ value
+
+
+def _fused(query, key, value, bias, mask, scale, dropout) -> Tensor:
+    if bias is not None:
+        bias = bias.to(query.dtype)
+        if mask is not None:
+            bias = bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
+    # The fused kernels want one width for all: zeros in q and k add nothing to a score, and the
+    # columns that zeros in v give are cut off again.
+    width, value_width = query.shape[-1], value.shape[-1]
+    if width < value_width:
+        query, key = (F.pad(x, (0, value_width - width)) for x in (query, key))
+    elif value_width < width:
+        value = F.pad(value, (0, width - value_width))
+    output = F.scaled_dot_product_attention(
+        query, key, value, mask if bias is None else bias, dropout, scale=scale
+    )
+    if bias is not None and mask is not None:
+        output = output * mask.any(-1, keepdim=True)
+    return output[..., :value_width]
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the last axis in at least single precision; False in `mask` gives weight 0."""
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    if mask is None:
+        return scores.softmax(-1, dtype=dtype)
+    # The lowest number, not -inf: a row that may attend to nothing must not turn into NaN ...
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1, dtype=dtype).masked_fill(~mask, 0)  # ... it turns into zeros
+
+
+def quantise_rows(weights: Tensor) -> Tensor:
+    """Round rows of attention weights as an fp8 kernel would store them.
+
+    Shape: (..., Q, K) -> (..., Q, K)
+
+    Each row is scaled so that its maximum becomes 448, rounded to float8_e4m3, and divided by the
+    sum of the rounded row. Without a scale of its own a uniform row over 1,024 keys would round to
+    zeros. Rounding moves a weight by at most 2^-4 of itself; a weight below 2^-6 / 448 of its row's
+    maximum is subnormal and moves by at most 2^-10 / 448 of that maximum. The division by the sum
+    leaves a uniform row exact, and can add to the error only what the row's rounding errors share
+    (in the worst row that can be made, up to 1/8 in all).
+
+    The gradient passes straight through the rounding.
+    """
+    scale = FP8_MAX / weights.amax(-1, keepdim=True).detach().clamp_min(1e-30)
+    scaled = weights * scale
+    rounded = scaled.detach().to(torch.float8_e4m3fn).to(weights.dtype)
+    rounded = scaled + (rounded - scaled.detach())
+    return rounded / rounded.sum(-1, keepdim=True).clamp_min(1e-30)

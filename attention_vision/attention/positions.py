@@ -1,0 +1,113 @@
+"""Positions: sine over the plane, learned with interpolation, relative as a bias."""
+
+from math import pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SinePosition2d(nn.Module):
+    """Sines of the row and of the column, normalised to 0..2π (DETR, arXiv 2005.12872, appendix).
+
+    Shape: padding_mask (B, H, W) bool, True where padded -> (B, C, H, W)
+
+    As released: rows and columns count unpadded pixels only, the row fills the first C/2 channels,
+    and sine and cosine alternate.
+
+    Args:
+        width: C, a multiple of 4.
+        temperature: T, ratio between the longest and the shortest wave.
+
+    Raises:
+        ValueError: `width` is no multiple of 4.
+    """
+
+    def __init__(self, width: int, temperature: float = 10_000.0):
+        super().__init__()
+        if width % 4:
+            raise ValueError(f"SinePosition2d: width {width} is no multiple of 4")
+        self.width = width
+        self.temperature = temperature
+
+    def forward(self, padding_mask: Tensor) -> Tensor:
+        inside = (~padding_mask).float()
+        half = self.width // 2
+        pair = torch.arange(half, device=padding_mask.device) // 2
+        wavelength = self.temperature ** (2 * pair / half)  # (C/2,)
+        waves = []
+        for axis in (1, 2):
+            place = inside.cumsum(axis)
+            last = place.narrow(axis, -1, 1)
+            angle = (2 * pi * place / (last + 1e-6))[..., None] / wavelength  # (B, H, W, C/2)
+            waves.append(torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1))
+        return torch.cat([wave.flatten(3) for wave in waves], -1).permute(0, 3, 1, 2)
+
+
+class LearnedPosition(nn.Module):
+    """One learned vector per place of a grid, resized to the grid at hand (ViT, arXiv 2010.11929).
+
+    Shape: grid (H, W) -> (1, prefix + HW, C)
+
+    Args:
+        width: C.
+        grid: (H, W) of the table.
+        prefix: places before the grid that are never resized: 1 for a class token.
+    """
+
+    def __init__(self, width: int, grid: tuple[int, int], prefix: int = 0):
+        super().__init__()
+        self.grid = tuple(grid)
+        self.prefix = prefix
+        self.table = nn.Parameter(torch.empty(1, prefix + grid[0] * grid[1], width))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
+        if grid is None or tuple(grid) == self.grid:
+            return self.table
+        prefix, places = self.table[:, : self.prefix], self.table[:, self.prefix :]
+        places = places.mT.unflatten(2, self.grid)
+        # float: bicubic resizing has no bf16 kernel everywhere
+        resized = F.interpolate(places.float(), tuple(grid), mode="bicubic", antialias=True)
+        return torch.cat((prefix, resized.to(places.dtype).flatten(2).mT), 1)
+
+
+class RelativePositionBias(nn.Module):
+    """A learned score per head for each offset between two places (Swin, arXiv 2103.14030, eq. 4).
+
+    Shape: grid (H, W) -> (h, HW, HW), to be added to attention scores
+
+    The table has (2H - 1)(2W - 1) rows, row offset first; for a grid of another size it is resized.
+
+    Args:
+        heads: h.
+        grid: (H, W) of the table: a window for Swin, the whole map for ViT.
+    """
+
+    def __init__(self, heads: int, grid: tuple[int, int]):
+        super().__init__()
+        self.grid = tuple(grid)
+        self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1), heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+        self.register_buffer("index", offsets(self.grid), persistent=False)
+
+    def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
+        if grid is None or tuple(grid) == self.grid:
+            table, index = self.table, self.index
+        else:
+            height, width = (2 * length - 1 for length in self.grid)
+            table = self.table.mT.unflatten(1, (height, width))[None].float()
+            size = [2 * length - 1 for length in grid]
+            table = F.interpolate(table, size, mode="bicubic", antialias=True)[0].flatten(1).mT
+            table, index = table.to(self.table.dtype), offsets(grid).to(table.device)
+        return table[index].permute(2, 0, 1)
+
+
+def offsets(grid: tuple[int, int]) -> Tensor:
+    """(HW, HW): the row of the table for each query and key of a grid."""
+    height, width = grid
+    row = torch.arange(height).repeat_interleave(width)
+    column = torch.arange(width).repeat(height)
+    down = row[:, None] - row + height - 1  # 0..2H-2
+    right = column[:, None] - column + width - 1
+    return down * (2 * width - 1) + right

@@ -1,0 +1,99 @@
+"""Read attention weights out of a running model: `record_attention`.
+
+Every mechanism hands its weights to `note` (softmax rows in `attend`, gates in the others). Nobody
+listens unless a `record_attention` block has hooked the layer whose forward is running, so a model
+that is not recorded keeps the fused kernels and pays nothing.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+# One listener per hooked module whose forward is running, innermost last.
+_listeners: list[Callable[[Tensor], None]] = []
+
+
+def recording() -> bool:
+    """Whether the layer that is running now is being recorded."""
+    return bool(_listeners)
+
+
+def note(weights: Tensor) -> None:
+    """Hand the weights of the running layer to whoever records it."""
+    if _listeners:
+        _listeners[-1](weights)
+
+
+@contextmanager
+def record_attention(
+    model: nn.Module, layers: Sequence[str] | None = None, gradients: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """Record the exact attention weights of named layers while the output stays the same.
+
+    ```python
+    with record_attention(vit, layers=["blocks.11"]) as maps:
+        logits = vit(images)
+    maps["blocks.11.attention"]  # (B, h, N, N), rows sum to 1
+    ```
+
+    Softmax attention gives (B, h, Q, K); gates give what they multiply with, e.g. (B, C, 1, 1) for
+    `SqueezeExcite` and (B, 1, H, W) for `SpatialGate`. Window, axial and local-global attention
+    give one row per query of each window or line, which stand in the batch dimension.
+
+    Args:
+        model: any module; a compiled one runs uncompiled inside the block.
+        layers: names as in `model.named_modules()`; a name stands for every attention layer at or
+            below it. `None` records all; an empty list records none and changes nothing. Layers
+            that are not named keep the fused path.
+        gradients: keep the maps in the graph, for penalties and distillation. Without it they are
+            detached.
+
+    Yields:
+        name of the layer -> its weights in the last forward pass. Memory is that of the named
+        layers' weights.
+
+    Raises:
+        ValueError: a name is no module of the model; the nearest names are given.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper prefixes every name
+    modules = dict(model.named_modules())
+    for name in layers or ():
+        if name not in modules:
+            nearest = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+            hint = f"nearest: {', '.join(nearest)}" if nearest else "see model.named_modules()"
+            raise ValueError(f"record_attention: the model has no layer {name!r}; {hint}")
+
+    def wanted(name: str) -> bool:
+        return layers is None or any(
+            layer in ("", name) or name.startswith(f"{layer}.") for layer in layers
+        )
+
+    maps: dict[str, Tensor] = {}
+
+    def hook(module: nn.Module, name: str) -> list:
+        def keep(weights: Tensor) -> None:
+            maps[name] = weights if gradients else weights.detach()
+
+        def enter(*_) -> None:
+            _listeners.append(keep)
+
+        def leave(*_) -> None:
+            _listeners.pop()
+
+        return [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+
+    chosen = [(module, name) for name, module in modules.items() if wanted(name)]
+    hooks = [handle for module, name in chosen for handle in hook(module, name)]
+    try:
+        # Compiled code has no hooks: run it as written while something is recorded.
+        with torch.compiler.set_stance("force_eager") if hooks else nullcontext():
+            yield maps
+    finally:
+        for handle in hooks:
+            handle.remove()

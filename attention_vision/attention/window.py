@@ -1,0 +1,97 @@
+"""Shifted-window attention, and maps cut into windows."""
+
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention_vision.attention.multi_head import MultiHeadAttention
+from attention_vision.attention.positions import RelativePositionBias
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) -> (B · HW/M², M², C), windows row by row; M divides H and W."""
+    x = x.unflatten(2, (-1, window)).unflatten(1, (-1, window))  # (B, H/M, M, W/M, M, C)
+    return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def from_windows(windows: Tensor, grid: tuple[int, int], window: int) -> Tensor:
+    """(B · HW/M², M², C) -> (B, H, W, C): the inverse of `to_windows`."""
+    rows, columns = grid[0] // window, grid[1] // window
+    x = windows.unflatten(1, (window, window)).unflatten(0, (-1, rows, columns))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def pad_to_windows(x: Tensor, window: int) -> Tensor:
+    """Zeros below and to the right of (B, H, W, C), up to the next multiple of M."""
+    height, width = x.shape[1:3]
+    return F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside M x M windows, shifted or not (Liu et al., Swin, arXiv 2103.14030).
+
+    Shape: (B, N, C) -> (B, N, C), the N tokens being a map row by row, without class token
+
+    With a shift the map is rolled, and tokens that the roll made neighbours do not see each other.
+    A map that M does not divide is padded, and no token sees the padding (torchvision and the
+    released detection code let it be seen). Along an axis that fits into one window nothing is
+    shifted, as in the released code. A relative position bias is added to the scores (eq. 4).
+
+    Args:
+        width: C, a multiple of `heads`.
+        heads: h.
+        window: M.
+        shift: tokens to roll by, in 0..M-1; M // 2 in every second block of Swin.
+
+    Raises:
+        ValueError: `shift` is not in 0..M-1; the tokens are not the `grid`, or not square without.
+    """
+
+    def __init__(self, width: int, heads: int, window: int = 7, shift: int = 0):
+        super().__init__()
+        if not 0 <= shift < window:
+            raise ValueError(f"WindowAttention: shift {shift} is not in 0..{window - 1}")
+        self.window = window
+        self.shift = shift
+        self.attention = MultiHeadAttention(width, heads)
+        self.position = RelativePositionBias(heads, (window, window))
+
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Attend; `grid` is (H, W), a square when not given."""
+        grid = grid or (isqrt(x.shape[1]),) * 2
+        if grid[0] * grid[1] != x.shape[1]:
+            raise ValueError(
+                f"WindowAttention: {x.shape[1]} tokens are no {grid[0]} x {grid[1]} map; pass grid="
+                "(H, W), and no class token"
+            )
+        x = pad_to_windows(x.unflatten(1, grid), self.window)
+        size = x.shape[1:3]
+        shift = tuple(self.shift if length > self.window else 0 for length in size)
+
+        x = x.roll((-shift[0], -shift[1]), (1, 2))
+        windows = to_windows(x, self.window)  # (B nW, M², C)
+        mask = None
+        if any(shift) or tuple(size) != tuple(grid):
+            region = self.regions(grid, size, shift).to(x.device)[None, :, :, None]
+            region = to_windows(region, self.window)  # (nW, M², 1)
+            mask = (region == region.mT)[:, None].repeat(len(windows) // len(region), 1, 1, 1)
+        windows = self.attention(windows, mask=mask, bias=self.position())
+        x = from_windows(windows, size, self.window).roll(shift, (1, 2))
+        return x[:, : grid[0], : grid[1]].flatten(1, 2)
+
+    def regions(self, grid: tuple[int, int], size: tuple[int, int], shift: tuple[int, int]):
+        """(H', W') labels of the rolled map: tokens see each other where labels are equal.
+
+        The roll brings the first rows below the last, which makes three bands along each axis (all,
+        cut by the window's edge, cut by the roll); padding is a fourth.
+        """
+        labels = []
+        for inner, length, distance in zip(grid, size, shift, strict=True):
+            place = torch.arange(length)
+            band = torch.zeros(length, dtype=torch.int64)
+            if distance:
+                band = (place >= length - self.window).long() + (place >= length - distance).long()
+            labels.append(band.masked_fill((place + distance) % length >= inner, 3))
+        return 4 * labels[0][:, None] + labels[1]
