@@ -1,0 +1,218 @@
+"""ResNet with a slot for attention."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from attention_vision.attention import FeatureAttention
+from attention_vision.backbones.backbone import Backbone, MeanPool
+from attention_vision.errors import InputError
+
+Norm = Callable[[int], nn.Module]
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size (at stride 1), with the start of He et al. (2015)."""
+    padding = dilation * (kernel // 2)
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
+
+
+def shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
+    """The identity, or a 1x1 projection where the shape changes."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; attention after the last norm, before the residual is added."""
+
+    expansion = 1
+
+    def __init__(
+        self, inputs: int, width: int, stride: int, dilation: int,
+        norm: Norm, attention: FeatureAttention, drop: float,
+    ):  # fmt: skip
+        super().__init__()
+        self.conv1 = conv(inputs, width, 3, stride, dilation)
+        self.norm1 = norm(width)
+        self.conv2 = conv(width, width, 3, dilation=dilation)
+        self.norm2 = norm(width)
+        self.attention = attention(width)
+        self.drop = StochasticDepth(drop, "row")
+        self.shortcut = shortcut(inputs, width, stride, norm)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.norm2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(self.conv1(x)).relu()
+        y = self.norm2(self.conv2(y))
+        return (self.shortcut(x) + self.drop(self.attention(y))).relu()
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions; the 3x3 carries the stride (as torchvision, "ResNet v1.5")."""
+
+    expansion = 4
+
+    def __init__(
+        self, inputs: int, width: int, stride: int, dilation: int,
+        norm: Norm, attention: FeatureAttention, drop: float,
+    ):  # fmt: skip
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = conv(inputs, width, 1)
+        self.norm1 = norm(width)
+        self.conv2 = conv(width, width, 3, stride, dilation)
+        self.norm2 = norm(width)
+        self.conv3 = conv(width, outputs, 1)
+        self.norm3 = norm(outputs)
+        self.attention = attention(outputs)
+        self.drop = StochasticDepth(drop, "row")
+        self.shortcut = shortcut(inputs, outputs, stride, norm)
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.norm3
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(self.conv1(x)).relu()
+        y = self.norm2(self.conv2(y)).relu()
+        y = self.norm3(self.conv3(y))
+        return (self.shortcut(x) + self.drop(self.attention(y))).relu()
+
+
+# Blocks per stage. 18 to 152: He et al. (arXiv 1512.03385), Table 1. 20 to 110: the three stages of
+# its section 4.2, for width=16 and the CIFAR stem. 10 is the smallest that has four stages.
+DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    10: (BasicBlock, (1, 1, 1, 1)),
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+    20: (BasicBlock, (3, 3, 3)),
+    56: (BasicBlock, (9, 9, 9)),
+    110: (BasicBlock, (18, 18, 18)),
+}
+
+
+class ResNet(Backbone):
+    """ResNet (He et al., arXiv 1512.03385), with any FeatureAttention put where you choose.
+
+    Shape: images (B, in_channels, H, W) -> logits (B, num_classes)
+
+    `ResNet(50, partial(SqueezeExcite, reduction=16))` is SE-ResNet-50 and `ResNet(50, CBAM)` is
+    CBAM-ResNet-50. Without attention the network is torchvision's.
+
+    Args:
+        depth: 18, 34, 50, 101, 152, or 10; 20, 56, 110 have three stages (CIFAR).
+        attention: the factory of the slot; `torch.nn.Identity` is none.
+        num_classes: 0 leaves out the head.
+        attention_at: `"blocks"`, inside every block before the residual is added, or `"stages"`,
+            once after the last block.
+        attention_stages: the stages that have attention, from 1. `(4,)` with
+            `attention_at="stages"` is attention at the end of the network.
+        stem: `"imagenet"` is a 7x7 convolution and a pool, stride 4 in all; `"cifar"` is a 3x3
+            convolution of stride 1.
+        width: channels of the first stage (before a bottleneck's expansion); doubled in each stage.
+        dilation: the last stage dilates in place of its stride ("DC5" in DETR).
+        norm: e.g. `torchvision.ops.FrozenBatchNorm2d` in detection.
+        trainable_stages: how many are trained, counted from the end, 5 being all and 3 what DETR
+            does; the first is the stem. The others get no gradient; their batch norms follow the
+            data all the same, unless they are frozen ones.
+        pool: factory `channels -> module` that maps (B, HW, C) -> (B, C): `MeanPool` or
+            `AttentionPool`.
+        stochastic_depth: rate at which the last block is dropped; linear from 0 at the first.
+        zero_init_residual: start the last norm of every block at 0, so that blocks start as the
+            identity (arXiv 1706.02677).
+        in_channels: 3 for RGB.
+
+    Raises:
+        InputError: an unknown depth, or a stage outside 1..4.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        attention: FeatureAttention = nn.Identity,
+        num_classes: int = 1000,
+        attention_at: Literal["blocks", "stages"] = "blocks",
+        attention_stages: tuple[int, ...] = (1, 2, 3, 4),
+        stem: Literal["imagenet", "cifar"] = "imagenet",
+        width: int = 64,
+        dilation: bool = False,
+        norm: Norm = nn.BatchNorm2d,
+        trainable_stages: int = 5,
+        pool: Callable[[int], nn.Module] = MeanPool,
+        stochastic_depth: float = 0.0,
+        zero_init_residual: bool = False,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        if depth not in DEPTHS:
+            raise InputError(f"ResNet: depth {depth} is none of {', '.join(map(str, DEPTHS))}")
+        if not set(attention_stages) <= {1, 2, 3, 4}:
+            raise InputError(f"ResNet: attention_stages {attention_stages} are not all in 1..4")
+        block, blocks = DEPTHS[depth]
+        self.num_classes = num_classes
+
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.stem = nn.Sequential()
+        self.stem.conv = conv(in_channels, width, kernel, stride)
+        self.stem.norm = norm(width)
+        self.stem.relu = nn.ReLU()
+        self.stem.pool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
+        stride = 4 if stem == "imagenet" else 1
+
+        self.stages = nn.ModuleList()
+        channels, strides, inputs = [], [], width
+        rates = iter(torch.linspace(0, stochastic_depth, sum(blocks)).tolist())
+        for number, count in enumerate(blocks, start=1):
+            here = attention if number in attention_stages else nn.Identity
+            inside = here if attention_at == "blocks" else nn.Identity
+            after = here if attention_at == "stages" else nn.Identity
+            dilated = dilation and number == len(blocks)
+            step = 1 if number == 1 or dilated else 2
+            stage = nn.Sequential()
+            for index in range(count):
+                first = index == 0  # of a dilated stage sees undilated maps still, as torchvision's
+                shape = (inputs, width, step if first else 1, 2 if dilated and not first else 1)
+                stage.append(block(*shape, norm, inside, next(rates)))
+                inputs = width * block.expansion
+            stage.add_module("attention", after(inputs))
+            self.stages.append(stage)
+            stride *= step
+            channels.append(inputs)
+            strides.append(stride)
+            width *= 2
+        self.channels, self.strides = tuple(channels), tuple(strides)
+
+        self.pool = pool(inputs)
+        self.head = nn.Linear(inputs, num_classes) if num_classes else nn.Identity()
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, block):
+                    nn.init.zeros_(module.last_norm.weight)
+        for part in [self.stem, *self.stages][: 5 - trainable_stages]:
+            part.requires_grad_(False)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W) -> one map a stage, strides 4 8 16 32 with the ImageNet stem."""
+        x = self.stem(images)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.features(images)[-1].flatten(2).mT  # (B, HW, C)
+        return self.head(self.pool(tokens))

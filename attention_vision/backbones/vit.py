@@ -1,0 +1,190 @@
+"""Vision Transformer."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
+
+from attention_vision.attention import (
+    LearnedPosition,
+    MultiHeadAttention,
+    RelativePositionBias,
+    TokenAttention,
+)
+from attention_vision.backbones.backbone import Backbone
+from attention_vision.errors import InputError
+
+
+class ClassToken(nn.Module):
+    """A learned token that goes through the network and is read at its end (ViT, eq. 1 and 4).
+
+    Shape: tokens (B, 1 + N, C) -> (B, C)
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, width) * 1e-6)  # as timm
+
+    def prepend(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, 1 + N, C)."""
+        return torch.cat((self.token.expand(len(tokens), -1, -1), tokens), 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0]
+
+
+class MLP(nn.Sequential):
+    """Linear, GELU, linear. Shape: (..., C) -> (..., C)."""
+
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0):
+        super().__init__()
+        self.expand = nn.Linear(width, hidden)
+        self.activation = nn.GELU()
+        self.drop1 = nn.Dropout(dropout)
+        self.reduce = nn.Linear(hidden, width)
+        self.drop2 = nn.Dropout(dropout)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm: x + attention(norm(x)), then x + MLP(norm(x)) (ViT, eq. 2-3)."""
+
+    def __init__(
+        self, attention: nn.Module, width: int, hidden: int, dropout: float, stochastic_depth: float
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attention = attention
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLP(width, hidden, dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.drop = StochasticDepth(stochastic_depth, "row")
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        y = self.norm1(x)
+        y = self.attention(y) if bias is None else self.attention(y, bias=bias)
+        x = x + self.drop(self.dropout(y))
+        return x + self.drop(self.mlp(self.norm2(x)))
+
+
+def initialise(module: nn.Module) -> None:
+    """Truncated normal of std 0.02 for weights, 0 for biases, as timm and DeiT."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class ViT(Backbone):
+    """Vision Transformer (Dosovitskiy et al., arXiv 2010.11929); the defaults are ViT-B/16.
+
+    Shape: images (B, in_channels, H, W) -> logits (B, num_classes); H and W any multiples of
+    `patch_size`, positions being resized to them
+
+    Each patch of P x P pixels is a vector of P² · in_channels numbers, 768 for P = 16 and RGB,
+    projected to `width`. DeiT has the same shapes: Ti, S and B have widths 192, 384 and 768 with 3,
+    6 and 12 heads.
+
+    Args:
+        image_size: pixels; the size that positions are learned at.
+        patch_size: P.
+        width: C.
+        depth: number of blocks.
+        heads: h, a divisor of C.
+        num_classes: 0 leaves out the head.
+        attention: factory `width, heads -> module`.
+        pool: factory `width -> module` that maps (B, N, C) -> (B, C): `ClassToken`, `MeanPool` or
+            `AttentionPool`; only `ClassToken` adds a token.
+        position: `"absolute"`, one learned vector per place added to the patches, or `"relative"`,
+            a learned bias per head and offset in every block (the class token has none); the
+            attention must then take `bias=`.
+        mlp_ratio: hidden width of the MLP over C.
+        dropout: after the positions, the attention and both layers of the MLP.
+        stochastic_depth: rate at which the last block's branches are dropped; linear from 0.
+        in_channels: 3 for RGB.
+
+    Raises:
+        InputError: `image_size`, or the size of an image, is no multiple of `patch_size`.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        num_classes: int = 1000,
+        attention: TokenAttention = MultiHeadAttention,
+        pool: Callable[[int], nn.Module] = ClassToken,
+        position: Literal["absolute", "relative"] = "absolute",
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        if image_size % patch_size:
+            raise InputError(
+                f"ViT: image_size {image_size} is no multiple of patch_size {patch_size}"
+            )
+        grid = (image_size // patch_size,) * 2
+        self.num_classes = num_classes
+        self.channels, self.strides = (width,), (patch_size,)
+
+        self.patches = nn.Conv2d(in_channels, width, patch_size, patch_size)
+        self.pool = pool(width)
+        self.prefix = int(isinstance(self.pool, ClassToken))
+        self.position = (
+            LearnedPosition(width, grid, self.prefix) if position == "absolute" else None
+        )
+        self.dropout = nn.Dropout(dropout)
+        rates = torch.linspace(0, stochastic_depth, depth).tolist()
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                attention(width, heads), width, int(mlp_ratio * width), dropout, rates[i]
+            )
+            for i in range(depth)
+        )
+        self.biases = nn.ModuleList(
+            RelativePositionBias(heads, grid) for _ in range(depth) if position == "relative"
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+        for part in (self.patches, self.blocks, self.head):
+            part.apply(initialise)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, N, C) after the last norm, the class token first."""
+        size = self.strides[0]
+        if images.shape[2] % size or images.shape[3] % size:
+            raise InputError(
+                f"ViT: images of {images.shape[2]} x {images.shape[3]} pixels do not divide into "
+                f"patches of {size}; resize or crop them to a multiple"
+            )
+        x = self.patches(images)
+        grid = tuple(x.shape[2:])
+        x = x.flatten(2).mT
+        if self.prefix:
+            x = self.pool.prepend(x)
+        if self.position is not None:
+            x = x + self.position(grid)
+        x = self.dropout(x)
+        biases = [self.bias(table, grid) for table in self.biases] or [None] * len(self.blocks)
+        for block, bias in zip(self.blocks, biases, strict=True):
+            x = block(x, bias)
+        return self.norm(x)
+
+    def bias(self, table: RelativePositionBias, grid: tuple[int, int]) -> Tensor:
+        """(h, N, N); the class token neither gives nor gets a bias."""
+        return F.pad(table(grid), (self.prefix, 0, self.prefix, 0))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W) -> the one map [(B, C, H/P, W/P)], without class token."""
+        grid = (images.shape[2] // self.strides[0], images.shape[3] // self.strides[0])
+        return [self.tokens(images)[:, self.prefix :].mT.unflatten(2, grid)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.pool(self.tokens(images)))
