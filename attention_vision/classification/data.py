@@ -1,0 +1,440 @@
+"""Data for classification: the base class holds loaders, sampling, recipe; subclasses the images.
+
+Batches are (images (B, 3, H, W) float normalised, labels (B,) int64); in predict (images, list of
+paths).
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torchvision
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchvision.transforms import v2
+
+from attention_vision.callbacks import mix, run_seed
+from attention_vision.classification.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Photographs,
+    Recipe,
+    SmallImages,
+)
+from attention_vision.digits import CLASS_NAMES, single_digits
+from attention_vision.errors import InputError
+
+EXTENSIONS = torchvision.datasets.folder.IMG_EXTENSIONS
+
+SMALL_IMAGES, PHOTOGRAPHS = SmallImages(), Photographs()
+# No flips, which would make other digits; small turns, shifts and zooms instead.
+HANDWRITING = SmallImages(padding=0, flip=0.0, rotation=10.0, shift=0.08, zoom=0.1)
+
+CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
+CIFAR100_NAMES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree
+orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum
+rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train
+trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
+
+class Source(Protocol):
+    """Images with labels, as torchvision's data sets have them: `source[i]` is (image, label)."""
+
+    targets: Sequence[int]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...
+
+
+class ClassificationData(LightningDataModule):
+    """Base of all classification data: a subclass sets the class attributes and gives `source`.
+
+    Args:
+        recipe: augmentation of the training images.
+        image_size: side of the square images that the network sees, in pixels.
+        batch_size: images per process and step.
+        num_workers: processes that load images, 0 to load in the training process.
+        seed: of order and augmentation; the run's seed where none is given.
+        images: folder of images to predict, searched through its subfolders.
+
+    `num_classes` and `class_names` are known from construction on.
+    """
+
+    class_names: Sequence[str]
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        image_size: int,
+        batch_size: int,
+        num_workers: int,
+        seed: int | None,
+        images: str | None,
+    ):
+        super().__init__()
+        self.recipe, self.image_size = recipe, image_size
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.images = images
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def source(self, split: str) -> Source:
+        """The images of "train" or "val". Raises InputError when they are missing or wrong."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        transforms = self.recipe.train, self.recipe.evaluation
+        train, evaluation = (make(self.image_size, self.mean, self.std) for make in transforms)
+        seed = run_seed() if self.seed is None else self.seed
+        if stage == "fit":
+            self.train_images = Augmented(self._checked("train"), train, seed)
+        if stage in ("fit", "validate", "test"):
+            self.val_images = Augmented(self._checked("val"), evaluation, seed)
+        if stage == "predict":
+            if self.images is None:
+                raise InputError(
+                    "nothing to predict: set data.init_args.images to a folder of images"
+                )
+            self.predict_images = ImageFiles(self.images, evaluation)
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        """Shuffled full batches. Raises InputError when there is not even one."""
+        sampler = EpochSampler(self.train_images, *self._replicas(), seed=self.train_images.seed)
+        if len(sampler) < self.batch_size:
+            raise InputError(
+                f"batch_size {self.batch_size} is larger than the {len(sampler)} training images"
+                " of a process: lower data.init_args.batch_size"
+            )
+        if self.trainer is not None:
+            # Lightning tells the sampler only after the first epoch's workers have begun to load.
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        return StatefulDataLoader(
+            self.train_images, sampler=sampler, drop_last=True, **self._loading()
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        replicas, rank = self._replicas()
+        sampler = None
+        if replicas > 1:  # torch's own sampler repeats images to make the parts equal
+            sampler = UnrepeatedDistributedSampler(self.val_images, replicas, rank, shuffle=False)
+        return DataLoader(self.val_images, sampler=sampler, **self._loading())
+
+    def test_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        return DataLoader(self.predict_images, **self._loading())
+
+    def _replicas(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 1, 0
+        return self.trainer.world_size, self.trainer.global_rank
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    def _checked(self, split: str) -> Source:
+        source = self.source(split)
+        if not len(source):
+            raise InputError(f"{type(self).__name__}: no {split} images")
+        for index, label in enumerate(source.targets):
+            if not 0 <= label < self.num_classes:
+                raise InputError(
+                    f"{type(self).__name__}: label {int(label)} of {split} image {index} is outside"
+                    f" 0..{self.num_classes - 1}"
+                )
+        return source
+
+
+class EpochSampler(DistributedSampler):
+    """Shuffled (epoch, index) pairs, with its place in the epoch as state for the loader to save.
+
+    A DistributedSampler, so that Lightning leaves it alone and sets its epoch. A place at the end
+    of an epoch is the beginning of the next.
+    """
+
+    def __init__(self, images: Dataset, replicas: int, rank: int, seed: int):
+        super().__init__(images, replicas, rank, shuffle=True, seed=seed, drop_last=True)
+        self.yielded = 0
+        self._resume: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        # A generator: nothing below runs before the first sample is asked for.
+        if self._resume is not None:
+            (self.epoch, start), self._resume = self._resume, None
+        else:
+            start = 0
+        self.yielded = start
+        epoch = self.epoch
+        for index in list(super().__iter__())[start:]:
+            self.yielded += 1
+            yield epoch, index
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "yielded": self.yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume = state["epoch"], state["yielded"]
+
+
+class Augmented(Dataset):
+    """Transformed (image, label) pairs; each image draws from a stream of its own.
+
+    The stream follows from (seed, epoch, index): an image looks the same at any number of workers,
+    and after a resume. An index without its epoch, as evaluation asks, is taken as epoch 0.
+    """
+
+    def __init__(self, source: Source, transform: v2.Transform, seed: int):
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image, label = self.source[index]
+        generator = (
+            torch.default_generator
+        )  # torch.manual_seed would touch the GPU's stream as well
+        state = generator.get_state()
+        generator.manual_seed(mix(self.seed, epoch, index))
+        try:
+            return self.transform(image), int(label)
+        finally:
+            generator.set_state(state)
+
+
+class ImageFiles(Dataset):
+    """All images below a folder in the order of their paths, as (image, path)."""
+
+    def __init__(self, folder: str, transform: v2.Transform):
+        if not Path(folder).is_dir():
+            raise InputError(f"no folder {folder}: set data.init_args.images to a folder of images")
+        files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in EXTENSIONS)
+        self.files = sorted(str(path) for path in files)
+        if not self.files:
+            raise InputError(f"no images in {folder}: looked for {', '.join(EXTENSIONS)}")
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        return self.transform(read_image(self.files[index])), self.files[index]
+
+
+def read_image(path: str) -> Image.Image:
+    """An RGB image. Raises InputError that names a file which cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot read the image {path}: repair or remove it ({error})") from None
+
+
+class InMemory:
+    """A source of images that are already tensors (n, C, H, W) uint8."""
+
+    def __init__(self, images: Tensor, targets: list[int]):
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], self.targets[index]
+
+
+class LabelledFiles:
+    """A source of image files in one folder per class."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str]):
+        numbers = {name: number for number, name in enumerate(class_names)}
+        self.files = torchvision.datasets.folder.make_dataset(
+            str(folder), numbers, EXTENSIONS, allow_empty=True
+        )
+        self.targets = [label for _, label in self.files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.files[index]
+        return read_image(path), label
+
+
+class Digits(ClassificationData):
+    """The 8x8 digits of scikit-learn, upscaled; 1,442 to train on, 355 held out."""
+
+    class_names = CLASS_NAMES
+    mean, std = (0.305,) * 3, (0.323,) * 3
+
+    def __init__(
+        self,
+        recipe: SmallImages = HANDWRITING,
+        image_size: int = 32,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
+        images: str | None = None,
+    ):
+        super().__init__(recipe, image_size, batch_size, num_workers, seed, images)
+
+    def source(self, split: str) -> Source:
+        images, labels = single_digits(split, self.image_size)
+        return InMemory((images * 255).round().byte(), labels.tolist())
+
+
+class Published(ClassificationData):
+    """Base of torchvision's small data sets, held in memory; their test images are "val" here.
+
+    Args:
+        root: folder of the data, as torchvision lays it out.
+        image_size: in pixels; the images' own size where none is given.
+        download: fetch the data into `root` first.
+    """
+
+    dataset: type
+    own_size = 32
+
+    def __init__(
+        self,
+        root: str,
+        download: bool = False,
+        recipe: SmallImages = SMALL_IMAGES,
+        image_size: int | None = None,
+        batch_size: int = 128,
+        num_workers: int = 2,
+        seed: int | None = None,
+        images: str | None = None,
+    ):
+        size = image_size or self.own_size
+        super().__init__(recipe, size, batch_size, num_workers, seed, images)
+        self.root, self.download = root, download
+
+    def prepare_data(self) -> None:
+        if self.download:
+            self._open("train", download=True)
+            self._open("val", download=True)
+
+    def source(self, split: str) -> Source:
+        opened = self._open(split)
+        images = torch.as_tensor(opened.data)  # (n, H, W, 3) or (n, H, W) uint8
+        images = images[:, None] if images.ndim == 3 else images.movedim(-1, 1)
+        return InMemory(images, torch.as_tensor(opened.targets).tolist())
+
+    def _open(self, split: str, download: bool = False) -> Any:
+        try:
+            return self.dataset(self.root, train=split == "train", download=download)
+        except (RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            advice = "" if download else "; set data.init_args.root to it, or download: true"
+            raise InputError(
+                f"{type(self).__name__}: no readable data in {self.root}{advice} ({reason})"
+            ) from None
+
+
+class CIFAR10(Published):
+    """50,000 training and 10,000 test images of 32x32 pixels."""
+
+    dataset = torchvision.datasets.CIFAR10
+    class_names = tuple(CIFAR10_NAMES.split())
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+class CIFAR100(Published):
+    """50,000 training and 10,000 test images of 32x32 pixels, 100 fine classes."""
+
+    dataset = torchvision.datasets.CIFAR100
+    class_names = tuple(CIFAR100_NAMES.split())
+    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+
+
+class FashionMNIST(Published):
+    """60,000 training and 10,000 test images of 28x28 pixels, grey."""
+
+    dataset = torchvision.datasets.FashionMNIST
+    class_names = tuple(torchvision.datasets.FashionMNIST.classes)
+    mean, std = (0.2860,) * 3, (0.3530,) * 3
+    own_size = 28
+
+
+class ImageFolder(ClassificationData):
+    """ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg; the folders under train are the classes."""
+
+    def __init__(
+        self,
+        root: str,
+        recipe: Photographs = PHOTOGRAPHS,
+        image_size: int = 224,
+        batch_size: int = 64,
+        num_workers: int = 4,
+        seed: int | None = None,
+        images: str | None = None,
+    ):
+        super().__init__(recipe, image_size, batch_size, num_workers, seed, images)
+        self.root = Path(root)
+        self.class_names = self._classes()
+
+    def source(self, split: str) -> Source:
+        for name in self._folders(split):
+            if name not in self.class_names:
+                raise InputError(f"{self.root / split / name}: train has no class {name}")
+        source = LabelledFiles(self.root / split, self.class_names)
+        without = set(range(self.num_classes)) - set(source.targets)
+        if split == "train" and without:
+            raise InputError(f"no images in {self.root / split / self.class_names[min(without)]}")
+        return source
+
+    def _classes(self) -> tuple[str, ...]:
+        return self._folders("train")
+
+    def _folders(self, split: str) -> tuple[str, ...]:
+        folder = self.root / split
+        names = sorted(path.name for path in folder.glob("*") if path.is_dir())
+        if not names:
+            raise InputError(
+                f"no class folders in {folder}: set data.init_args.root to a folder that holds"
+                " train/CLASS/*.jpg and val/CLASS/*.jpg"
+            )
+        return tuple(names)
+
+
+class ImageNet(ImageFolder):
+    """ILSVRC 2012 in ImageFolder layout: ROOT/train and ROOT/val, 1,000 folders n01440764 ... each.
+
+    The folders are looked up when data is needed, so that experiments can be read without them.
+    """
+
+    def source(self, split: str) -> Source:
+        found = len(self._folders(split))
+        if found != 1000:
+            raise InputError(
+                f"{self.root / split} has {found} class folders, not the 1,000 of ImageNet:"
+                " ImageFolder takes any number"
+            )
+        return super().source(split)
+
+    def _classes(self) -> tuple[str, ...]:
+        for split in ("train", "val"):  # val alone is enough to validate
+            if (self.root / split).is_dir():
+                return self._folders(split)
+        return tuple(str(number) for number in range(1000))

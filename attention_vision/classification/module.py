@@ -1,0 +1,147 @@
+"""The training of a classifier: loss, mixing of images, metrics, averages of weights."""
+
+import importlib.util
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import AdamW
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms import v2
+
+from attention_vision.backbones import Backbone
+from attention_vision.callbacks import EpochMean, StepLog, StepSeed, log_now, step_number
+from attention_vision.classification.predictions import Predictions
+from attention_vision.errors import InputError
+from attention_vision.optim import WarmupCosine, configure
+
+
+class Classifier(LightningModule):
+    """Trains any backbone with a head on batches (images (B, 3, H, W), labels (B,)).
+
+    Args:
+        network: maps images to logits (B, num_classes).
+        optimizer: built with two parameter groups, see `optim.parameter_groups`.
+        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
+        label_smoothing: share of the target spread over all classes, also of mixed targets.
+        mixup: alpha of MixUp's Beta distribution, 0 for none.
+        cutmix: alpha of CutMix, 0 for none. With both on, each batch takes one of the two at
+            random.
+        ema_decay: of the average of the weights that is validated and saved as the model, 0 for
+            none.
+        weights: official state dict to start from, unless a checkpoint is loaded anyway.
+        channels_last: memory format of the convolutions; pays on GPUs with mixed precision.
+    """
+
+    def __init__(
+        self,
+        network: Backbone,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: LRSchedulerCallable = WarmupCosine,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        ema_decay: float = 0.0,
+        weights: str | None = None,
+        channels_last: bool = False,
+    ):
+        super().__init__()
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=memory_format)
+        self.memory_format = memory_format
+        self.optimizer, self.schedule = optimizer, schedule
+        self.label_smoothing, self.ema_decay, self.weights = label_smoothing, ema_decay, weights
+        self.mix = mixing(mixup, cutmix, network.num_classes)
+        self.train_loss = EpochMean()
+        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.accuracies = nn.ModuleDict(
+            {split: accuracies(split, network.num_classes) for split in ("val", "test")}
+        )
+
+    def setup(self, stage: str) -> None:
+        """Raises InputError when network and data disagree about the number of classes."""
+        data, network = self.trainer.datamodule, self.network
+        if data is not None and data.num_classes != network.num_classes:
+            raise InputError(
+                f"the network has {network.num_classes} classes, {type(data).__name__}"
+                f" {data.num_classes}: set num_classes of model.network to {data.num_classes}"
+            )
+        if self.weights is not None and self.trainer.ckpt_path is None:
+            from attention_vision.checkpoints import load_official
+
+            load_official(network, self.weights)
+
+    def configure_callbacks(self) -> list[Callback]:
+        callbacks: list[Callback] = [StepSeed(), StepLog(), Predictions()]
+        if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
+            callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
+        return callbacks
+
+    def configure_optimizers(self) -> dict:
+        return configure(self, self.network, self.optimizer, self.schedule)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.contiguous(memory_format=self.memory_format))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, targets = self.mix(
+            *batch
+        )  # targets (B,), or (B, num_classes) where images are mixed
+        loss = cross_entropy(self(images), targets, label_smoothing=self.label_smoothing)
+        self.train_loss.update(loss.detach(), len(images))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        mean = self.train_loss.compute().item()
+        self.train_loss.reset()
+        self.log("train/loss", mean, logger=False)  # for callbacks that monitor it
+        # The checkpoint of the epoch's end comes before Lightning's own row.
+        log_now(self.trainer, {"train/loss": mean}, step_number(self.trainer) - 1)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("val", *batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("test", *batch)
+
+    def _evaluate(self, split: str, images: Tensor, labels: Tensor) -> None:
+        logits = self(images)
+        self.losses[split].update(cross_entropy(logits, labels), len(images))
+        self.accuracies[split].update(logits, labels)
+        # The metrics, not their values: Lightning computes them at the end over all processes.
+        self.log(f"{split}/loss", self.losses[split])
+        self.log_dict(self.accuracies[split], prog_bar=True)
+
+    def predict_step(
+        self, batch: tuple[Tensor, list[str]], batch_idx: int
+    ) -> tuple[list[str], Tensor, Tensor]:
+        images, paths = batch
+        probabilities = self(images).softmax(dim=1)
+        top = probabilities.topk(min(5, self.network.num_classes))
+        return paths, top.indices, top.values
+
+
+def mixing(mixup: float, cutmix: float, num_classes: int) -> nn.Module:
+    """(images, labels) -> (images, labels), mixed with the alphas that are not 0."""
+    mixes = [
+        mix(alpha=alpha, num_classes=num_classes)
+        for mix, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+        if alpha
+    ]
+    return v2.RandomChoice(mixes) if mixes else v2.Identity()
+
+
+def accuracies(split: str, num_classes: int) -> MetricCollection:
+    """Top-1, and top-5 where there are more than five classes, of all images counted alike."""
+    ranks = [1, 5] if num_classes > 5 else [1]
+    return MetricCollection(
+        {
+            f"{split}/top{rank}": MulticlassAccuracy(num_classes, top_k=rank, average="micro")
+            for rank in ranks
+        }
+    )

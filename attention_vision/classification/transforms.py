@@ -1,0 +1,120 @@
+"""Recipes of torchvision.transforms.v2 as a few numbers each.
+
+A recipe maps an image, PIL or tensor, grey or RGB, to a normalised float tensor (3, size, size).
+Geometry and colour work on uint8, which is fastest; random erasing comes after normalisation, as in
+its paper's code.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torchvision.transforms import v2
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class SmallImages:
+    """For images that are already cut out, such as CIFAR: pad, crop, flip.
+
+    Attributes:
+        padding: zeros on each side before a random crop back to size, in pixels; 4 at 32 pixels is
+            usual.
+        flip: probability of a horizontal flip.
+        rotation: largest rotation, in degrees.
+        shift: largest shift, as a share of the side.
+        zoom: largest change of scale, 0.1 for 0.9 to 1.1.
+        randaugment: operations of RandAugment per image, 0 for none.
+        magnitude: strength of RandAugment, 0 to 30.
+        erasing: probability of random erasing.
+    """
+
+    padding: int = 4
+    flip: float = 0.5
+    rotation: float = 0.0
+    shift: float = 0.0
+    zoom: float = 0.0
+    randaugment: int = 0
+    magnitude: int = 9
+    erasing: float = 0.0
+
+    def train(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
+        steps: list[v2.Transform] = [v2.Resize((size, size), antialias=True)]
+        if self.rotation or self.shift or self.zoom:
+            steps.append(
+                v2.RandomAffine(
+                    self.rotation,
+                    translate=(self.shift, self.shift),
+                    scale=(1 - self.zoom, 1 + self.zoom),
+                    interpolation=v2.InterpolationMode.BILINEAR,
+                )
+            )
+        if self.padding:
+            steps.append(v2.RandomCrop(size, padding=self.padding))
+        return _finish(steps, self, mean, std)
+
+    def evaluation(
+        self, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> v2.Transform:
+        return _normalise([v2.Resize((size, size), antialias=True)], mean, std)
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """For photographs of any size, such as ImageNet: a random part of the image, resized.
+
+    Attributes:
+        area: smallest share of the image that a training crop covers; its aspect is 3:4 to 4:3.
+        flip: probability of a horizontal flip.
+        randaugment: operations of RandAugment per image, 0 for none.
+        magnitude: strength of RandAugment, 0 to 30.
+        erasing: probability of random erasing.
+        centre: side of the evaluation crop as a share of the resized short side: 224 / 256.
+    """
+
+    area: float = 0.08
+    flip: float = 0.5
+    randaugment: int = 0
+    magnitude: int = 9
+    erasing: float = 0.0
+    centre: float = 0.875
+
+    def train(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
+        crop = v2.RandomResizedCrop(size, scale=(self.area, 1.0), antialias=True)
+        return _finish([crop], self, mean, std)
+
+    def evaluation(
+        self, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> v2.Transform:
+        resize = v2.Resize(round(size / self.centre), antialias=True)
+        return _normalise([resize, v2.CenterCrop(size)], mean, std)
+
+
+Recipe = SmallImages | Photographs
+
+
+def _finish(
+    geometry: list[v2.Transform], recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...]
+) -> v2.Transform:
+    """Flip, RandAugment, normalisation and erasing: what the two recipes share."""
+    if recipe.flip:
+        geometry.append(v2.RandomHorizontalFlip(recipe.flip))
+    if recipe.randaugment:
+        geometry.append(v2.RandAugment(recipe.randaugment, recipe.magnitude))
+    steps = _normalise(geometry, mean, std)
+    return v2.Compose([steps, v2.RandomErasing(recipe.erasing)]) if recipe.erasing else steps
+
+
+def _normalise(
+    geometry: list[v2.Transform], mean: tuple[float, ...], std: tuple[float, ...]
+) -> v2.Transform:
+    return v2.Compose(
+        [
+            v2.ToImage(),
+            v2.RGB(),
+            *geometry,
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+            v2.ToPureTensor(),
+        ]
+    )

@@ -1,0 +1,113 @@
+"""Schedules and parameter groups, shared by all tasks.
+
+Recipes of transformers differ from torch's schedulers in two habits: the learning rate moves with
+every optimiser step, not every epoch, and weight decay spares norms, biases and position tables.
+"""
+
+import math
+from collections.abc import Callable
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from attention_vision.errors import InputError
+
+# Tables that are added to features or to scores: decay would pull them to zero as if they were
+# filters.
+WITHOUT_DECAY = ("token", "table")
+
+
+class WarmupCosine(LRScheduler):
+    """Linear warm-up, then half a cosine down to `min_lr` at the last step of the run.
+
+        lr(t) = base t / W                                          t < W
+        lr(t) = min_lr + (base - min_lr) (1 + cos(pi (t - W) / (T - W))) / 2
+
+    Step t of T optimiser steps, W of them warm-up. T is known when the training data is:
+    `configure` sets `horizon`, which is asked from step 1 on. Step 0 needs neither T nor W: it is 0
+    with warm-up, the base rate without. The horizon is no part of the state, so that a run resumed
+    with more epochs follows the longer cosine.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup_epochs: float = 0.0, min_lr: float = 0.0):
+        self.warmup_epochs, self.min_lr = warmup_epochs, min_lr
+        self.horizon: Callable[[], tuple[int, int]] | None = None  # () -> (T, steps per epoch)
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        step = self.last_epoch
+        if step == 0:
+            return [0.0 if self.warmup_epochs else base for base in self.base_lrs]
+        if self.horizon is None:
+            raise RuntimeError("WarmupCosine does not know the length of the run: use configure()")
+        total, per_epoch = self.horizon()
+        warmup = round(self.warmup_epochs * per_epoch)
+        if step < warmup:
+            return [base * step / warmup for base in self.base_lrs]
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        fall = (1 + math.cos(math.pi * progress)) / 2
+        return [self.min_lr + (base - self.min_lr) * fall for base in self.base_lrs]
+
+    def state_dict(self) -> dict:
+        return {key: value for key, value in super().state_dict().items() if key != "horizon"}
+
+
+def parameter_groups(module: nn.Module) -> list[dict]:
+    """Two groups: what decays; and norms, biases, all of up to one dimension, and `WITHOUT_DECAY`."""
+    decay, spared = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            table = name.rpartition(".")[2] in WITHOUT_DECAY
+            (spared if parameter.ndim <= 1 or table else decay).append(parameter)
+    groups = [{"params": decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def horizon(trainer: Trainer) -> tuple[int, int]:
+    """Optimiser steps of the whole run, and of one epoch.
+
+    Not `trainer.estimated_stepping_batches`: asked in `configure_optimizers` it makes the training
+    loader before the checkpoint is read, and a resumed run then starts its epoch from the first
+    batch.
+
+    Raises InputError when the run has no end.
+    """
+    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    ends = []
+    if trainer.max_epochs not in (None, -1):
+        ends.append(trainer.max_epochs * per_epoch)
+    if trainer.max_steps != -1:
+        ends.append(trainer.max_steps)
+    if not ends:
+        raise InputError(
+            "WarmupCosine needs an end of the run: set trainer.max_epochs or max_steps"
+        )
+    return min(ends), per_epoch
+
+
+def configure(
+    module: LightningModule,
+    network: nn.Module,
+    optimizer: OptimizerCallable,
+    schedule: LRSchedulerCallable,
+) -> dict:
+    """What `configure_optimizers` of `module` returns for the parameters of `network`.
+
+    `WarmupCosine` steps with the optimiser, torch's own schedulers once per epoch.
+    """
+    built = optimizer(parameter_groups(network))
+    scheduler = schedule(built)
+    per_step = isinstance(scheduler, WarmupCosine)
+    if per_step:
+        scheduler.horizon = lambda: horizon(module.trainer)
+    return {
+        "optimizer": built,
+        "lr_scheduler": {
+            "scheduler": scheduler,
+            "interval": "step" if per_step else "epoch",
+            "monitor": "val/loss",  # read by ReduceLROnPlateau alone
+        },
+    }
