@@ -1,0 +1,79 @@
+"""The one command: `attention-vision TASK {fit,validate,test,predict} -c FILE`.
+
+Also `python -m attention_vision ...`. Imports nothing heavy until a task runs: importing Lightning
+takes seconds, and `--help`, `--version` and a misspelt command must not wait for it.
+"""
+
+import sys
+
+from attention_vision import __version__
+
+COMMANDS = {
+    "classification": "train, validate, test and apply image classifiers",
+}
+VERBS = {
+    "fit": "train; writes config, metrics, checkpoints and pictures into a run folder",
+    "validate": "measure a run's best checkpoint on the validation set",
+    "test": "measure a run's best checkpoint on the test set",
+    "predict": "apply a run's best checkpoint to a folder of images",
+}
+
+
+def table(rows: dict[str, str]) -> str:
+    return "\n".join(f"  {name:<16}{text}" for name, text in rows.items())
+
+
+HELP = f"""\
+usage: attention-vision TASK {{{",".join(VERBS)}}} -c FILE [-c FILE ...] [--dotted.key VALUE ...]
+
+tasks:
+{table(COMMANDS)}
+
+what to do with it:
+{table(VERBS)}
+
+Experiments are files in experiments/; a second -c merges a profile from experiments/profiles/.
+  attention-vision classification fit -c EXPERIMENT.yaml -c experiments/profiles/gpu.yaml
+  attention-vision classification fit --help       every key, with its default
+  attention-vision --version
+"""
+
+
+def unknown(kind: str, given: str, known: dict[str, str]) -> int:
+    """Prints one line that names the nearest of `known`, for exit code 2."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(given, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    print(f"attention-vision: error: unknown {kind} '{given}'; {hint}", file=sys.stderr)
+    return 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code.
+
+    0 for success, 1 for bad input met while running, 2 for a command or config that does not parse.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    task, verb = (*arguments[:2], "", "")[:2]
+    if not task or task in ("-h", "--help"):
+        print(HELP, end="")
+        return 0 if task else 2
+    if task == "--version":
+        print(f"attention-vision {__version__}")
+        return 0
+    if task not in COMMANDS:
+        return unknown("task", task, COMMANDS)
+    if not verb or verb in ("-h", "--help"):
+        print(f"attention-vision {task}: {COMMANDS[task]}\n\n{table(VERBS)}")
+        return 0 if verb else 2
+    if verb not in VERBS:
+        return unknown("verb", verb, VERBS)
+
+    from attention_vision.command import run_task
+
+    return run_task(task, verb, arguments[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""What an experiment sets out to reproduce: the lab card at the top of its YAML file."""
+
+import math
+from dataclasses import dataclass, field
+
+from attention_vision.errors import InputError
+
+
+@dataclass
+class Claim:
+    """One number of one paper; a claim without its number does not parse.
+
+    Args:
+        source: paper with table and row, for example "arXiv 1709.01507, Table 2, SE-ResNet-50".
+        metric: the logged key that measures it, for example `val/top1`.
+        reported: the paper's number, in the unit of the logged metric.
+        tolerance: half-width around `reported` that still counts as reproduced, in the same unit.
+        deviations: what differs from the paper's recipe, one sentence each.
+        hardware: what the run was sized for, for example "8 x A100".
+        hours: wall-clock hours on that hardware.
+
+    Raises:
+        InputError: an empty source or a metric that is no logged key, a number that is not finite,
+            or a negative tolerance or duration.
+    """
+
+    source: str
+    metric: str
+    reported: float
+    tolerance: float = 0.0
+    deviations: list[str] = field(default_factory=list)
+    hardware: str = ""
+    hours: float = 0.0
+
+    def __post_init__(self):
+        if not self.source.strip():
+            raise InputError("claim.source is empty: name the paper, the table and the row")
+        if "/" not in self.metric:
+            raise InputError(f"claim.metric '{self.metric}' is no logged key such as val/top1")
+        for name in ("reported", "tolerance", "hours"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"claim.{name} must be a finite number, not {getattr(self, name)}")
+        for name in ("tolerance", "hours"):
+            if getattr(self, name) < 0:
+                raise InputError(f"claim.{name} must not be negative, but is {getattr(self, name)}")

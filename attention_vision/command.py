@@ -1,0 +1,378 @@
+"""`attention-vision TASK VERB`: LightningCLI with run folders and one-line errors."""
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from argparse import ArgumentError
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from inspect import signature
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from attention_vision import __version__
+from attention_vision.attention import attention_backend
+from attention_vision.claim import Claim
+from attention_vision.config_errors import ConfigError, explain
+from attention_vision.errors import InputError, one_line
+from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.progress import ProgressLines
+from attention_vision.runs import default_run, find_checkpoint, holds_run
+from attention_vision.wandb_logger import WeightsAndBiases
+
+RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the command has to know about a task.
+
+    Args:
+        model: the LightningModule, or the base of several.
+        data: the base of the task's data classes.
+        best: the logged key that chooses best.ckpt.
+        higher_is_better: whether more of it is better.
+        choose_model: whether the config names the model by `class_path`.
+    """
+
+    model: type[LightningModule]
+    data: type[LightningDataModule]
+    best: str
+    higher_is_better: bool = True
+    choose_model: bool = False
+
+
+def classification() -> Task:
+    from attention_vision.classification import ClassificationData, Classifier
+
+    return Task(Classifier, ClassificationData, best="val/top1")
+
+
+TASKS: dict[str, Callable[[], Task]] = {"classification": classification}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes RUN/config.yaml when training starts, and gives the config to the loggers."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        config = self.config.clone()
+        for key in ("config", "ckpt_path"):  # of this call, not of the run
+            config.pop(key, None)
+        text = self.parser.dump(config, skip_none=False, skip_link_targets=False)
+        Path(config.run, "config.yaml").write_text(text)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(yaml.safe_load(text))
+
+
+class Command(LightningCLI):
+    """Parses, then builds data, model and trainer; `execute` does the work.
+
+    Args:
+        name: a key of `TASKS`.
+        verb: fit, validate, test or predict.
+        arguments: the rest of the command line.
+
+    Raises:
+        ConfigError: the arguments or a config file do not parse.
+        InputError: anything else that is wrong with what the user gave.
+    """
+
+    def __init__(self, name: str, verb: str, arguments: list[str]):
+        self.name, self.verb, self.task = name, verb, TASKS[name]()
+        super().__init__(
+            self.task.model,
+            self.task.data,
+            save_config_callback=SaveConfig if verb == "fit" else None,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": f"attention-vision {name} {verb}",
+                "description": None,
+                "allow_abbrev": False,  # or `--trainer.max_epoch 3` passes for something else
+                "exit_on_error": False,
+                "dump_header": [
+                    f"attention-vision {__version__}, lightning {lightning.__version__}, "
+                    f"torch {torch.__version__}"
+                ],
+            },
+            subclass_mode_model=self.task.choose_model,
+            subclass_mode_data=True,
+            args=arguments,
+            run=False,  # one parser instead of one per verb: the verb is no part of the config
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # `load_run` reads config.yaml instead
+        )
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--task", type=Literal[self.name], default=self.name, help="fixed")
+        parser.add_argument(
+            "--run", type=str | None, default=None,
+            help="the run folder (default: a new one, runs/TASK/TIME_FILE)",
+        )  # fmt: skip
+        parser.add_argument(
+            "--ckpt_path", type=str | None, default=None,
+            help="'last', 'best' or a file: fit continues there, the other verbs measure it",
+        )  # fmt: skip
+        parser.add_argument(
+            "--checkpoint_every_n_steps", type=int | None, default=None,
+            help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
+        )  # fmt: skip
+        parser.add_argument(
+            "--attention_backend", type=Literal["fused", "eager", "fp8"], default="fused",
+            help="how attention weights are computed, see attention_vision.attention",
+        )  # fmt: skip
+        parser.add_argument(
+            "--claim", type=Claim | None, default=None, help="what the run reproduces"
+        )
+        super().add_default_arguments_to_parser(parser)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        if not self.task.choose_model:
+            parser.link_arguments(
+                "data.num_classes", "model.network.init_args.num_classes", apply_on="instantiate"
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
+        for file in config_files(args):
+            task = read_config(file).get("task", self.name)
+            if task != self.name:
+                raise ConfigError(f"{file} is for `attention-vision {task}`, not for {self.name}")
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            roots = {"model": self.task.model, "data": self.task.data, "trainer": Trainer}
+            raise ConfigError(explain(error, parser, roots)) from error
+
+    def before_instantiate_classes(self) -> None:
+        self.run_folder = self.choose_run()
+        self.checkpoint = self.choose_checkpoint()
+        self.config.run = str(self.run_folder)
+
+    def instantiate_classes(self) -> None:
+        try:
+            self.config_init = self.parser.instantiate(self.config)
+        except ValueError as error:
+            raise input_error(error) or error from None
+        self.datamodule, self.model = self.config_init.data, self.config_init.model
+        self.settle_classes()
+        self.trainer = self.instantiate_trainer()
+
+    def settle_classes(self) -> None:
+        """Puts the data's number of classes into the config, so that `load_run` needs no data.
+
+        Raises:
+            InputError: the config names another number, which the link to the data would hide.
+        """
+        network = self.config.model.get("network")
+        if network is None or "num_classes" not in network.get("init_args", {}):
+            return
+        given, actual = network.init_args.num_classes, self.datamodule.num_classes
+        if given not in (
+            actual,
+            signature(type(self.model.network)).parameters["num_classes"].default,
+        ):
+            raise InputError(
+                f"model.network.num_classes is {given}, but {type(self.datamodule).__name__} has "
+                f"{actual} classes: leave it out, the data sets it"
+            )
+        network.init_args.num_classes = actual
+
+    def choose_run(self) -> Path:
+        """The run folder: of `--run`, of the config, of the config's own place, or a new one.
+
+        Raises:
+            InputError: `fit` without `--ckpt_path` into a folder that holds a run.
+        """
+        if rank_zero_only.rank and RUN in os.environ:
+            return Path(os.environ[RUN])
+        files = [Path(str(path)) for path in self.config.config or []]
+        run = Path(self.config.run) if self.config.run else None
+        for file in files:
+            if file.name == "config.yaml" and read_config(file).get("run") == self.config.run:
+                run = file.parent  # the same folder, unless it was moved
+        if run is None and self.config.ckpt_path in ("best", "last"):
+            raise InputError(f"--ckpt_path {self.config.ckpt_path}: of which run? give --run RUN")
+        if run is None:
+            run = default_run(self.name, files[0].stem if files else self.name)
+        fresh = not (self.config.ckpt_path or self.config.trainer.fast_dev_run)
+        requeued = any(run.glob("hpc_ckpt_*.ckpt"))  # left by Lightning for SLURM's next attempt
+        first = rank_zero_only.rank == 0  # the others may come when rank zero has begun to write
+        if self.verb == "fit" and first and fresh and not requeued and holds_run(run):
+            raise InputError(
+                f"{run} holds a run: continue it by --ckpt_path last, or give another --run"
+            )
+        os.environ[RUN] = str(run)
+        return run
+
+    def choose_checkpoint(self) -> Path | None:
+        """The file to start from; None for fresh weights or the official ones of `model.weights`.
+
+        Raises:
+            InputError: there is no such checkpoint, or nothing to measure.
+        """
+        if self.config.ckpt_path:
+            return find_checkpoint(self.run_folder, self.config.ckpt_path)
+        if self.verb == "fit":
+            return None
+        for name in ("best", "last"):
+            with suppress(InputError):
+                return find_checkpoint(self.run_folder, name)
+        if self.official_weights() is None:
+            raise InputError(
+                f"no checkpoint to {self.verb}: "
+                "give -c RUN/config.yaml, --ckpt_path FILE or --model.weights FILE"
+            )
+        return None
+
+    def official_weights(self) -> str | None:
+        model = self.config.model
+        return (model.get("init_args") or model).get("weights")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer of the config, with the run folder's own loggers and callbacks."""
+        wanted = self.config_init.trainer
+        loggers = []  # the curves of a run belong to its training
+        if self.verb == "fit":
+            loggers = [MetricsCSV(str(self.run_folder)), *as_list(wanted.logger, Logger)]
+        for logger in loggers:
+            if isinstance(logger, WeightsAndBiases):
+                logger.write_to(self.run_folder)
+        wanted.callbacks = as_list(wanted.callbacks, Callback) + self.callbacks()
+        if wanted.enable_progress_bar is None and not sys.stdout.isatty():
+            wanted.enable_progress_bar = False
+            wanted.callbacks.append(ProgressLines())
+        if rank_zero_only.rank == 0 and not wanted.fast_dev_run:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+        return super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run_folder))
+
+    def callbacks(self) -> list[Callback]:
+        """Of a training: best.ckpt, and last.ckpt at the end of each epoch and inside long ones."""
+        if self.verb != "fit" or self.config.trainer.enable_checkpointing is False:
+            return []
+        steps = self.config.checkpoint_every_n_steps
+
+        def checkpoint(filename: str, **when: Any) -> ModelCheckpoint:
+            return ModelCheckpoint(
+                self.run_folder / "checkpoints", filename, enable_version_counter=False, **when
+            )
+
+        return [
+            checkpoint(
+                "best", monitor=self.task.best, mode="max" if self.task.higher_is_better else "min"
+            ),
+            checkpoint(
+                "last",
+                every_n_train_steps=steps,
+                train_time_interval=None if steps else timedelta(minutes=10),
+                save_on_train_epoch_end=False,
+            ),
+            checkpoint("last", every_n_epochs=1, save_on_train_epoch_end=True),
+        ]
+
+    def execute(self) -> None:
+        """Trains or measures; validate and test also write RUN/VERB.json."""
+        if self.checkpoint and self.verb != "fit":
+            say(f"checkpoint: {self.checkpoint}")
+        with attention_backend(self.config.attention_backend):
+            results = getattr(self.trainer, self.verb)(
+                self.model,
+                datamodule=self.datamodule,
+                ckpt_path=self.checkpoint,
+                weights_only=True,
+            )
+        if self.verb in ("validate", "test") and self.trainer.is_global_zero:
+            file = self.run_folder / f"{self.verb}.json"
+            metrics = {key: value for result in results for key, value in result.items()}
+            source = str(self.checkpoint or self.official_weights())
+            report = {"checkpoint": source, "metrics": metrics}
+            file.write_text(json.dumps(report, indent=2) + "\n")
+            say(f"written: {file}")
+        elif not self.config.trainer.fast_dev_run:
+            say(f"run folder: {self.run_folder}")
+
+
+def run_task(name: str, verb: str, arguments: list[str]) -> int:
+    """Runs one verb of one task; returns the exit code."""
+    quiet()
+    try:
+        Command(name, verb, arguments).execute()
+    except InputError as error:
+        if rank_zero_only.rank:
+            time.sleep(3)  # rank zero meets most errors too, and then ends this process
+        print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """The InputError that jsonargparse wrapped, with others, into one of its own."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
+def config_files(arguments: list[str]) -> list[Path]:
+    """The existing files among the values of -c and --config."""
+    flags = ("-c", "--config")
+    values = [value for flag, value in pairwise(arguments) if flag in flags]
+    values += [word.partition("=")[2] for word in arguments if word.partition("=")[0] in flags]
+    return [Path(value) for value in values if Path(value).is_file()]
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """The keys and values of a config file.
+
+    Raises:
+        ConfigError: the file is no YAML, or holds something else.
+    """
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or error
+        raise ConfigError(f"{file}{where}: no valid YAML: {reason}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file}: expected keys and values, found {type(config).__name__}")
+    return config
+
+
+def as_list(value: Any, kind: type) -> list:
+    """Trainer takes one, several, true or none of its loggers and callbacks."""
+    return [value] if isinstance(value, kind) else list(value) if isinstance(value, list) else []
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def quiet() -> None:
+    """Silences advice and warnings that tell a user of this command nothing."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(worth_reading)
+    for message in (
+        r"Checkpoint directory .* exists and is not empty",  # a continued run
+        r".* does not have many workers",  # the recipe chose their number
+        r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's own call of torch
+        r"'set_vital' is deprecated",  # torchdata's own call of torch
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def worth_reading(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("💡 Tip", "TPU available: False"))

@@ -1,0 +1,50 @@
+"""Progress where there is no terminal: a log file wants lines, not a bar that redraws itself."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class ProgressLines(Callback):
+    """One line per epoch, and one per minute inside long epochs."""
+
+    def __init__(self, seconds: float = 60.0):
+        self.seconds = seconds
+        self._epoch_start = self._last_line = time.monotonic()
+        self._ended = ""
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._end(trainer)
+        self._epoch_start = self._last_line = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._last_line > self.seconds:
+            self._line(trainer, f"{epoch(trainer)}  {batch_idx + 1}/{trainer.num_training_batches}")
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        # The module logs the epoch's means after this hook: the line waits for them.
+        self._ended = epoch(trainer)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._end(trainer)
+
+    def _end(self, trainer: Trainer) -> None:
+        if self._ended:
+            self._line(trainer, self._ended)
+        self._ended = ""
+
+    @rank_zero_only
+    def _line(self, trainer: Trainer, position: str) -> None:
+        self._last_line = time.monotonic()
+        metrics = (f"{key} {float(value):.4g}" for key, value in trainer.callback_metrics.items())
+        seconds = f"{self._last_line - self._epoch_start:.0f} s"
+        print("  ".join([position, *sorted(metrics), seconds]), flush=True)
+
+
+def epoch(trainer: Trainer) -> str:
+    last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
+    return f"epoch {trainer.current_epoch + 1}{last}"

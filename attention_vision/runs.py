@@ -1,0 +1,85 @@
+"""Run folders: where a run lives, which checkpoint it means, and how to load it back.
+
+RUN/config.yaml  metrics.csv  checkpoints/{last,best}.ckpt  pictures/  {validate,test}.json
+"""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
+
+from attention_vision.errors import InputError
+
+
+def default_run(task: str, stem: str) -> Path:
+    """runs/TASK/TIME_STEM, a folder that does not exist yet.
+
+    Under SLURM the job's number stands in for the time: every process of the job finds the same
+    folder, and so does the job when it is requeued.
+    """
+    parent = Path("runs") / task
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return parent / f"slurm{job}_{stem}"
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{stem}"
+    run, copies = parent / name, 1
+    while run.exists():
+        copies += 1
+        run = parent / f"{name}-{copies}"
+    return run
+
+
+def holds_run(run: Path) -> bool:
+    return (run / "config.yaml").is_file()
+
+
+def find_checkpoint(run: Path, name: str = "best") -> Path:
+    """The file behind "best", "last" or a path.
+
+    Raises:
+        InputError: there is no such file; says what there is.
+    """
+    file = run / "checkpoints" / f"{name}.ckpt" if name in ("best", "last") else Path(name)
+    if not file.is_file():
+        kept = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
+        holds = f"{run} holds {', '.join(kept)}" if kept else f"{run} holds no checkpoint"
+        raise InputError(f"no checkpoint {file}: {holds}")
+    return file
+
+
+def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
+    """The trained module of a run folder, on the CPU and in eval mode.
+
+    Neither the data nor the official weights that the run began with are needed: the config holds
+    the number of classes, the checkpoint all weights (their moving average where the run kept one).
+    The random state of the caller stays as it is.
+
+    Args:
+        folder: the run folder.
+        checkpoint: "best", "last", or the path of a checkpoint file.
+
+    Raises:
+        InputError: the folder holds no run, or has no such checkpoint.
+    """
+    from attention_vision.command import TASKS
+
+    run = Path(folder)
+    if not holds_run(run):
+        raise InputError(f"{run} holds no run: there is no config.yaml in it")
+    file = find_checkpoint(run, checkpoint)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    task = TASKS[config["task"]]()
+    arguments = config["model"].get("init_args", {}) if task.choose_model else config["model"]
+    if "weights" in arguments:
+        arguments["weights"] = None
+
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(task.model, "model", subclass_mode=task.choose_model)
+    with torch.random.fork_rng(devices=[]):  # building draws weights that loading replaces
+        module = parser.instantiate(parser.parse_object({"model": config["model"]})).model
+    state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(state)
+    return module.eval()

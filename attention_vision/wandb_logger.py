@@ -1,0 +1,59 @@
+"""Weights & Biases for run folders: online with a key, offline without, never a question."""
+
+import os
+from pathlib import Path
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from wandb.errors import AuthenticationError
+
+from attention_vision.errors import InputError
+
+
+def mode() -> str | None:
+    """`WANDB_MODE` where it is set; otherwise None (online) with credentials, "offline" without.
+
+    Credentials are those that wandb itself finds: `WANDB_API_KEY`, an identity token, netrc or its
+    settings. They are not sent anywhere here.
+
+    Raises:
+        InputError: credentials that wandb calls malformed.
+    """
+    if os.environ.get("WANDB_MODE"):
+        return None  # wandb reads it
+    try:
+        return None if wandb.login(prompt=False, verify=False) else "offline"
+    except AuthenticationError as error:
+        raise InputError(f"W&B: {error}; correct the key, or set WANDB_MODE=offline") from error
+
+
+class WeightsAndBiases(WandbLogger):
+    """Lightning's logger with its files in the run folder and the run folder's name.
+
+    An offline run is sent later by `wandb sync RUN/wandb/offline-run-*`.
+
+    Args:
+        project: the W&B project.
+        group: collects runs that belong together, such as the seeds of one experiment.
+        tags: words to filter by.
+        entity: the W&B team; None is the account's own.
+        notes: one free remark.
+    """
+
+    def __init__(
+        self,
+        project: str = "attention-vision",
+        group: str | None = None,
+        tags: list[str] | None = None,
+        entity: str | None = None,
+        notes: str | None = None,
+    ):
+        super().__init__(project=project, group=group, tags=tags, entity=entity, notes=notes)
+
+    def write_to(self, run: Path) -> None:
+        """Points the logger at a run folder before it starts; a continued run keeps its W&B id."""
+        self._save_dir = str(run)
+        self._wandb_init |= {"dir": str(run), "name": run.name, "mode": mode()}
+        earlier = sorted((run / "wandb").glob("*run-*-*"))  # offline-run-TIME-ID or run-TIME-ID
+        if earlier:
+            self._id = self._wandb_init["id"] = earlier[-1].name.rpartition("-")[2]
