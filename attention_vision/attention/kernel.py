@@ -109,10 +109,10 @@ def quantise_rows(weights: Tensor) -> Tensor:
 
     Each row is scaled so that its maximum becomes 448, rounded to float8_e4m3, and divided by the
     sum of the rounded row. Without a scale of its own a uniform row over 1,024 keys would round to
-    zeros. Rounding moves a weight by at most 2^-4 of itself; a weight below 2^-6 / 448 of its row's
-    maximum is subnormal and moves by at most 2^-10 / 448 of that maximum. The division by the sum
-    leaves a uniform row exact, and can add to the error only what the row's rounding errors share
-    (in the worst row that can be made, up to 1/8 in all).
+    zeros. Rounding moves a weight by at most 2^-4 of itself, or, below 2^-6 / 448 of the row's
+    maximum where numbers are subnormal, by at most 2^-10 / 448 of that maximum. Dividing by the sum
+    leaves uniform rows exact; in other rows it adds what the rounding errors have in common, at
+    most as much again (1/8 in all).
 
     The gradient passes straight through the rounding.
     """
