@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torchmetrics import MeanMetric
 
 
@@ -40,6 +41,28 @@ class StepSeed(Callback):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 (the global stream is meant)
         random.seed(seed)
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Saves inside epochs, every so many steps or minutes, where Lightning can resume bit by bit.
+
+    That is never between a step and its validation: Lightning 2.6 resumes behind the validation, and
+    from the last batch of an epoch even without the epoch's row. It is done after the validation
+    instead; the epoch's end is left to a checkpoint with `every_n_epochs`.
+
+    Give it save_on_train_epoch_end=False.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_last_batch:
+            return
+        fit_loop = trainer.fit_loop
+        if fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher):
+            self._defer_save_until_validation = True
+            return
+        super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
 
 
 class EpochMean(MeanMetric):

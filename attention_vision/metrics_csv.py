@@ -134,7 +134,7 @@ class MetricsCSV(Logger):
 
 
 def _cell(key: str, value: Any) -> str:
-    """Lightning's epoch and step are integers that may arrive as floats; the rest keeps all digits."""
+    """Epoch and step are integers that Lightning may give as floats; the rest keeps all digits."""
     value = value.item() if isinstance(value, Tensor | np.generic) else value
     return str(int(value)) if key in ("epoch", "step") else repr(value)
 

@@ -56,7 +56,7 @@ class WarmupCosine(LRScheduler):
 
 
 def parameter_groups(module: nn.Module) -> list[dict]:
-    """Two groups: what decays; and norms, biases, all of up to one dimension, and `WITHOUT_DECAY`."""
+    """Two groups: what decays; and norms, biases, whatever is at most 1-D, and `WITHOUT_DECAY`."""
     decay, spared = [], []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

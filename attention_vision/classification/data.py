@@ -5,6 +5,7 @@ paths).
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,25 +59,26 @@ class Source(Protocol):
 
 
 class ClassificationData(LightningDataModule):
-    """Base of all classification data: a subclass sets the class attributes and gives `source`.
+    """Base of all classification data: a subclass sets what is declared here and gives `source`.
+
+    Each subclass takes its own kind of `recipe`, the augmentation of the training images.
 
     Args:
-        recipe: augmentation of the training images.
         image_size: side of the square images that the network sees, in pixels.
         batch_size: images per process and step.
         num_workers: processes that load images, 0 to load in the training process.
         seed: of order and augmentation; the run's seed where none is given.
         images: folder of images to predict, searched through its subfolders.
 
-    `num_classes` and `class_names` are known from construction on.
+    `num_classes` and `class_names` are known before `setup`.
     """
 
     class_names: Sequence[str]
+    recipe: Recipe
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(
         self,
-        recipe: Recipe,
         image_size: int,
         batch_size: int,
         num_workers: int,
@@ -84,7 +86,7 @@ class ClassificationData(LightningDataModule):
         images: str | None,
     ):
         super().__init__()
-        self.recipe, self.image_size = recipe, image_size
+        self.image_size = image_size
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.images = images
 
@@ -167,24 +169,21 @@ class ClassificationData(LightningDataModule):
 class EpochSampler(DistributedSampler):
     """Shuffled (epoch, index) pairs, with its place in the epoch as state for the loader to save.
 
-    A DistributedSampler, so that Lightning leaves it alone and sets its epoch. A place at the end
-    of an epoch is the beginning of the next.
+    A DistributedSampler, so that Lightning leaves it alone and sets its epoch. A place that was
+    loaded counts for its own epoch only: loaded at an epoch's end, it is gone when the next begins.
     """
 
     def __init__(self, images: Dataset, replicas: int, rank: int, seed: int):
         super().__init__(images, replicas, rank, shuffle=True, seed=seed, drop_last=True)
         self.yielded = 0
-        self._resume: tuple[int, int] | None = None
+        self._resume: dict[int, int] = {}  # epoch -> samples to skip
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # A generator: nothing below runs before the first sample is asked for.
-        if self._resume is not None:
-            (self.epoch, start), self._resume = self._resume, None
-        else:
-            start = 0
-        self.yielded = start
         epoch = self.epoch
-        for index in list(super().__iter__())[start:]:
+        self.yielded = self._resume.get(epoch, 0)
+        self._resume = {}
+        for index in list(super().__iter__())[self.yielded :]:
             self.yielded += 1
             yield epoch, index
 
@@ -192,7 +191,7 @@ class EpochSampler(DistributedSampler):
         return {"epoch": self.epoch, "yielded": self.yielded}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume = state["epoch"], state["yielded"]
+        self._resume = {state["epoch"]: state["yielded"]}
 
 
 class Augmented(Dataset):
@@ -296,7 +295,8 @@ class Digits(ClassificationData):
         seed: int | None = None,
         images: str | None = None,
     ):
-        super().__init__(recipe, image_size, batch_size, num_workers, seed, images)
+        super().__init__(image_size, batch_size, num_workers, seed, images)
+        self.recipe = recipe
 
     def source(self, split: str) -> Source:
         images, labels = single_digits(split, self.image_size)
@@ -327,7 +327,8 @@ class Published(ClassificationData):
         images: str | None = None,
     ):
         size = image_size or self.own_size
-        super().__init__(recipe, size, batch_size, num_workers, seed, images)
+        super().__init__(size, batch_size, num_workers, seed, images)
+        self.recipe = recipe
         self.root, self.download = root, download
 
     def prepare_data(self) -> None:
@@ -390,9 +391,14 @@ class ImageFolder(ClassificationData):
         seed: int | None = None,
         images: str | None = None,
     ):
-        super().__init__(recipe, image_size, batch_size, num_workers, seed, images)
+        super().__init__(image_size, batch_size, num_workers, seed, images)
+        self.recipe = recipe
         self.root = Path(root)
-        self.class_names = self._classes()
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Read when first asked for: a missing root is no error of the configuration."""
+        return self._classes()
 
     def source(self, split: str) -> Source:
         for name in self._folders(split):

@@ -1,7 +1,5 @@
 """The training of a classifier: loss, mixing of images, metrics, averages of weights."""
 
-import importlib.util
-
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
