@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -20,20 +21,20 @@ import lightning
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from attention_vision import __version__
 from attention_vision.attention import attention_backend
+from attention_vision.callbacks import StepCheckpoint
 from attention_vision.claim import Claim
 from attention_vision.config_errors import ConfigError, explain
 from attention_vision.errors import InputError, one_line
 from attention_vision.metrics_csv import MetricsCSV
 from attention_vision.progress import ProgressLines
 from attention_vision.runs import default_run, find_checkpoint, holds_run
-from attention_vision.wandb_logger import WeightsAndBiases
 
 RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
 
@@ -137,6 +138,10 @@ class Command(LightningCLI):
             help="how attention weights are computed, see attention_vision.attention",
         )  # fmt: skip
         parser.add_argument(
+            "--threads", type=int | None, default=None,
+            help="CPU threads of each process (default: torch's own choice)",
+        )  # fmt: skip
+        parser.add_argument(
             "--claim", type=Claim | None, default=None, help="what the run reproduces"
         )
         super().add_default_arguments_to_parser(parser)
@@ -159,6 +164,8 @@ class Command(LightningCLI):
             raise ConfigError(explain(error, parser, roots)) from error
 
     def before_instantiate_classes(self) -> None:
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
         self.run_folder = self.choose_run()
         self.checkpoint = self.choose_checkpoint()
         self.config.run = str(self.run_folder)
@@ -250,9 +257,12 @@ class Command(LightningCLI):
         if self.verb == "fit":
             loggers = [MetricsCSV(str(self.run_folder)), *as_list(wanted.logger, Logger)]
         for logger in loggers:
-            if isinstance(logger, WeightsAndBiases):
+            if hasattr(logger, "write_to"):  # W&B's, which is imported by those alone who use it
                 logger.write_to(self.run_folder)
-        wanted.callbacks = as_list(wanted.callbacks, Callback) + self.callbacks()
+        wanted.callbacks = as_list(wanted.callbacks, Callback) + self.checkpoints()
+        if self.verb != "fit":
+            wanted.enable_checkpointing = False
+            wanted.callbacks = [one for one in wanted.callbacks if not isinstance(one, Checkpoint)]
         if wanted.enable_progress_bar is None and not sys.stdout.isatty():
             wanted.enable_progress_bar = False
             wanted.callbacks.append(ProgressLines())
@@ -260,41 +270,53 @@ class Command(LightningCLI):
             self.run_folder.mkdir(parents=True, exist_ok=True)
         return super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run_folder))
 
-    def callbacks(self) -> list[Callback]:
+    def checkpoints(self) -> list[Callback]:
         """Of a training: best.ckpt, and last.ckpt at the end of each epoch and inside long ones."""
         if self.verb != "fit" or self.config.trainer.enable_checkpointing is False:
             return []
         steps = self.config.checkpoint_every_n_steps
-
-        def checkpoint(filename: str, **when: Any) -> ModelCheckpoint:
-            return ModelCheckpoint(
-                self.run_folder / "checkpoints", filename, enable_version_counter=False, **when
-            )
-
+        folder, mode = (
+            self.run_folder / "checkpoints",
+            "max" if self.task.higher_is_better else "min",
+        )
         return [
-            checkpoint(
-                "best", monitor=self.task.best, mode="max" if self.task.higher_is_better else "min"
+            ModelCheckpoint(
+                folder, "best", monitor=self.task.best, mode=mode, enable_version_counter=False
             ),
-            checkpoint(
+            ModelCheckpoint(
+                folder,
+                "last",
+                every_n_epochs=1,
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+            StepCheckpoint(
+                folder,
                 "last",
                 every_n_train_steps=steps,
                 train_time_interval=None if steps else timedelta(minutes=10),
                 save_on_train_epoch_end=False,
+                enable_version_counter=False,
             ),
-            checkpoint("last", every_n_epochs=1, save_on_train_epoch_end=True),
         ]
 
     def execute(self) -> None:
         """Trains or measures; validate and test also write RUN/VERB.json."""
         if self.checkpoint and self.verb != "fit":
             say(f"checkpoint: {self.checkpoint}")
-        with attention_backend(self.config.attention_backend):
-            results = getattr(self.trainer, self.verb)(
-                self.model,
-                datamodule=self.datamodule,
-                ckpt_path=self.checkpoint,
-                weights_only=True,
-            )
+        work = getattr(self.trainer, self.verb)
+        try:
+            with attention_backend(self.config.attention_backend):
+                results = work(
+                    self.model,
+                    datamodule=self.datamodule,
+                    ckpt_path=self.checkpoint,
+                    weights_only=True,
+                )
+        except InputError:
+            if launcher := self.trainer.strategy.launcher:
+                launcher.kill(signal.SIGTERM)  # the other processes would say the same
+            raise
         if self.verb in ("validate", "test") and self.trainer.is_global_zero:
             file = self.run_folder / f"{self.verb}.json"
             metrics = {key: value for result in results for key, value in result.items()}
@@ -313,7 +335,7 @@ def run_task(name: str, verb: str, arguments: list[str]) -> int:
         Command(name, verb, arguments).execute()
     except InputError as error:
         if rank_zero_only.rank:
-            time.sleep(3)  # rank zero meets most errors too, and then ends this process
+            time.sleep(3)  # rank zero meets most errors too, and then ends the others
         print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
@@ -367,6 +389,8 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(worth_reading)
     for message in (
         r"Checkpoint directory .* exists and is not empty",  # a continued run
+        r"Be aware that when using `ckpt_path`",  # validate needs none of fit's callbacks
+        r"It is recommended to use `self.log.*sync_dist=True",  # torchmetrics did it
         r".* does not have many workers",  # the recipe chose their number
         r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's own call of torch
         r"'set_vital' is deprecated",  # torchdata's own call of torch

@@ -49,6 +49,7 @@ class WeightsAndBiases(WandbLogger):
         notes: str | None = None,
     ):
         super().__init__(project=project, group=group, tags=tags, entity=entity, notes=notes)
+        self._wandb_init.pop("anonymous")  # Lightning passes it, wandb warns of it
 
     def write_to(self, run: Path) -> None:
         """Points the logger at a run folder before it starts; a continued run keeps its W&B id."""
