@@ -34,7 +34,7 @@ from attention_vision.config_errors import ConfigError, explain
 from attention_vision.errors import InputError, one_line
 from attention_vision.metrics_csv import MetricsCSV
 from attention_vision.progress import ProgressLines
-from attention_vision.runs import default_run, find_checkpoint, holds_run
+from attention_vision.runs import default_run, find_checkpoint, holds_run, read_state
 
 RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
 
@@ -177,6 +177,8 @@ class Command(LightningCLI):
             raise input_error(error) or error from None
         self.datamodule, self.model = self.config_init.data, self.config_init.model
         self.settle_classes()
+        if self.checkpoint:
+            read_state(self.checkpoint, self.model)
         self.trainer = self.instantiate_trainer()
 
     def settle_classes(self) -> None:

@@ -13,7 +13,7 @@ class ProgressLines(Callback):
     def __init__(self, seconds: float = 60.0):
         self.seconds = seconds
         self._epoch_start = self._last_line = time.monotonic()
-        self._ended = ""
+        self._ended, self._validated = "", False
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._end(trainer)
@@ -29,6 +29,9 @@ class ProgressLines(Callback):
         # The module logs the epoch's means after this hook: the line waits for them.
         self._ended = epoch(trainer)
 
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._validated = True
+
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._end(trainer)
 
@@ -40,7 +43,12 @@ class ProgressLines(Callback):
     @rank_zero_only
     def _line(self, trainer: Trainer, position: str) -> None:
         self._last_line = time.monotonic()
-        metrics = (f"{key} {float(value):.4g}" for key, value in trainer.callback_metrics.items())
+        metrics = [
+            f"{key} {float(value):.4g}"
+            for key, value in trainer.callback_metrics.items()
+            if self._validated or not key.startswith("val/")  # Lightning keeps those of old epochs
+        ]
+        self._validated = False
         seconds = f"{self._last_line - self._epoch_start:.0f} s"
         print("  ".join([position, *sorted(metrics), seconds]), flush=True)
 

@@ -50,6 +50,30 @@ def find_checkpoint(run: Path, name: str = "best") -> Path:
     return file
 
 
+def read_state(file: Path, module: LightningModule) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, which fit `module` by name and shape; memory-mapped.
+
+    Raises:
+        InputError: no checkpoint of a run, or one of another model.
+    """
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file fails anywhere in the unpickler
+        raise InputError(f"{file} is damaged, or no checkpoint of this command") from error
+    if "state_dict" not in checkpoint:
+        raise InputError(f"{file} is no checkpoint of a run; official weights go to model.weights")
+    state = checkpoint["state_dict"]
+    there = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    here = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if wrong := sorted(name for name, _ in there.items() ^ here.items()):
+        name = wrong[0]
+        raise InputError(
+            f"{file} is of another model: {name} is {there.get(name, 'missing')} there, "
+            f"{here.get(name, 'missing')} here"
+        )
+    return state
+
+
 def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
     """The trained module of a run folder, on the CPU and in eval mode.
 
@@ -62,7 +86,7 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
         checkpoint: "best", "last", or the path of a checkpoint file.
 
     Raises:
-        InputError: the folder holds no run, or has no such checkpoint.
+        InputError: the folder holds no run, or has no such checkpoint, or one that does not fit.
     """
     from attention_vision.command import TASKS
 
@@ -80,6 +104,5 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
     parser.add_lightning_class_args(task.model, "model", subclass_mode=task.choose_model)
     with torch.random.fork_rng(devices=[]):  # building draws weights that loading replaces
         module = parser.instantiate(parser.parse_object({"model": config["model"]})).model
-    state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(state)
+    module.load_state_dict(read_state(file, module))
     return module.eval()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from wandb.errors import AuthenticationError
 
 from attention_vision.errors import InputError
@@ -51,6 +52,7 @@ class WeightsAndBiases(WandbLogger):
         super().__init__(project=project, group=group, tags=tags, entity=entity, notes=notes)
         self._wandb_init.pop("anonymous")  # Lightning passes it, wandb warns of it
 
+    @rank_zero_only
     def write_to(self, run: Path) -> None:
         """Points the logger at a run folder before it starts; a continued run keeps its W&B id."""
         self._save_dir = str(run)

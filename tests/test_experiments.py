@@ -1,0 +1,75 @@
+"""Every file in experiments/ parses and builds its model and data; every profile merges with them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from attention_vision.command import Command
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+PROFILES = sorted((EXPERIMENTS / "profiles").glob("*.yaml"))
+FILES = [
+    path
+    for path in sorted(EXPERIMENTS.rglob("*.yaml"))
+    if path.relative_to(EXPERIMENTS).parts[0] not in ("profiles", "results")
+]
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(EXPERIMENTS))
+
+
+class Parsed(Command):
+    """Stops after parsing."""
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+class Built(Parsed):
+    """Stops after building data and model."""
+
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.instantiate(self.config)
+
+
+def with_root(path: Path, root: Path) -> list[str]:
+    """Arguments for an experiment; where its data lies on disk, two empty classes stand in."""
+    for part in ("train/a", "train/b", "val/a", "val/b"):
+        (root / part).mkdir(parents=True)
+    data = yaml.safe_load(path.read_text()).get("data", {})
+    return ["-c", str(path), *(["--data.root", str(root)] if "root" in data["init_args"] else [])]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_experiment_builds(path, tmp_path):
+    task = yaml.safe_load(path.read_text()).get("task")
+    assert task, f"{name(path)} does not say its task"
+    built = Built(task, "fit", with_root(path, tmp_path)).config_init
+    assert built.data.num_classes > 0
+    assert sum(parameter.numel() for parameter in built.model.parameters()) > 0
+    if task == "classification":
+        assert built.model.network.num_classes == built.data.num_classes
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=name)
+@pytest.mark.parametrize("path", FILES[:1], ids=name)
+def test_profile_merges_with_an_experiment(path, profile, tmp_path):
+    given = yaml.safe_load(profile.read_text())
+    assert set(given) <= {"trainer", "threads"}, "a profile is about hardware and loggers alone"
+    arguments = with_root(path, tmp_path)
+    plain = Parsed("classification", "fit", arguments).config
+    merged = Parsed("classification", "fit", [*arguments, "-c", str(profile)]).config
+    for key, value in given["trainer"].items():
+        if not isinstance(value, dict | list):
+            assert merged.trainer[key] == value
+    assert (merged.model, merged.data) == (plain.model, plain.data)
+
+
+def test_there_are_files_to_test():
+    assert FILES
+    assert {path.stem for path in PROFILES} >= {"laptop", "gpu", "ddp", "slurm", "wandb"}
