@@ -1,0 +1,40 @@
+# Each target makes the virtual environment and installs what it needs; a second call starts at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS := runs/demo
+FIT := $(BIN)/attention-vision classification fit
+
+.PHONY: help setup demo test lint bench
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup: $(VENV)/.demo  ## make .venv with the package and the demo's data
+	@echo "ready: source $(BIN)/activate; attention-vision --help"
+
+demo: $(VENV)/.demo  ## train ViT and SE-ResNet on the embedded digits, about 3 minutes on 2 cores
+	@rm -rf $(RUNS)
+	$(FIT) -c experiments/demo/vit_digits.yaml --run $(RUNS)/vit_digits
+	$(FIT) -c experiments/demo/se_resnet_digits.yaml --run $(RUNS)/se_resnet_digits
+	$(BIN)/python experiments/demo/report.py $(RUNS)
+
+test: $(VENV)/.dev  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.dev  ## measure speed against the peers' libraries, as ratios
+	$(BIN)/python experiments/benchmarks/attention.py
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		(echo "attention_vision needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.%: $(BIN)/python pyproject.toml
+	@echo "installing attention-vision[$*] into $(VENV): some GB the first time, a few minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	@touch $@
