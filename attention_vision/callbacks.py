@@ -46,9 +46,9 @@ class StepSeed(Callback):
 class StepCheckpoint(ModelCheckpoint):
     """Saves inside epochs, every so many steps or minutes, where Lightning can resume bit by bit.
 
-    That is never between a step and its validation: Lightning 2.6 resumes behind the validation, and
-    from the last batch of an epoch even without the epoch's row. It is done after the validation
-    instead; the epoch's end is left to a checkpoint with `every_n_epochs`.
+    That is never between a step and its validation: Lightning 2.6 resumes behind the validation,
+    and from the last batch of an epoch even without the epoch's row. It is done after the
+    validation instead; the epoch's end is left to a checkpoint with `every_n_epochs`.
 
     Give it save_on_train_epoch_end=False.
     """
@@ -69,7 +69,8 @@ class EpochMean(MeanMetric):
     """Mean over an epoch whose state is saved, so that a checkpoint may cut the epoch in two.
 
     `state_dict` holds the sum over all processes (a collective, as Lightning's saving is), and
-    loading gives it to rank zero alone: resumed, the processes together hold what they held.
+    loading gives it to rank zero alone: resumed, the processes together hold what they held, bit
+    by bit in one process, up to the order of the sum in several.
     """
 
     def __init__(self) -> None:
@@ -82,8 +83,8 @@ class EpochMean(MeanMetric):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._update_count = 1
-        if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        self._update_count = 1  # else `compute` warns at an epoch that ends with the resume
+        if self.distributed_available_fn() and torch.distributed.get_rank() > 0:
             self.reset()
 
 

@@ -1,0 +1,265 @@
+"""Loaders, recipes and the one clear line for each kind of bad data."""
+
+import re
+import struct
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from PIL import Image
+
+from attention_vision.classification import (
+    CIFAR10,
+    CIFAR100,
+    ClassificationData,
+    Digits,
+    FashionMNIST,
+    ImageFolder,
+    ImageNet,
+    Photographs,
+    SmallImages,
+)
+from attention_vision.classification.data import EpochSampler
+from attention_vision.errors import InputError, one_line
+
+STRONG = SmallImages(padding=2, rotation=10.0, shift=0.1, zoom=0.1, randaugment=2, erasing=0.5)
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes, four training and two validation images each; one of them grey."""
+    for number in range(4):
+        for name in ("cat", "dog"):
+            picture(tmp_path / "train" / name / f"{number}.png", number)
+            if number < 2:
+                picture(tmp_path / "val" / name / f"{number}.png", number, mode="L")
+    return tmp_path
+
+
+@pytest.fixture
+def fashion(tmp_path: Path) -> Path:
+    """Fashion-MNIST's four files with 30 training and 11 test images."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 30), ("t10k", 11)):
+        images = np.arange(count * 784).astype(np.uint8)
+        header = struct.pack(">IIII", 2051, count, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        header = struct.pack(">II", 2049, count)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    return tmp_path
+
+
+def epoch(data: ClassificationData, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(number)
+    return [tuple(batch) for batch in loader]
+
+
+def test_order_and_augmentation_do_not_depend_on_workers_or_the_global_stream() -> None:
+    runs = []
+    for num_workers in (0, 2):
+        data = Digits(STRONG, image_size=16, batch_size=500, num_workers=num_workers, seed=5)
+        data.setup("fit")
+        torch.manual_seed(num_workers)
+        runs.append([*epoch(data, 0), *epoch(data, 1)])
+    for one, other in zip(*runs, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+    assert not torch.equal(runs[0][0][1], runs[0][2][1])  # another order in the next epoch
+
+
+def test_each_image_has_a_stream_of_its_own() -> None:
+    images = []
+    for seed in (0, 1):
+        data = Digits(STRONG, image_size=16, seed=seed)
+        data.setup("fit")
+        before = torch.get_rng_state()
+        images += [data.train_images[(number, 7)][0] for number in (0, 1)]
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(data.train_images[(1, 7)][0], images[-1])
+    assert all(not torch.equal(a, b) for a, b in combinations(images, 2))
+
+
+def test_processes_share_an_epoch_without_overlap() -> None:
+    parts = [list(EpochSampler(range(101), 2, rank, seed=0)) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [50, 50]
+    assert len({index for part in parts for _, index in part}) == 100
+
+
+def test_evaluation_counts_every_image_once() -> None:
+    parts = [
+        list(UnrepeatedDistributedSampler(range(101), 2, rank, shuffle=False)) for rank in (0, 1)
+    ]
+    assert sorted(parts[0] + parts[1]) == list(range(101))
+
+
+@pytest.mark.parametrize("recipe", [Photographs(randaugment=2, erasing=1.0), Photographs(area=0.5)])
+def test_image_folder(folder: Path, recipe: Photographs) -> None:
+    data = ImageFolder(str(folder), recipe, image_size=24, batch_size=4, num_workers=0)
+    assert data.class_names == ("cat", "dog")
+    assert data.num_classes == 2
+    data.setup("fit")
+    for loader, count in ((data.train_dataloader(), 2), (data.val_dataloader(), 1)):
+        batches = list(loader)
+        assert len(batches) == count
+        for images, labels in batches:
+            assert images.shape == (4, 3, 24, 24)
+            assert images.dtype == torch.float32
+            assert labels.dtype == torch.int64
+
+
+def test_fashion_mnist_is_normalised_rgb(fashion: Path) -> None:
+    data = FashionMNIST(str(fashion), batch_size=8, num_workers=0)
+    data.setup("fit")
+    images, labels = next(iter(data.val_dataloader()))
+    assert images.shape == (8, 3, 28, 28)
+    assert labels.tolist() == list(range(8))
+    expected = (torch.arange(784).remainder(256).reshape(28, 28) / 255 - 0.2860) / 0.3530
+    torch.testing.assert_close(images[0], expected.expand(3, 28, 28))
+    data = FashionMNIST(str(fashion), image_size=32, batch_size=8, num_workers=0)
+    data.setup("fit")
+    assert next(iter(data.train_dataloader()))[0].shape == (8, 3, 32, 32)
+
+
+@pytest.mark.parametrize("data", [Digits, CIFAR10, CIFAR100, FashionMNIST, ImageNet])
+def test_classes_are_known_before_there_is_data(data: type[ClassificationData]) -> None:
+    built = data() if data is Digits else data("nowhere")
+    assert built.num_classes == {CIFAR100: 100, ImageNet: 1000}.get(data, 10)
+    assert len(set(built.class_names)) == built.num_classes
+
+
+def test_predict_reads_every_image_below_a_folder(tmp_path: Path) -> None:
+    picture(tmp_path / "b.JPG")
+    picture(tmp_path / "deep" / "er" / "a.png", mode="L")
+    (tmp_path / "notes.txt").write_text("no image")
+    data = Digits(image_size=16, images=str(tmp_path))
+    data.setup("predict")
+    images, paths = next(iter(data.predict_dataloader()))
+    assert images.shape == (2, 3, 16, 16)
+    assert list(paths) == [str(tmp_path / "b.JPG"), str(tmp_path / "deep" / "er" / "a.png")]
+
+
+def missing_root(folder: Path) -> None:
+    ImageFolder(str(folder / "nowhere")).setup("fit")
+
+
+def missing_cifar(folder: Path) -> None:
+    CIFAR10(str(folder / "nowhere")).setup("fit")
+
+
+def missing_fashion(folder: Path) -> None:
+    FashionMNIST(str(folder / "nowhere")).setup("fit")
+
+
+def missing_imagenet(folder: Path) -> None:
+    ImageNet(str(folder / "nowhere")).setup("fit")
+
+
+def part_of_imagenet(folder: Path) -> None:
+    ImageNet(str(folder)).setup("fit")
+
+
+def empty_class(folder: Path) -> None:
+    (folder / "train" / "emu").mkdir()
+    ImageFolder(str(folder)).setup("fit")
+
+
+def unknown_class(folder: Path) -> None:
+    picture(folder / "val" / "emu" / "0.png")
+    ImageFolder(str(folder)).setup("fit")
+
+
+def empty_val(folder: Path) -> None:
+    for path in (folder / "val").rglob("*.png"):
+        path.unlink()
+    ImageFolder(str(folder)).setup("validate")
+
+
+def unreadable(folder: Path, num_workers: int = 0) -> None:
+    (folder / "train" / "cat" / "1.png").write_bytes(b"no png")
+    data = ImageFolder(str(folder), image_size=8, batch_size=8, num_workers=num_workers)
+    data.setup("fit")
+    list(data.train_dataloader())
+
+
+def unreadable_in_worker(folder: Path) -> None:
+    unreadable(folder, num_workers=1)
+
+
+def truncated(folder: Path) -> None:
+    file = folder / "train" / "cat" / "1.png"
+    file.write_bytes(file.read_bytes()[:900])
+    unreadable_file = ImageFolder(str(folder), image_size=8, batch_size=8, num_workers=0)
+    unreadable_file.setup("fit")
+    list(unreadable_file.train_dataloader())
+
+
+def label_out_of_range(folder: Path) -> None:
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        pixels = struct.pack(">IIII", 2051, 3, 28, 28) + bytes(3 * 784)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(pixels)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">II", 2049, 3) + bytes([1, 2, 12])
+        )
+    FashionMNIST(str(folder)).setup("fit")
+
+
+def large_batch(folder: Path) -> None:
+    data = ImageFolder(str(folder), batch_size=9)
+    data.setup("fit")
+    data.train_dataloader()
+
+
+def nothing_to_predict(folder: Path) -> None:
+    Digits(images=str(folder / "nowhere")).setup("predict")
+
+
+def no_images_to_predict(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    Digits(images=str(folder / "empty")).setup("predict")
+
+
+def predict_without_folder(folder: Path) -> None:
+    Digits().setup("predict")
+
+
+@pytest.mark.parametrize(
+    ("bad", "line"),
+    [
+        (missing_root, r"no class folders in .*nowhere/train: set data.init_args.root"),
+        (missing_cifar, r"CIFAR10: no readable data in .*nowhere; set data.init_args.root"),
+        (missing_fashion, r"FashionMNIST: no readable data in .*nowhere; set data.init_args.root"),
+        (missing_imagenet, r"no class folders in .*nowhere/train"),
+        (part_of_imagenet, r"train has 2 class folders, not the 1,000 of ImageNet"),
+        (empty_class, r"no images in .*train/emu"),
+        (unknown_class, r"val/emu: train has no class emu"),
+        (empty_val, r"ImageFolder: no val images"),
+        (unreadable, r"cannot read the image .*cat/1.png: repair or remove it"),
+        (unreadable_in_worker, r"cannot read the image .*cat/1.png: repair or remove it"),
+        (truncated, r"cannot read the image .*cat/1.png: repair or remove it"),
+        (label_out_of_range, r"FashionMNIST: label 12 of train image 2 is outside 0..9"),
+        (large_batch, r"batch_size 9 is larger than the 8 training images"),
+        (nothing_to_predict, r"no folder .*nowhere: set data.init_args.images"),
+        (no_images_to_predict, r"no images in .*empty: looked for .jpg"),
+        (predict_without_folder, r"nothing to predict: set data.init_args.images"),
+    ],
+)
+def test_bad_data_is_one_clear_line(folder: Path, bad, line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        bad(folder)
+    message = one_line(caught.value)
+    assert re.search(line, message)
+    assert "\n" not in message

@@ -1,0 +1,140 @@
+"""The classifier: targets, metrics, averages, precision, predictions."""
+
+import csv
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_run import classifier, curves, digits, train
+from torch.nn.functional import cross_entropy, one_hot
+from torchvision.utils import save_image
+
+from attention_vision.backbones import ResNet, ViT
+from attention_vision.classification import Classifier, Digits
+from attention_vision.classification.module import mixing
+from attention_vision.digits import single_digits
+from attention_vision.errors import InputError
+
+
+def quiet(folder: Path, **options: object) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"accelerator": "cpu", "max_epochs": 1, **options},
+    )
+
+
+def test_mixing_gives_soft_targets() -> None:
+    images, labels = torch.rand(8, 3, 6, 6), torch.arange(8) % 5
+    for mixup, cutmix in ((0.8, 0.0), (0.0, 1.0), (0.8, 1.0)):
+        mixed, targets = mixing(mixup, cutmix, 5)(images, labels)
+        assert mixed.shape == images.shape
+        assert targets.shape == (8, 5)
+        torch.testing.assert_close(targets.sum(1), torch.ones(8))
+        previous = one_hot(labels.roll(1), 5)
+        assert (targets[one_hot(labels, 5) + previous == 0] == 0).all()
+    unmixed, targets = mixing(0.0, 0.0, 5)(images, labels)
+    assert unmixed is images
+    assert targets is labels
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_learns(tmp_path: Path, precision: str, channels_last: bool) -> None:
+    network = ResNet(depth=18, width=8, num_classes=10, stem="cifar")
+    module = Classifier(network, partial(torch.optim.AdamW, lr=1e-2), channels_last=channels_last)
+    trainer = quiet(tmp_path, precision=precision, max_epochs=2)
+    trainer.fit(module, Digits(image_size=8, batch_size=128))
+    assert trainer.callback_metrics["val/top1"] > 0.5
+    assert trainer.callback_metrics["val/top5"] > 0.9
+    assert module.train_loss.update_count == 0  # reset at the end of the epoch
+
+
+def test_logged_values_are_those_of_all_images(tmp_path: Path) -> None:
+    module = train(tmp_path, 0, max_epochs=1)
+    row = curves(tmp_path)[-1]
+    data = digits()
+    data.setup("validate")
+    module.eval()
+    pairs = (data.val_images[number] for number in range(len(data.val_images)))
+    images, labels = zip(*pairs, strict=True)
+    with torch.no_grad():  # the trained module holds the averaged weights, as validation did
+        logits, labels = module(torch.stack(images)), torch.tensor(labels)
+    hits = logits.topk(5).indices == labels[:, None]
+    assert float(row["val/top1"]) == pytest.approx(hits[:, 0].double().mean().item())
+    assert float(row["val/top5"]) == pytest.approx(hits.any(1).double().mean().item())
+    assert float(row["val/loss"]) == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_train_loss_is_the_mean_of_the_steps(tmp_path: Path) -> None:
+    train(tmp_path, 0, max_epochs=1)
+    rows = curves(tmp_path)
+    losses = [float(row["train/loss_step"]) for row in rows]
+    assert float(rows[-1]["train/loss"]) == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+    assert [row["train/loss"] for row in rows[:-1]] == [""] * (len(rows) - 1)
+
+
+def test_accumulated_batches_are_one_row(tmp_path: Path) -> None:
+    train(tmp_path, 0, max_epochs=1, accumulate_grad_batches=2)
+    rows = curves(tmp_path)
+    assert [row["step"] for row in rows] == ["0", "1", "2"]  # of five batches
+    assert all(1.5 < float(row["train/loss_step"]) < 3.5 for row in rows)
+
+
+def test_few_classes_have_no_top5(tmp_path: Path) -> None:
+    network = ResNet(depth=18, width=8, num_classes=4, stem="cifar")
+    assert list(Classifier(network).accuracies["val"]) == ["val/top1"]
+
+
+def test_the_average_of_the_weights_is_what_is_saved(tmp_path: Path) -> None:
+    module = train(tmp_path, 0, None, [ModelCheckpoint(tmp_path, "last")], max_epochs=1)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    averaged, current = saved["state_dict"], saved["current_model_state"]
+    name = "network.head.weight"
+    assert not torch.equal(averaged[name], current[name])
+    assert torch.equal(averaged[name], module.state_dict()[name])  # ends as the average, too
+
+
+def test_wrong_class_count_is_one_line(tmp_path: Path) -> None:
+    network = ViT(image_size=16, patch_size=8, width=16, depth=1, heads=2, num_classes=7)
+    with pytest.raises(InputError, match=r"has 7 classes, Digits 10: set num_classes"):
+        quiet(tmp_path).fit(Classifier(network), digits())
+
+
+def test_official_weights_are_loaded_unless_a_checkpoint_is(tmp_path: Path) -> None:
+    def network() -> ViT:
+        return ViT(image_size=16, patch_size=8, width=16, depth=1, heads=2, num_classes=10)
+
+    source, fresh = network(), network()
+    torch.save(source.state_dict(), tmp_path / "weights.pt")
+    module = Classifier(fresh, weights=str(tmp_path / "weights.pt"))
+    quiet(tmp_path).validate(module, digits(), verbose=False)
+    for name, value in source.state_dict().items():
+        assert torch.equal(module.network.state_dict()[name], value), name
+
+
+def test_predictions(tmp_path: Path) -> None:
+    images, _ = single_digits("val", 16)
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        save_image(images[number], tmp_path / "images" / f"{number}.png")
+    data = digits()
+    data.images = str(tmp_path / "images")
+    quiet(tmp_path).predict(classifier(), data)
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    numbers = range(1, 6)
+    columns = ["file", *(f"class_{n}" for n in numbers), *(f"probability_{n}" for n in numbers)]
+    assert list(rows[0]) == columns
+    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]
+    for row in rows:
+        probabilities = [float(row[f"probability_{n}"]) for n in numbers]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert 0 < sum(probabilities) <= 1 + 1e-5
+        assert {row[f"class_{n}"] for n in numbers} <= set("0123456789")

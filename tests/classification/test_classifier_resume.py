@@ -1,0 +1,102 @@
+"""A run that is cut anywhere and resumed equals the run that was not: weights, averages, curves."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from tiny_run import EPOCHS, STEPS_PER_EPOCH, curves, train
+
+from attention_vision.callbacks import StepCheckpoint
+
+SCRIPT = Path(tiny_run.__file__)
+
+
+class SaveEverywhere(Checkpoint):
+    """A checkpoint at every point where one can be saved, with the curves at that moment."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True)
+
+    def save(self, trainer: Trainer, event: str) -> None:
+        stem = self.folder / f"{trainer.global_step:02d}_{event}"
+        trainer.save_checkpoint(stem.with_suffix(".ckpt"))
+        shutil.copy(trainer.logger.file, stem.with_suffix(".csv"))
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        if not trainer.is_last_batch:
+            self.save(trainer, "batch")
+
+    def on_validation_end(self, trainer: Trainer, *_: object) -> None:
+        if not trainer.sanity_checking:
+            self.save(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: object) -> None:
+        self.save(trainer, "epoch")
+
+
+def assert_equal(state: dict, expected: dict) -> None:
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumes_from_every_kind_of_checkpoint(tmp_path: Path, num_workers: int) -> None:
+    saved = tmp_path / "saved"
+    whole = train(tmp_path / "whole", num_workers, None, [SaveEverywhere(saved)]).state_dict()
+    rows = curves(tmp_path / "whole")
+    assert [int(row["step"]) for row in rows] == list(range(EPOCHS * STEPS_PER_EPOCH))
+
+    last_of_first = STEPS_PER_EPOCH
+    cuts = [f"{last_of_first + 2:02d}_batch", f"{last_of_first:02d}_epoch"]
+    cuts += [f"{last_of_first:02d}_validation", f"{EPOCHS * STEPS_PER_EPOCH - 1:02d}_batch"]
+    for cut in cuts:
+        folder = tmp_path / cut
+        folder.mkdir()
+        shutil.copy(saved / f"{cut}.csv", folder / "metrics.csv")
+        assert_equal(train(folder, num_workers, saved / f"{cut}.ckpt").state_dict(), whole)
+        assert curves(folder) == rows, cut
+
+
+def test_killed_twice(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", 2)
+    folder = tmp_path / "killed"
+    last = folder / "checkpoints" / "last.ckpt"
+    command = [sys.executable, str(SCRIPT), str(folder), "2"]
+
+    # In the second epoch, one step behind its checkpoint; then in the third.
+    killed = subprocess.run([*command, "--kill", "7"])
+    assert killed.returncode == -signal.SIGKILL
+    assert torch.load(last, weights_only=True)["global_step"] == 6
+    killed = subprocess.run([*command, str(last), "--kill", "13"])
+    assert killed.returncode == -signal.SIGKILL
+    assert torch.load(last, weights_only=True)["global_step"] == 12
+    subprocess.run([*command, str(last)], check=True)
+
+    assert_equal(torch.load(folder / "final.pt", weights_only=True), whole.state_dict())
+    assert curves(folder) == curves(tmp_path / "whole")
+    average = torch.load(last, weights_only=True)
+    assert average["current_model_state"].keys() == average["state_dict"].keys()
+
+
+def test_step_checkpoint_waits_for_the_validation_that_follows(tmp_path: Path) -> None:
+    """Every step is asked for; those between a step and its validation are moved behind it."""
+
+    saved = []
+
+    class Steps(StepCheckpoint):
+        def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+            saved.append((trainer.global_step, trainer.validating))
+            super()._save_checkpoint(trainer, filepath)
+
+    callback = Steps(tmp_path, every_n_train_steps=1, save_on_train_epoch_end=False)
+    train(tmp_path, 0, None, [callback], val_check_interval=2, max_steps=STEPS_PER_EPOCH)
+    assert saved == [(1, False), (2, True), (3, False), (4, True)]

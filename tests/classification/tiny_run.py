@@ -1,0 +1,100 @@
+"""A small training with everything random in it, for the tests in this folder; also a command:
+
+python tiny_run.py FOLDER WORKERS [CHECKPOINT] [--kill STEP]
+"""
+
+import argparse
+import csv
+import os
+import signal
+from functools import partial
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from attention_vision.backbones import ViT
+from attention_vision.callbacks import StepCheckpoint
+from attention_vision.classification import Classifier, Digits, SmallImages
+from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.optim import WarmupCosine
+
+STEPS_PER_EPOCH, EPOCHS = 5, 3  # 1,442 digits in batches of 260
+
+
+class Kill(Callback):
+    """Ends the process as `kill -9` does, after its step was logged and saved."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_before_zero_grad(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def classifier() -> Classifier:
+    seed_everything(3, verbose=False)
+    return Classifier(
+        ViT(16, 8, width=16, depth=2, heads=2, num_classes=10, dropout=0.1, stochastic_depth=0.2),
+        partial(torch.optim.AdamW, lr=2e-3),
+        partial(WarmupCosine, warmup_epochs=0.7),
+        label_smoothing=0.1,
+        mixup=0.4,
+        cutmix=1.0,
+        ema_decay=0.9,
+    )
+
+
+def digits(num_workers: int = 0) -> Digits:
+    recipe = SmallImages(padding=1, flip=0.0, rotation=10.0, randaugment=1, erasing=0.3)
+    return Digits(recipe, image_size=16, batch_size=260, num_workers=num_workers)
+
+
+def train(
+    folder: Path,
+    num_workers: int,
+    checkpoint: Path | None = None,
+    callbacks: list[Callback] | None = None,
+    **trainer: object,
+) -> Classifier:
+    """Trains into `folder`, from `checkpoint` on where one is given."""
+    module = classifier()
+    torch.manual_seed(torch.seed())  # nothing may lean on the stream that the process began with
+    Trainer(
+        accelerator="cpu",
+        logger=MetricsCSV(str(folder)),
+        callbacks=callbacks,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_epochs": EPOCHS, "enable_checkpointing": bool(callbacks), **trainer},
+    ).fit(module, datamodule=digits(num_workers), ckpt_path=checkpoint, weights_only=True)
+    return module
+
+
+def curves(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what the clock decides."""
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if not k.endswith("_per_second")} for row in rows]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("workers", type=int)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
+    parser.add_argument("--kill", type=int, default=-1)
+    options = parser.parse_args()
+    every_two = StepCheckpoint(
+        options.folder / "checkpoints",
+        "last",
+        every_n_train_steps=2,
+        enable_version_counter=False,
+        save_on_train_epoch_end=False,
+    )
+    final = train(
+        options.folder, options.workers, options.checkpoint, [Kill(options.kill), every_two]
+    )
+    torch.save(final.state_dict(), options.folder / "final.pt")

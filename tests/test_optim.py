@@ -1,0 +1,92 @@
+"""The schedule by its formula, across a resume; which parameters decay."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from attention_vision.backbones import ResNet, ViT
+from attention_vision.errors import InputError
+from attention_vision.optim import WarmupCosine, horizon, parameter_groups
+
+
+def schedule(**options: float) -> WarmupCosine:
+    weight = nn.Parameter(torch.zeros(1))
+    groups = [{"params": [weight]}, {"params": [nn.Parameter(torch.zeros(1))], "lr": 0.5}]
+    built = WarmupCosine(torch.optim.SGD(groups, lr=1.0), **options)
+    built.horizon = lambda: (20, 5)
+    return built
+
+
+def step(built: WarmupCosine) -> list[float]:
+    built.optimizer.step()
+    built.step()
+    return built.get_last_lr()
+
+
+def test_warms_up_linearly_and_falls_as_a_cosine() -> None:
+    built = schedule(warmup_epochs=0.8, min_lr=0.1)  # 4 of 20 steps
+    rates = [built.get_last_lr(), *(step(built) for _ in range(20))]
+    assert [rate[0] for rate in rates[:5]] == pytest.approx([0, 0.25, 0.5, 0.75, 1.0])
+    for number in range(4, 21):
+        fall = (1 + math.cos(math.pi * (number - 4) / 16)) / 2
+        assert rates[number] == pytest.approx([0.1 + 0.9 * fall, 0.1 + 0.4 * fall])
+    assert step(built) == pytest.approx([0.1, 0.1])  # stays there
+
+
+def test_without_warmup_the_first_step_has_the_full_rate() -> None:
+    assert schedule().get_last_lr() == [1.0, 0.5]
+
+
+def test_state_continues_where_it_was_saved() -> None:
+    whole, cut = schedule(warmup_epochs=1), schedule(warmup_epochs=1)
+    for _ in range(7):
+        step(whole), step(cut)
+    state, optimizer = cut.state_dict(), cut.optimizer.state_dict()
+    assert "horizon" not in state
+    resumed = schedule(warmup_epochs=1)
+    resumed.optimizer.load_state_dict(optimizer)
+    resumed.load_state_dict(state)
+    assert [step(resumed) for _ in range(5)] == [step(whole) for _ in range(5)]
+
+
+def trainer(**options: int) -> SimpleNamespace:
+    defaults = {"max_epochs": 3, "max_steps": -1, "accumulate_grad_batches": 1}
+    return SimpleNamespace(num_training_batches=10, **defaults | options)
+
+
+def test_horizon_counts_optimiser_steps() -> None:
+    assert horizon(trainer()) == (30, 10)
+    assert horizon(trainer(accumulate_grad_batches=4)) == (9, 3)
+    assert horizon(trainer(max_steps=7)) == (7, 10)
+    with pytest.raises(InputError, match=r"trainer\.max_epochs"):
+        horizon(trainer(max_epochs=-1))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        ViT(image_size=16, patch_size=8, width=16, depth=1, heads=2, num_classes=10),
+        ResNet(depth=18, width=8, num_classes=10, stem="cifar"),
+    ],
+)
+def test_only_weights_of_maps_decay(network: nn.Module) -> None:
+    decay, spared = parameter_groups(network)
+    assert spared["weight_decay"] == 0.0
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    decaying = {names[id(parameter)] for parameter in decay["params"]}
+    linear = {
+        f"{name}.weight"
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    assert decaying == linear
+    assert len(decay["params"]) + len(spared["params"]) == len(names)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    network[0].requires_grad_(False)
+    assert [len(group["params"]) for group in parameter_groups(network)] == [1, 1]
