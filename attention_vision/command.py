@@ -74,7 +74,7 @@ class SaveConfig(SaveConfigCallback):
         config = self.config.clone()
         for key in ("config", "ckpt_path"):  # of this call, not of the run
             config.pop(key, None)
-        text = self.parser.dump(config, skip_none=False, skip_link_targets=False)
+        text = self.parser.dump(config, skip_unset=False, skip_link_targets=False)
         Path(config.run, "config.yaml").write_text(text)
         for logger in trainer.loggers:
             logger.log_hyperparams(yaml.safe_load(text))

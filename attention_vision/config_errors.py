@@ -10,6 +10,7 @@ import re
 import typing
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 
 from jsonargparse import ArgumentParser
@@ -53,14 +54,14 @@ def unknown_flag(text: str, parser: ArgumentParser) -> str | None:
 
 
 def unknown_key(text: str, parser: ArgumentParser) -> str | None:
-    if found := re.search(r"Group '(.+?)' does not accept option '(.+?)'", text):
-        return wrong_key(f"{found[1]}.{found[2]}", known_keys(parser))
-    if found := re.search(r"Option '(.+?)' is not accepted", text):
+    cause = r"(?:Group '(?P<group>.+?)' does not accept option|Option) '(?P<key>.+?)'"
+    if found := re.search(cause + "(?: is not accepted)?", text):
+        key = f"{found['group']}.{found['key']}" if found["group"] else found["key"]
         owner = owner_class(text, found.start(), found.end())
         if owner is None:
-            return wrong_key(found[1], known_keys(parser))
-        known = [*inspect.signature(owner).parameters, *SPEC_KEYS]
-        return wrong_key(found[1], known, prefix=key_path(text[: found.start()]))
+            return wrong_key(key, known_keys(parser))
+        known = [*class_keys(owner), *SPEC_KEYS]
+        return wrong_key(key, known, prefix=key_path(text[: found.start()]))
     if found := re.search(r"Not a valid subclass of \w+\. Got value: (\{.*\})", text):
         path = key_path(text[: found.start()])
         keys = [key for key in re.findall(r"[{,] ?'(\w+)':", found[1]) if key not in SPEC_KEYS]
@@ -125,6 +126,16 @@ def known_keys(parser: ArgumentParser) -> list[str]:
     return [
         action.dest for action in parser._actions if action.dest not in ("==SUPPRESS==", "help")
     ]
+
+
+def class_keys(owner: type) -> list[str]:
+    """The arguments of a class, and the fields of those that are dataclasses."""
+    keys = list(inspect.signature(owner).parameters)
+    hints = typing.get_type_hints(owner.__init__)
+    for key in keys[:]:
+        for part in filter(is_dataclass, classes_in(hints.get(key))):
+            keys += [f"{key}.{field.name}" for field in fields(part)]
+    return keys
 
 
 def key_path(text: str) -> str:

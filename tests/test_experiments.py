@@ -1,4 +1,4 @@
-"""Every file in experiments/ parses and builds its model and data; every profile merges with them."""
+"""Every file in experiments/ parses and builds its model and data; every profile merges."""
 
 from pathlib import Path
 

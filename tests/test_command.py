@@ -1,0 +1,371 @@
+"""The command: start-up, one-line errors, run folders, processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from attention_vision.__main__ import main
+from attention_vision.attention import kernel
+from attention_vision.command import Command, Trainer
+from attention_vision.config_errors import ConfigError
+from attention_vision.errors import InputError
+from attention_vision.runs import load_run
+
+EXPERIMENT = """
+trainer: {max_epochs: 1, limit_train_batches: 4, accelerator: cpu, devices: 1, log_every_n_steps: 2}
+data: {class_path: Digits, init_args: {image_size: 16, batch_size: 32}}
+model:
+  network:
+    class_path: ViT
+    init_args: {image_size: 16, patch_size: 4, width: 16, depth: 1, heads: 2}
+"""
+SPEC = "init_args: {image_size: 16"
+MULTI_HEAD = "{class_path: MultiHeadAttention"
+ADAMW = "  optimizer: {class_path: torch.optim.AdamW"
+CLAIM = "claim: {source: A paper, metric: val/top1"
+TWO_PROCESSES = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["attention-vision"])
+    Path("experiment.yaml").write_text(EXPERIMENT)
+
+
+def attention_vision(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "attention_vision", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def fit(*arguments: str) -> int:
+    return main(["classification", "fit", "-c", "experiment.yaml", *arguments])
+
+
+# Start-up
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_answers_at_once(flag):
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        answer = attention_vision(flag)
+        seconds.append(time.perf_counter() - start)
+        assert answer.returncode == 0
+        assert "attention-vision" in answer.stdout
+    assert min(seconds) < 0.7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["clasification"], "unknown task 'clasification'; did you mean classification?"),
+        (["classification", "fitt"], "unknown verb 'fitt'; did you mean fit?"),
+        (["xyz"], "unknown task 'xyz'; known: classification"),
+    ],
+)
+def test_unknown_word(arguments, line, capsys):
+    assert main(arguments) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_help_of_a_verb(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["classification", "fit", "--help"])
+    assert end.value.code == 0
+    assert "--trainer.max_epochs" in capsys.readouterr().out
+
+
+# One-line errors: old -> new in the file, or a line added to it; then what the message says
+
+WRONG_FILES = [
+    ("max_epochs", "max_epoch", "no key trainer.max_epoch; did you mean trainer.max_epochs?"),
+    ("trainer:", "trianer:", "no key trianer.max_epochs; did you mean trainer.max_epochs?"),
+    ("network:", "netwrk:", "did you mean model.network."),
+    ("patch_size", "patchsize", "did you mean model.network.patch_size?"),
+    ("batch_size", "batchsize", "no key data.batchsize; did you mean data.batch_size?"),
+    (
+        "class_path: ViT",
+        "class_path: VitT",
+        "model.network: there is no class VitT; did you mean ViT?",
+    ),
+    ("class_path: ViT", "class_path: attention_vision.backbones.Vit", "did you mean ViT?"),
+    ("class_path: ViT", "class_path: torch.nn.Linear", "is no Backbone; known: ResNet, ViT"),
+    ("class_path: ViT", "class_pth: ViT", "did you mean model.network.class_path?"),
+    ("class_path: ViT", "class_path: ViT\n    depth: 3", "depth stands beside class_path"),
+    (SPEC, "init_arg: {image_size: 16", "did you mean data.init_args.image_size?"),
+    ("Digits", "Digit", "data: there is no class Digit; did you mean Digits?"),
+    ("width: 16", "width: wide", "model.network.width: expected int, got 'wide'"),
+    ("width: 16", "attention: MultiHedAttention", "did you mean MultiHeadAttention?"),
+    (
+        "width: 16",
+        f"attention: {MULTI_HEAD}, init_args: {{dropuot: 0.1}}}}",
+        "mean model.network.attention.dropout?",
+    ),
+    (
+        "width: 16",
+        "position: relativ",
+        "position: expected absolute or relative, got 'relativ'; did you mean relative?",
+    ),
+    ("image_size: 16, batch", "recipe: {filp: 0.5}, batch", "did you mean data.recipe.flip?"),
+    ("", "  optimizer: AdamWW", "model.optimizer: there is no class AdamWW; did you mean AdamW?"),
+    (
+        "",
+        f"{ADAMW}, init_args: {{lrr: 0.1}}}}",
+        "no key model.optimizer.lrr; did you mean model.optimizer.lr?",
+    ),
+    ("", f"{ADAMW}, init_args: {{lr: fast}}}}", "model.optimizer.lr: expected float, got 'fast'"),
+    ("", "seed_everythin: 3", "no key seed_everythin; did you mean seed_everything?"),
+    (
+        "",
+        "attention_backend: fuse",
+        "expected fused, eager or fp8, got 'fuse'; did you mean fused?",
+    ),
+    ("", "task: detection", "experiment.yaml is for `attention-vision detection`"),
+    ("", f"{CLAIM}}}", "missing: claim.reported"),
+    ("", f"{CLAIM}, reported: high}}", "claim.reported: expected float, got 'high'"),
+    ("", f"{CLAIM}, reportd: 0.9}}", "no key claim.reportd; did you mean claim.reported?"),
+    ("accelerator: cpu", "callbacks: {class_path: EarlyStoping}", "did you mean EarlyStopping?"),
+    ("accelerator: cpu", "logger: {class_path: CSVLoger}", "did you mean CSVLogger?"),
+    ("accelerator: cpu", "precision: bf17", "trainer.precision: expected int"),
+    ("trainer: {", "trainer: {{", "experiment.yaml, line 3, column 1: no valid YAML"),
+    (EXPERIMENT, "a sentence", "experiment.yaml: expected keys and values, found str"),
+]
+WRONG_FLAGS = [
+    ("--trainer.max_epoch 3", "no key --trainer.max_epoch; did you mean --trainer.max_epochs?"),
+    ("--modle.mixup 0.1", "no key --modle.mixup; did you mean --model.mixup?"),
+    ("--max_epochs 3", "no key --max_epochs; did you mean --trainer.max_epochs?"),
+    ("--model.network.depht 3", "no key model.network.depht; did you mean model.network.depth?"),
+    ("--data.batch_size x", "data.batch_size: expected int, got 'x'"),
+    ("--trainer.max_epochs three", "trainer.max_epochs: expected int or null, got 'three'"),
+    ("--data CIFAR1O", "data: there is no class CIFAR1O; did you mean CIFAR10?"),
+    ("--model.network ViTT", "model.network: there is no class ViTT; did you mean ViT?"),
+    ("-c nowhere.yaml", "no such file:"),
+    ("--trainer.max_epochs", "--trainer.max_epochs: expected one argument"),
+    ("leftover", "unexpected 'leftover'"),
+]
+
+
+def config_error(*arguments: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        Command("classification", "fit", list(arguments))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("old", "new", "line"), WRONG_FILES)
+def test_mistake_in_a_file(old, new, line):
+    wrong = EXPERIMENT.replace(old, new) if old else f"{EXPERIMENT}{new}\n"
+    assert wrong != EXPERIMENT
+    Path("experiment.yaml").write_text(wrong)
+    message = config_error("-c", "experiment.yaml")
+    assert line in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("flags", "line"), WRONG_FLAGS)
+def test_mistake_in_a_flag(flags, line):
+    message = config_error("-c", "experiment.yaml", *flags.split())
+    assert line in message
+    assert "\n" not in message
+
+
+def test_nothing_given():
+    assert "missing: model.network, data" in config_error()
+
+
+def test_a_mistake_ends_in_few_lines():
+    answer = attention_vision(
+        "classification", "fit", "-c", "experiment.yaml", "--trainer.max_epoch=3"
+    )
+    assert answer.returncode == 2
+    lines = answer.stderr.strip().splitlines()
+    assert len(lines) <= 6
+    assert "--trainer.max_epoch;" in lines[-1]
+    assert "--trainer.max_epochs?" in lines[-1]
+
+
+@pytest.mark.parametrize("processes", [[], TWO_PROCESSES], ids=["one process", "two processes"])
+def test_bad_data_is_told_once(processes):
+    flags = ["--data", "CIFAR10", "--data.root", "nowhere", "--run", "run", *processes]
+    answer = attention_vision("classification", "fit", "--model.network", "ViT", *flags)
+    assert answer.returncode == 1
+    assert answer.stderr.count("attention-vision: error: CIFAR10: no readable data in nowhere") == 1
+    assert "Traceback" not in answer.stderr
+    assert not Path("run/config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("--model.network.num_classes 7", "num_classes is 7, but Digits has 10 classes"),
+        ("--model.network.patch_size 5", "image_size 16 is no multiple of patch_size 5"),
+        ("--data ImageFolder --data.root nowhere", "no class folders in nowhere/train"),
+        ("--ckpt_path last", "--ckpt_path last: of which run?"),
+        ("--ckpt_path last --run nowhere", "no checkpoint nowhere/checkpoints/last.ckpt"),
+        ("--claim.source x --claim.metric top1 --claim.reported 1", "'top1' is no logged key"),
+    ],
+)
+def test_bad_input_in_one_line(flags, line, capsys):
+    assert fit(*flags.split()) == 1
+    errors = [text for text in capsys.readouterr().err.splitlines() if "error:" in text]
+    assert len(errors) == 1
+    assert line in errors[0]
+
+
+# Run folders
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run of one epoch."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "experiment.yaml").write_text(EXPERIMENT)
+    arguments = ["-c", str(folder / "experiment.yaml"), "--run", str(folder / "run")]
+    assert main(["classification", "fit", *arguments]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished):
+    """A copy of it, at another place than its config says."""
+    return Path(shutil.copytree(finished, "moved/run"))
+
+
+def test_run_folder_holds_the_run(finished):
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*.*")}
+    assert names >= {"config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["task"] == "classification"
+    assert config["model"]["network"]["init_args"]["num_classes"] == 10
+    assert not {"config", "ckpt_path"} & config.keys()
+    for file in finished.glob("checkpoints/*.ckpt"):
+        torch.load(file, weights_only=True)
+
+
+def test_a_run_is_not_overwritten(finished, capsys):
+    assert main(["classification", "fit", "-c", str(finished / "config.yaml")]) == 1
+    assert "holds a run: continue it by --ckpt_path last" in capsys.readouterr().err
+
+
+def test_default_run_folder_is_new_each_time(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert fit() == fit() == 0
+    runs = sorted(path.name for path in Path("runs/classification").iterdir())
+    assert len(runs) == 2
+    assert all("_experiment" in name for name in runs)
+
+
+def test_a_run_continues_in_its_folder(run):
+    flags = ["--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    assert main(["classification", "fit", "-c", f"{run}/config.yaml", *flags]) == 0
+    rows = (run / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]] == [
+        ["0", "1"],
+        ["0", "3"],
+        ["1", "5"],
+        ["1", "7"],
+    ]
+    assert yaml.safe_load((run / "config.yaml").read_text())["run"] == str(run)
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_measuring_a_run(run, verb, capsys):
+    before = (run / "metrics.csv").read_text()
+    assert main(["classification", verb, "-c", f"{run}/config.yaml"]) == 0
+    report = json.loads((run / f"{verb}.json").read_text())
+    assert report["checkpoint"] == str(run / "checkpoints/best.ckpt")
+    split = "val" if verb == "validate" else verb
+    assert 0 <= report["metrics"][f"{split}/top1"] <= 1
+    assert f"checkpoint: {run}/checkpoints/best.ckpt" in capsys.readouterr().out
+    assert (run / "metrics.csv").read_text() == before
+
+
+def test_measuring_without_a_checkpoint(capsys):
+    assert main(["classification", "validate", "-c", "experiment.yaml"]) == 1
+    assert "no checkpoint to validate: give -c RUN/config.yaml" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_model(run, capsys):
+    flags = ["--model.network.width", "32"]
+    assert main(["classification", "validate", "-c", f"{run}/config.yaml", *flags]) == 1
+    assert "is of another model" in capsys.readouterr().err
+
+
+def test_damaged_checkpoint(run, capsys):
+    (run / "checkpoints/best.ckpt").write_text("junk")
+    assert main(["classification", "validate", "-c", f"{run}/config.yaml"]) == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_load_run(run):
+    state = torch.get_rng_state()
+    module = load_run(run)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not module.training
+    saved = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, saved[name]) for name, value in module.state_dict().items())
+
+
+def test_load_run_needs_no_data(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] = {"class_path": "ImageFolder", "init_args": {"root": "nowhere"}}
+    config["model"]["weights"] = "nowhere.pth"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert load_run(run, "last").network.num_classes == 10
+
+
+@pytest.mark.parametrize("checkpoint", ["middle", "nowhere.ckpt"])
+def test_load_run_names_what_is_missing(run, checkpoint):
+    with pytest.raises(InputError, match=r"no checkpoint .*: .* holds best, last"):
+        load_run(run, checkpoint)
+    with pytest.raises(InputError, match="holds no run"):
+        load_run("nowhere")
+
+
+def test_saved_config_is_the_run(run):
+    """Fitting the saved config again, in a new folder, gives the same weights."""
+    assert main(["classification", "fit", "-c", f"{run}/config.yaml", "--run", "again"]) == 0
+    first, second = (load_run(folder, "last").state_dict() for folder in (run, "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_attention_backend_holds_for_the_run(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: seen.append(kernel._backend))
+    assert fit("--attention_backend", "eager") == 0
+    assert seen == ["eager"]
+    assert kernel._backend == "fused"
+
+
+def test_progress_without_a_terminal(capsys):
+    assert fit() == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("epoch 1/1  train/loss ")
+    assert "val/top1 " in lines[0]
+
+
+def test_two_processes_share_one_run_folder():
+    flags = ["-c", "experiment.yaml", "--trainer.limit_train_batches", "2"]
+    answer = attention_vision("classification", "fit", *flags, *TWO_PROCESSES, SLURM_JOB_ID="")
+    assert answer.returncode == 0, answer.stderr
+    (run,) = Path("runs/classification").iterdir()
+    rows = (run / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 2
+    assert (run / "checkpoints/last.ckpt").is_file()
