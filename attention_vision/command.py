@@ -24,6 +24,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from attention_vision import __version__
@@ -65,6 +66,19 @@ def classification() -> Task:
 
 
 TASKS: dict[str, Callable[[], Task]] = {"classification": classification}
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best score when the run folder was moved, where Lightning would begin anew."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = Path(self.dirpath, "best.ckpt")
+        if best.is_file() and state_dict["best_k_models"]:
+            (score,) = state_dict["best_k_models"].values()
+            path = str(best)
+            state_dict |= {"dirpath": self.dirpath, "best_k_models": {path: score}}
+            state_dict |= {"best_model_path": path, "kth_best_model_path": path}
+        super().load_state_dict(state_dict)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -219,7 +233,8 @@ class Command(LightningCLI):
         if run is None:
             run = default_run(self.name, files[0].stem if files else self.name)
         fresh = not (self.config.ckpt_path or self.config.trainer.fast_dev_run)
-        requeued = any(run.glob("hpc_ckpt_*.ckpt"))  # left by Lightning for SLURM's next attempt
+        # What Lightning leaves for SLURM's next attempt, and then restores by itself.
+        requeued = "SLURM_JOB_ID" in os.environ and any(run.glob("hpc_ckpt_*.ckpt"))
         first = rank_zero_only.rank == 0  # the others may come when rank zero has begun to write
         if self.verb == "fit" and first and fresh and not requeued and holds_run(run):
             raise InputError(
@@ -270,7 +285,12 @@ class Command(LightningCLI):
             wanted.callbacks.append(ProgressLines())
         if rank_zero_only.rank == 0 and not wanted.fast_dev_run:
             self.run_folder.mkdir(parents=True, exist_ok=True)
-        return super().instantiate_trainer(logger=loggers, default_root_dir=str(self.run_folder))
+        try:
+            return super().instantiate_trainer(
+                logger=loggers, default_root_dir=str(self.run_folder)
+            )
+        except (MisconfigurationException, ValueError) as error:  # no GPU, no such strategy, ...
+            raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 
     def checkpoints(self) -> list[Callback]:
         """Of a training: best.ckpt, and last.ckpt at the end of each epoch and inside long ones."""
@@ -282,7 +302,7 @@ class Command(LightningCLI):
             "max" if self.task.higher_is_better else "min",
         )
         return [
-            ModelCheckpoint(
+            BestCheckpoint(
                 folder, "best", monitor=self.task.best, mode=mode, enable_version_counter=False
             ),
             ModelCheckpoint(
@@ -391,6 +411,7 @@ def quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(worth_reading)
     for message in (
         r"Checkpoint directory .* exists and is not empty",  # a continued run
+        r"The dirpath has changed",  # a moved run, see BestCheckpoint
         r"Be aware that when using `ckpt_path`",  # validate needs none of fit's callbacks
         r"It is recommended to use `self.log.*sync_dist=True",  # torchmetrics did it
         r".* does not have many workers",  # the recipe chose their number

@@ -216,6 +216,7 @@ def test_two_processes_tell_bad_data_once():
         ("--model.network.patch_size 5", "image_size 16 is no multiple of patch_size 5"),
         ("--data CIFAR10 --data.root nowhere", "CIFAR10: no readable data in nowhere"),
         ("--data ImageFolder --data.root nowhere", "no class folders in nowhere/train"),
+        ("--trainer.strategy dpp", "trainer: You selected an invalid strategy name"),
         ("--ckpt_path last", "--ckpt_path last: of which run?"),
         ("--ckpt_path last --run nowhere", "no checkpoint nowhere/checkpoints/last.ckpt"),
         ("--claim.source x --claim.metric top1 --claim.reported 1", "'top1' is no logged key"),
@@ -282,6 +283,27 @@ def test_a_run_continues_in_its_folder(run):
         ["1", "7"],
     ]
     assert yaml.safe_load((run / "config.yaml").read_text())["run"] == str(run)
+
+
+def test_a_moved_run_keeps_its_best(run):
+    """The best checkpoint stays when the epochs after the move are worse."""
+    best, last = run / "checkpoints/best.ckpt", run / "checkpoints/last.ckpt"
+    state = torch.load(last, weights_only=True)
+    (keeper,) = (value for value in state["callbacks"].values() if value.get("monitor"))
+    keeper["best_k_models"] = {path: torch.tensor(2.0) for path in keeper["best_k_models"]}
+    torch.save(state, last)
+    before = best.read_bytes()
+    flags = ["--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    assert main(["classification", "fit", "-c", f"{run}/config.yaml", *flags]) == 0
+    assert best.read_bytes() == before
+
+
+def test_a_requeued_job_continues(run, monkeypatch):
+    (run / "hpc_ckpt_1.ckpt").touch()
+    arguments = ["-c", f"{run}/config.yaml"]
+    assert main(["classification", "fit", *arguments]) == 1
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert Command("classification", "fit", arguments).run_folder == run
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
