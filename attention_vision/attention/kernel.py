@@ -21,7 +21,8 @@ FP8_MAX = 448.0  # largest finite float8_e4m3fn
 def attention_backend(name: Backend) -> Iterator[None]:
     """Choose how every `attend` inside the block is computed.
 
-    * `"fused"` (the default): `scaled_dot_product_attention`, which never stores the weights.
+    * `"fused"` (the default): `scaled_dot_product_attention`, which never stores the weights
+      (except, on a CPU, where a bias itself is trained: PyTorch has no kernel for its gradient).
     * `"eager"`: the product written out; the weights exist and can be looked at.
     * `"fp8"`: eager, with the weights rounded to float8_e4m3 row by row (see `quantise_rows`).
       It emulates the arithmetic to study its error; it saves neither memory nor time.
@@ -77,8 +78,10 @@ def _fused(query, key, value, bias, mask, scale, dropout) -> Tensor:
         bias = bias.to(query.dtype)
         if mask is not None:
             bias = bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
-    # The fused kernels want one width for all: zeros in q and k add nothing to a score, and the
-    # columns that zeros in v give are cut off again.
+    # The fused kernels want adjacent channels, which the pixels of a convolution's map do not have,
+    # and one width for all: zeros in q and k add nothing to a score, and the columns that zeros in
+    # v give are cut off again. Otherwise PyTorch falls back, in silence, to storing the weights.
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     width, value_width = query.shape[-1], value.shape[-1]
     if width < value_width:
         query, key = (F.pad(x, (0, value_width - width)) for x in (query, key))

@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attention_vision.attention import attend, attention_backend
+from attention_vision.attention import (
+    AttentionPool,
+    AxialAttention2d,
+    CrossAttention2d,
+    MultiHeadAttention,
+    SelfAttention2d,
+    attend,
+    attention_backend,
+)
 from attention_vision.attention.kernel import quantise_rows
 
 BIASED_MASKED = list(itertools.product([False, True], repeat=2))
@@ -56,18 +64,26 @@ def test_scale_and_dropout():
         torch.testing.assert_close(mean, expected, rtol=0.1, atol=0.1)
 
 
-def test_the_fused_path_never_stores_the_weights():
-    query = torch.randn(1, 1, 64, 8, requires_grad=True)
-    shapes = {"fused": [], "eager": []}
-    for backend, seen in shapes.items():
-        keep = lambda tensor, seen=seen: seen.append(tensor.shape) or tensor  # noqa: E731
-        with (
-            attention_backend(backend),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        ):
-            attend(query, query, query)
-    assert not any(shape[-2:] == (64, 64) for shape in shapes["fused"])
-    assert any(shape[-2:] == (64, 64) for shape in shapes["eager"])
+@pytest.mark.parametrize(
+    ("make", "shapes"),
+    [
+        (lambda: SelfAttention2d(16), [(16, 8, 8)]),
+        (lambda: SelfAttention2d(16, form="plain"), [(16, 8, 8)]),
+        (lambda: CrossAttention2d(16, 8), [(16, 8, 8), (8, 4, 4)]),
+        (lambda: AxialAttention2d(16), [(16, 8, 8)]),
+        (lambda: MultiHeadAttention(16, 4), [(64, 16)]),
+        (lambda: AttentionPool(16), [(64, 16)]),
+    ],
+    ids=["sagan", "plain", "cross", "axial", "multi-head", "pool"],
+)
+def test_the_fused_path_never_stores_the_weights(make, shapes):
+    module = make()
+    inputs = [torch.randn(1, *shape, requires_grad=True) for shape in shapes]
+    with torch.profiler.profile() as profile:
+        module(*inputs).sum().backward()
+    kernels = [event.key for event in profile.key_averages() if "dot_product" in event.key]
+    assert kernels
+    assert not any(key.endswith("attention_math") for key in kernels)
 
 
 def test_backends_nest_and_are_restored_after_an_error():
