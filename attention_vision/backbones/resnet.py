@@ -212,7 +212,3 @@ class ResNet(Backbone):
             x = stage(x)
             maps.append(x)
         return maps
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.features(images)[-1].flatten(2).mT  # (B, HW, C)
-        return self.head(self.pool(tokens))

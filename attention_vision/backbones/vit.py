@@ -185,6 +185,3 @@ class ViT(Backbone):
         """(B, in_channels, H, W) -> the one map [(B, C, H/P, W/P)], without class token."""
         grid = (images.shape[2] // self.strides[0], images.shape[3] // self.strides[0])
         return [self.tokens(images)[:, self.prefix :].mT.unflatten(2, grid)]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.pool(self.tokens(images)))

@@ -11,21 +11,30 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from attention_vision.attention import MultiHeadAttention, record_attention
+from attention_vision.attention import AttentionPool, MultiHeadAttention, record_attention
 from attention_vision.backbones import Backbone, ClassToken, ViT
 
 
 def look(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
     """Where a network looks: maps (B, H, W) in 0..1 at the images' size, and what they are.
 
-    A ViT that reads a class token shows that token's attention; any other network, whose attention
-    is a gate or none, shows Grad-CAM.
+    A network that pools by attention shows what it pools from, one that reads a class token shows
+    that token's attention, and any other, whose attention is a gate or none, shows Grad-CAM.
     """
-    if isinstance(network, ViT) and isinstance(network.pool, ClassToken):
-        last = network.blocks[-1].attention
-        if isinstance(last, MultiHeadAttention):
-            return class_attention(network, images), "class token's attention"
+    if isinstance(network.pool, AttentionPool):
+        return pool_attention(network, images), "attention pool"
+    if isinstance(network.pool, ClassToken) and isinstance(
+        network.blocks[-1].attention, MultiHeadAttention
+    ):
+        return class_attention(network, images), "class token's attention"
     return grad_cam(network, images), "Grad-CAM"
+
+
+def pool_attention(network: Backbone, images: Tensor) -> Tensor:
+    """Weights of the attention pool, mean of its queries. Shape: (B, 3, H, W) -> (B, H, W)"""
+    with torch.no_grad(), record_attention(network, ["pool"]) as maps:
+        network(images)
+    return on_image(maps["pool"].mean((1, 2)), network, images)
 
 
 def class_attention(network: ViT, images: Tensor) -> Tensor:
@@ -36,9 +45,7 @@ def class_attention(network: ViT, images: Tensor) -> Tensor:
     layer = f"blocks.{len(network.blocks) - 1}.attention"
     with torch.no_grad(), record_attention(network, [layer]) as maps:
         network(images)
-    weights = maps[layer][:, :, 0, 1:].mean(1)  # (B, N)
-    grid = tuple(length // network.strides[0] for length in images.shape[2:])
-    return scaled(weights.unflatten(1, grid), images.shape[2:])
+    return on_image(maps[layer][:, :, 0, 1:].mean(1), network, images)
 
 
 def grad_cam(network: Backbone, images: Tensor) -> Tensor:
@@ -49,28 +56,23 @@ def grad_cam(network: Backbone, images: Tensor) -> Tensor:
     Channels weighted by the mean gradient of the logit, negative sums cut off. What the network
     multiplies its maps with, such as SE's or CBAM's gates, is part of the map.
     """
+    with torch.no_grad():
+        tokens = network.tokens(images)
     with torch.inference_mode(False), torch.enable_grad():
-        images = images.clone().requires_grad_()  # a tensor of inference mode has no gradient
-        kept: list[Tensor] = []
-
-        def keep(feature: Tensor) -> Tensor:
-            kept.append(feature)
-            return feature
-
-        handle = network.stages[-1].register_forward_hook(lambda *call: keep(call[-1]))
-        try:
-            logits = network(images)
-        finally:
-            handle.remove()
-        (gradient,) = torch.autograd.grad(logits.amax(1).sum(), kept)
-    weight = gradient.mean((2, 3), keepdim=True)
-    return scaled((weight * kept[0]).sum(1).relu().detach(), images.shape[2:])
+        tokens = tokens.clone().requires_grad_()  # a copy: inference mode's have no gradient
+        logits = network.head(network.pool(tokens))
+        (gradient,) = torch.autograd.grad(logits.amax(1).sum(), tokens)
+    tokens, gradient = (x.detach()[:, network.prefix :] for x in (tokens, gradient))
+    weight = gradient.mean(1, keepdim=True)  # (B, 1, C)
+    return on_image((weight * tokens).sum(2).relu(), network, images)
 
 
-def scaled(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, h, w) -> (B, H, W), resized, the least of each map at 0 and the largest at 1."""
-    maps = F.interpolate(maps[:, None].float(), size, mode="bilinear")[:, 0]
-    least, most = (limit(maps.flatten(1), 1)[:, None, None] for limit in (torch.amin, torch.amax))
+def on_image(weights: Tensor, network: Backbone, images: Tensor) -> Tensor:
+    """(B, N) of the network's last map -> (B, H, W), the least of each at 0, the largest at 1."""
+    size = images.shape[2:]
+    grid = [-(-length // network.strides[-1]) for length in size]
+    maps = F.interpolate(weights.float().unflatten(1, grid)[:, None], size, mode="bilinear")[:, 0]
+    least, most = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - least) / (most - least).clamp_min(1e-12)
 
 

@@ -1,0 +1,64 @@
+"""Where a network looks, on networks whose answer is known."""
+
+import pytest
+import torch
+from torch import nn
+
+from attention_vision.attention import CBAM, AttentionPool
+from attention_vision.backbones import MeanPool, ResNet, ViT
+from attention_vision.classification.figures import look, panel
+
+NETWORKS = {
+    "class token's attention": lambda: ViT(32, 8, 24, 2, 2, num_classes=3),
+    "attention pool": lambda: ViT(32, 8, 24, 2, 2, num_classes=3, pool=AttentionPool),
+    "Grad-CAM": lambda: ViT(32, 8, 24, 2, 2, num_classes=3, pool=MeanPool),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_maps_have_the_images_size_and_range(kind, size):
+    maps, said = look(NETWORKS[kind]().eval(), torch.randn(2, 3, *size))
+    assert said == kind
+    assert maps.shape == (2, *size)
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+
+
+def test_resnets_of_odd_sizes_and_in_inference_mode():
+    network = ResNet(10, CBAM, 3, width=8).eval()
+    with torch.inference_mode():
+        images = torch.randn(2, 3, 33, 50)
+        maps, said = look(network, images)
+    assert said == "Grad-CAM"
+    assert maps.shape == (2, 33, 50)
+    pooled = ResNet(10, num_classes=3, width=8, pool=AttentionPool).eval()
+    assert look(pooled, images.clone())[1] == "attention pool"
+
+
+def test_grad_cam_finds_the_pixels_that_decide():
+    """A network that says class 1 where the image is red points at the red corner."""
+    network = ResNet(10, num_classes=2, stem="cifar", width=3).eval()
+    network.stem = nn.Identity()
+    network.stages = nn.ModuleList([nn.AvgPool2d(4)])
+    network.strides = (4,)
+    network.head = nn.Linear(3, 2)
+    with torch.no_grad():
+        network.head.weight.copy_(torch.tensor([[0.0, 0, 0], [1, 0, 0]]))
+        network.head.bias.zero_()
+    images = torch.zeros(1, 3, 16, 16)
+    images[0, 0, :4, 12:] = 1.0
+    (hot,) = look(network, images)[0]
+    row, column = divmod(int(hot.argmax()), 16)
+    assert row < 4
+    assert column >= 12
+    assert hot[8:, :8].max() < 0.1
+
+
+def test_the_panel_is_a_picture():
+    network = NETWORKS["class token's attention"]().eval()
+    picture = panel(network, torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0]), ["a", "b", "c"])
+    assert picture.ndim == 3
+    assert picture.shape[2] == 3
+    assert picture.dtype.name == "uint8"
+    assert picture.std() > 10
