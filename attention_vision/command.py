@@ -205,10 +205,8 @@ class Command(LightningCLI):
         if network is None or "num_classes" not in network.get("init_args", {}):
             return
         given, actual = network.init_args.num_classes, self.datamodule.num_classes
-        if given not in (
-            actual,
-            signature(type(self.model.network)).parameters["num_classes"].default,
-        ):
+        default = signature(type(self.model.network)).parameters["num_classes"].default
+        if given not in (actual, default):
             raise InputError(
                 f"model.network.num_classes is {given}, but {type(self.datamodule).__name__} has "
                 f"{actual} classes: leave it out, the data sets it"
@@ -297,10 +295,8 @@ class Command(LightningCLI):
         if self.verb != "fit" or self.config.trainer.enable_checkpointing is False:
             return []
         steps = self.config.checkpoint_every_n_steps
-        folder, mode = (
-            self.run_folder / "checkpoints",
-            "max" if self.task.higher_is_better else "min",
-        )
+        folder = self.run_folder / "checkpoints"
+        mode = "max" if self.task.higher_is_better else "min"
         return [
             BestCheckpoint(
                 folder, "best", monitor=self.task.best, mode=mode, enable_version_counter=False
@@ -324,6 +320,8 @@ class Command(LightningCLI):
 
     def execute(self) -> None:
         """Trains or measures; validate and test also write RUN/VERB.json."""
+        if not self.config.trainer.fast_dev_run:
+            say(f"run folder: {self.run_folder}")
         if self.checkpoint and self.verb != "fit":
             say(f"checkpoint: {self.checkpoint}")
         work = getattr(self.trainer, self.verb)
@@ -338,6 +336,8 @@ class Command(LightningCLI):
         except InputError:
             if launcher := self.trainer.strategy.launcher:
                 launcher.kill(signal.SIGTERM)  # the other processes would say the same
+            with suppress(OSError):
+                self.run_folder.rmdir()  # where nothing was written yet
             raise
         if self.verb in ("validate", "test") and self.trainer.is_global_zero:
             file = self.run_folder / f"{self.verb}.json"
@@ -347,7 +347,7 @@ class Command(LightningCLI):
             file.write_text(json.dumps(report, indent=2) + "\n")
             say(f"written: {file}")
         elif not self.config.trainer.fast_dev_run:
-            say(f"run folder: {self.run_folder}")
+            say(f"finished: {self.run_folder}")
 
 
 def run_task(name: str, verb: str, arguments: list[str]) -> int:

@@ -206,7 +206,7 @@ def test_two_processes_tell_bad_data_once():
     assert answer.returncode == 1
     assert answer.stderr.count("attention-vision: error: CIFAR10: no readable data in nowhere") == 1
     assert "Traceback" not in answer.stderr
-    assert not Path("run/config.yaml").exists()
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(
