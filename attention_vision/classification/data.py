@@ -4,7 +4,7 @@ Batches are (images (B, 3, H, W) float normalised, labels (B,) int64); in predic
 paths).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,25 +12,30 @@ from typing import Any, Protocol
 import torch
 import torchvision
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
-from attention_vision.callbacks import mix, run_seed
-from attention_vision.classification.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Photographs,
-    Recipe,
-    SmallImages,
-)
+from attention_vision.callbacks import run_seed
+from attention_vision.classification.transforms import Photographs, Recipe, SmallImages
 from attention_vision.digits import CLASS_NAMES, single_digits
 from attention_vision.errors import InputError
-
-EXTENSIONS = torchvision.datasets.folder.IMG_EXTENSIONS
+from attention_vision.images import (
+    EXTENSIONS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    image_files,
+    read_image,
+)
+from attention_vision.sampling import (
+    EpochSampler,
+    evaluation_loader,
+    random_stream,
+    replicas,
+    train_loader,
+)
 
 SMALL_IMAGES, PHOTOGRAPHS = SmallImages(), Photographs()
 # No flips, which would make other digits; small turns, shifts and zooms instead.
@@ -115,36 +120,18 @@ class ClassificationData(LightningDataModule):
 
     def train_dataloader(self) -> StatefulDataLoader:
         """Shuffled full batches. Raises InputError when there is not even one."""
-        sampler = EpochSampler(self.train_images, *self._replicas(), seed=self.train_images.seed)
-        if len(sampler) < self.batch_size:
-            raise InputError(
-                f"batch_size {self.batch_size} is larger than the {len(sampler)} training images"
-                " of a process: lower data.init_args.batch_size"
-            )
-        if self.trainer is not None:
-            # Lightning tells the sampler only after the first epoch's workers have begun to load.
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
-        return StatefulDataLoader(
-            self.train_images, sampler=sampler, drop_last=True, **self._loading()
-        )
+        images = self.train_images
+        sampler = EpochSampler(images, *replicas(self.trainer), seed=images.seed)
+        return train_loader(self.trainer, sampler, self._loading())
 
     def val_dataloader(self) -> DataLoader:
-        replicas, rank = self._replicas()
-        sampler = None
-        if replicas > 1:  # torch's own sampler repeats images to make the parts equal
-            sampler = UnrepeatedDistributedSampler(self.val_images, replicas, rank, shuffle=False)
-        return DataLoader(self.val_images, sampler=sampler, **self._loading())
+        return evaluation_loader(self.trainer, self.val_images, self._loading())
 
     def test_dataloader(self) -> DataLoader:
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(self.predict_images, **self._loading())
-
-    def _replicas(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 1, 0
-        return self.trainer.world_size, self.trainer.global_rank
 
     def _loading(self) -> dict[str, Any]:
         return {
@@ -166,34 +153,6 @@ class ClassificationData(LightningDataModule):
         return source
 
 
-class EpochSampler(DistributedSampler):
-    """Shuffled (epoch, index) pairs, with its place in the epoch as state for the loader to save.
-
-    A DistributedSampler, so that Lightning leaves it alone and sets its epoch. A place that was
-    loaded counts for its own epoch only: loaded at an epoch's end, it is gone when the next begins.
-    """
-
-    def __init__(self, images: Dataset, replicas: int, rank: int, seed: int):
-        super().__init__(images, replicas, rank, shuffle=True, seed=seed, drop_last=True)
-        self.yielded = 0
-        self._resume: dict[int, int] = {}  # epoch -> samples to skip
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        # A generator: nothing below runs before the first sample is asked for.
-        epoch = self.epoch
-        self.yielded = self._resume.get(epoch, 0)
-        self._resume = {}
-        for index in list(super().__iter__())[self.yielded :]:
-            self.yielded += 1
-            yield epoch, index
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "yielded": self.yielded}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._resume = {state["epoch"]: state["yielded"]}
-
-
 class Augmented(Dataset):
     """Transformed (image, label) pairs; each image draws from a stream of its own.
 
@@ -210,27 +169,15 @@ class Augmented(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, label = self.source[index]
-        generator = (
-            torch.default_generator
-        )  # torch.manual_seed would touch the GPU's stream as well
-        state = generator.get_state()
-        generator.manual_seed(mix(self.seed, epoch, index))
-        try:
+        with random_stream(self.seed, epoch, index):
             return self.transform(image), int(label)
-        finally:
-            generator.set_state(state)
 
 
 class ImageFiles(Dataset):
     """All images below a folder in the order of their paths, as (image, path)."""
 
     def __init__(self, folder: str, transform: v2.Transform):
-        if not Path(folder).is_dir():
-            raise InputError(f"no folder {folder}: set data.init_args.images to a folder of images")
-        files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in EXTENSIONS)
-        self.files = sorted(str(path) for path in files)
-        if not self.files:
-            raise InputError(f"no images in {folder}: looked for {', '.join(EXTENSIONS)}")
+        self.files = image_files(folder)
         self.transform = transform
 
     def __len__(self) -> int:
@@ -238,15 +185,6 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         return self.transform(read_image(self.files[index])), self.files[index]
-
-
-def read_image(path: str) -> Image.Image:
-    """An RGB image. Raises InputError that names a file which cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {path}: repair or remove it ({error})") from None
 
 
 class InMemory:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torchvision.transforms import v2
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 @dataclass(frozen=True)
 class SmallImages:

@@ -1,0 +1,102 @@
+"""Order, random streams and loaders of data that resumes in mid-epoch, for all tasks.
+
+An image looks the same at any number of workers and after a resume, and evaluation counts every
+image once at any number of processes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from attention_vision.callbacks import mix
+from attention_vision.errors import InputError
+
+
+class EpochSampler(DistributedSampler):
+    """Shuffled (epoch, index) pairs, with its place in the epoch as state for the loader to save.
+
+    A DistributedSampler, so that Lightning leaves it alone and sets its epoch. A place that was
+    loaded counts for its own epoch only: loaded at an epoch's end, it is gone when the next begins.
+    """
+
+    def __init__(self, images: Dataset, replicas: int, rank: int, seed: int):
+        super().__init__(images, replicas, rank, shuffle=True, seed=seed, drop_last=True)
+        self.yielded = 0
+        self._resume: dict[int, int] = {}  # epoch -> samples to skip
+
+    def order(self) -> list[int]:
+        """The indices of this process in this epoch, from (seed, epoch, rank) alone."""
+        return list(super().__iter__())
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        # A generator: nothing below runs before the first sample is asked for.
+        epoch = self.epoch
+        self.yielded = self._resume.get(epoch, 0)
+        self._resume = {}
+        for index in self.order()[self.yielded :]:
+            self.yielded += 1
+            yield epoch, index
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "yielded": self.yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume = {state["epoch"]: state["yielded"]}
+
+
+@contextmanager
+def random_stream(*numbers: int) -> Iterator[None]:
+    """Inside, torch draws from a stream that follows from the numbers; outside, nothing changed.
+
+    An image that draws under (seed, epoch, index) does not depend on who loads it, or when.
+    """
+    generator = torch.default_generator  # torch.manual_seed would touch the GPU's stream as well
+    state = generator.get_state()
+    generator.manual_seed(mix(*numbers))
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def replicas(trainer: Trainer | None) -> tuple[int, int]:
+    """Number of processes and the rank of this one; a single one without a trainer."""
+    return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+
+
+def train_loader(
+    trainer: Trainer | None, sampler: EpochSampler, loading: dict[str, Any]
+) -> StatefulDataLoader:
+    """Shuffled full batches. Raises InputError when there is not even one.
+
+    Args:
+        trainer: tells the epoch, if there is one.
+        sampler: of the data set, `sampler.dataset`.
+        loading: what the loader takes besides, `batch_size` among it.
+    """
+    if len(sampler) < loading["batch_size"]:
+        raise InputError(
+            f"batch_size {loading['batch_size']} is larger than the {len(sampler)} training images"
+            " of a process: lower data.init_args.batch_size"
+        )
+    if trainer is not None:
+        # Lightning tells the sampler only after the first epoch's workers have begun to load.
+        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+    return StatefulDataLoader(sampler.dataset, sampler=sampler, drop_last=True, **loading)
+
+
+def evaluation_loader(
+    trainer: Trainer | None, images: Dataset, loading: dict[str, Any]
+) -> DataLoader:
+    """All images in order, divided among the processes without repeats."""
+    count, rank = replicas(trainer)
+    sampler = None
+    if count > 1:  # torch's own sampler repeats images to make the parts equal
+        sampler = UnrepeatedDistributedSampler(images, count, rank, shuffle=False)
+    return DataLoader(images, sampler=sampler, **loading)
