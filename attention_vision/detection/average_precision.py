@@ -1,0 +1,221 @@
+"""COCO's average precision, exact at any number of processes.
+
+Detections and ground truths are gathered as they are and evaluated once, by the code that the
+leaderboard runs; nothing is averaged over batches or processes.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from attention_vision.detection.boxes import to_pixels
+from attention_vision.errors import InputError
+
+# The order in which pycocotools summarises.
+NUMBERS = (
+    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+    "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
+)  # fmt: skip
+Detections = dict[str, Tensor]
+
+
+class Image(NamedTuple):
+    """What is known of one image, in float64 and pixels of the file; boxes are x, y, w, h."""
+
+    boxes: np.ndarray  # (k, 4)
+    scores: np.ndarray  # (k,)
+    labels: np.ndarray  # (k,)
+    true_boxes: np.ndarray  # (n, 4)
+    true_labels: np.ndarray  # (n,)
+    areas: np.ndarray  # (n,)
+    crowds: np.ndarray  # (n,)
+
+
+class COCOAveragePrecision(Metric):
+    """The 12 numbers of the COCO challenge for boxes, and AP per class.
+
+    `ap` is the mean over IoU 0.50, 0.55 ... 0.95, classes and 101 recalls; `ap50` and `ap75` are at
+    one IoU; `ar1`, `ar10`, `ar100` the largest recall with that many detections per image. Small
+    is an area of up to 32^2 pixels, medium to 96^2, large beyond, where area is the annotation's
+    (of the mask, in COCO). At most 100 detections per image and class count, the best scored. A
+    crowd is no object to find: detections on it count neither way. A number without ground truth
+    is -1.
+
+    An image counts once, by its `image_id`, even if a process repeats it; a process may have none.
+
+    Args:
+        class_names: name of each label, for `per_class`; numbers where none are given.
+        category_ids: category of each label, for `per_class` where there are no names.
+        engine: "faster_coco_eval" gives the same numbers sooner, from the extra `speed`.
+
+    Raises InputError where the engine is not installed.
+    """
+
+    full_state_update = False
+
+    def __init__(
+        self,
+        class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int] | None = None,
+        engine: Literal["pycocotools", "faster_coco_eval"] = "pycocotools",
+    ):
+        super().__init__()
+        self.names = class_names if class_names is not None else category_ids
+        load_engine(engine)  # a missing one is told now, not after the first epoch
+        self.engine = engine
+        self.class_ap: dict[str, float] = {}
+        self.add_state("images", default=[], dist_reduce_fx=None)  # (image_id, Image) pairs
+
+    def update(self, predictions: list[Detections], targets: list[dict[str, Any]]) -> None:
+        """Adds images.
+
+        Args:
+            predictions: per image `boxes` (k, 4) xyxy in pixels of the file, `scores` (k,) and
+                `labels` (k,).
+            targets: per image `image_id`, `orig_size` (h, w), `boxes` (n, 4) cxcywh in 0..1,
+                `labels`, `area` and `iscrowd`, all (n,), crowds included.
+
+        Raises InputError for predictions that are not finite, which sort in no order.
+        """
+        for found, target in zip(predictions, targets, strict=True):
+            image_id = int(target["image_id"])
+            size = torch.as_tensor(target["orig_size"]).cpu().double()
+            image = Image(
+                _xywh(_array(found["boxes"])),
+                _array(found["scores"]),
+                _array(found["labels"]),
+                _xywh(to_pixels(target["boxes"].detach().cpu().double(), size).numpy()),
+                _array(target["labels"]),
+                _array(target["area"]),
+                _array(target["iscrowd"]),
+            )
+            if not (np.isfinite(image.boxes).all() and np.isfinite(image.scores).all()):
+                raise InputError(
+                    f"a box or score predicted for image {image_id} is not finite: the network has"
+                    " diverged, lower the learning rate or start from an earlier checkpoint"
+                )
+            self.images.append((image_id, image))
+
+    def compute(self) -> dict[str, float]:
+        """The 12 numbers by name, of all processes: all of them call it."""
+        images = dict(reversed(self.images))  # the first of two with one id stays
+        images = dict(sorted(images.items()))
+        numbers, per_class = evaluate(*_coco_format(images), self.engine)
+        self.class_ap = {self._name(label): ap for label, ap in per_class.items()}
+        return dict(zip(NUMBERS, numbers, strict=True))
+
+    def per_class(self) -> dict[str, float]:
+        """AP of each class that has ground truth, by name. Computes first if need be."""
+        self.compute()
+        return self.class_ap
+
+    def _name(self, label: int) -> str:
+        return str(label if self.names is None else self.names[label])
+
+    def _sync_dist(
+        self, dist_sync_fn: Callable | None = None, process_group: Any | None = None
+    ) -> None:
+        """Gathers objects: as tensors, a process without images has shapes that fit no other's."""
+        group = process_group or self.process_group
+        parts: list[list] = [[] for _ in range(torch.distributed.get_world_size(group))]
+        torch.distributed.all_gather_object(parts, self.images, group=group)
+        self.images = [pair for part in parts for pair in part]
+
+    def _apply(self, fn: Callable, exclude_state: Sequence[str] = ()) -> torch.nn.Module:
+        return super()._apply(fn, exclude_state=("images", *exclude_state))  # stays on the CPU
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().double().numpy()
+
+
+def _xywh(boxes: np.ndarray) -> np.ndarray:
+    boxes = boxes.reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _coco_format(images: dict[int, Image]) -> tuple[dict[str, list], dict[str, list]]:
+    """Ground truths and detections as the engines read them; ids start at 1, since 0 is unmatched.
+
+    Detections keep their order within an image: it decides between equal scores.
+    """
+    truths, detections = [], []
+    for image_id, image in images.items():
+        for box, label, area, crowd in zip(
+            image.true_boxes.tolist(), image.true_labels, image.areas, image.crowds, strict=True
+        ):
+            truths.append(_annotation(len(truths), image_id, label, box, area, crowd))
+        for box, label, score in zip(
+            image.boxes.tolist(), image.labels, image.scores.tolist(), strict=True
+        ):
+            found = _annotation(len(detections), image_id, label, box, box[2] * box[3], 0)
+            detections.append({**found, "score": score})
+    labels = sorted({annotation["category_id"] for annotation in [*truths, *detections]})
+    shared = {
+        "images": [{"id": image_id} for image_id in images],
+        "categories": [{"id": label} for label in labels],
+    }
+    return {**shared, "annotations": truths}, {**shared, "annotations": detections}
+
+
+def _annotation(
+    before: int, image_id: int, label: float, box: list[float], area: float, crowd: float
+) -> dict[str, Any]:
+    return {
+        "id": before + 1,
+        "image_id": image_id,
+        "category_id": int(label),
+        "bbox": box,
+        "area": float(area),
+        "iscrowd": int(crowd),
+    }
+
+
+def evaluate(truths: dict, detections: dict, engine: str) -> tuple[list[float], dict[int, float]]:
+    """Data sets in COCO format -> the 12 numbers, and AP by label of those with ground truth."""
+    if not truths["annotations"]:
+        return [-1.0] * len(NUMBERS), {}
+    index, evaluation = load_engine(engine)
+    with redirect_stdout(io.StringIO()):  # pycocotools prints at every step
+        sides = []
+        for dataset in (truths, detections):
+            side = index()  # given results as a list, it would demand that there is one
+            side.dataset = dataset
+            side.createIndex()
+            sides.append(side)
+        evaluated = evaluation(*sides, "bbox")
+        evaluated.evaluate()
+        evaluated.accumulate()
+        evaluated.summarize()
+    numbers = [float(number) for number in evaluated.stats[: len(NUMBERS)]]
+    # (IoU, recall, class, area, detections): all areas, 100 detections
+    precision = evaluated.eval["precision"][:, :, :, 0, -1]
+    labels = [category["id"] for category in truths["categories"]]
+    by_label = {label: precision[:, :, place] for place, label in enumerate(labels)}
+    return numbers, {
+        label: float(values.mean()) for label, values in by_label.items() if values.max() > -1
+    }
+
+
+def load_engine(engine: str) -> tuple[type, type]:
+    """The engine's index of a data set and its evaluation. Raises InputError without it."""
+    if engine == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    if engine != "faster_coco_eval":
+        raise InputError(f"no engine {engine}: pycocotools or faster_coco_eval")
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError:
+        raise InputError(
+            'the engine faster_coco_eval is missing: pip install "attention-vision[speed]"'
+        ) from None
+    return COCO, COCOeval_faster
