@@ -26,19 +26,39 @@ class Layout:
         name: for messages.
         signature: keys that only this layout has, all of them.
         renames: (pattern, replacement) pairs, applied in turn to the start of every key.
+        backbone: pattern of what stands before the keys of a backbone ...
+        backbone_renames: ... and the renames of what follows.
     """
 
     name: str
     signature: tuple[str, ...]
     renames: tuple[tuple[str, str], ...]
+    backbone: str = ""
+    backbone_renames: tuple[tuple[str, str], ...] = ()
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {self.rename(key): value for key, value in state.items()}
+        return stack_projections({self.rename(key): value for key, value in state.items()})
 
     def rename(self, key: str) -> str:
-        for pattern, replacement in self.renames:
-            key = re.sub(f"^{pattern}", replacement, key)
-        return key
+        prefix = re.match(self.backbone, key) if self.backbone else None
+        if prefix:
+            return "backbone." + renamed(key[prefix.end() :], self.backbone_renames)
+        return renamed(key, self.renames)
+
+
+def renamed(key: str, renames: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in renames:
+        key = re.sub(f"^{pattern}", replacement, key)
+    return key
+
+
+def stack_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values that have a matrix each, `qkv.0` to `qkv.2`, share one here."""
+    for key in [key for key in state if ".qkv.0." in key]:
+        parts = [key.replace(".qkv.0.", f".qkv.{part}.") for part in range(3)]
+        if state.keys() >= set(parts):
+            state[key.replace(".qkv.0.", ".qkv.")] = torch.cat([state.pop(one) for one in parts])
+    return state
 
 
 RESNET = (
@@ -52,6 +72,22 @@ RESNET = (
     (r"(stages\.\d+\.\d+)\.se\.fc2\.", r"\1.attention.excite."),
     (r"fc\.", "head."),
 )
+
+# The ResNet of Hugging Face, which counts stages, layers and convolutions from 0.
+HUGGING_FACE_RESNET = (
+    (r"embedder\.embedder\.convolution\.", "stem.conv."),
+    (r"embedder\.embedder\.normalization\.", "stem.norm."),
+    (r"encoder\.stages\.(\d)\.layers\.(\d+)\.", r"stages.\1.\2."),
+    (r"(stages\.\d\.\d+)\.shortcut\.convolution\.", r"\1.shortcut.0."),
+    (r"(stages\.\d\.\d+)\.shortcut\.normalization\.", r"\1.shortcut.1."),
+    *(
+        (rf"(stages\.\d\.\d+)\.layer\.{number}\.{theirs}\.", rf"\1.{ours}{number + 1}.")
+        for number in range(3)
+        for theirs, ours in (("convolution", "conv"), ("normalization", "norm"))
+    ),
+)
+
+DETR_LAYER = r"(transformer\.(?:en|de)coder\.\d+)"
 
 LAYOUTS = (
     Layout("ResNet of torchvision or timm", ("conv1.weight", "layer1.0.conv1.weight"), RESNET),
@@ -86,23 +122,84 @@ LAYOUTS = (
             (r"heads\.head\.", "head."),
         ),
     ),
+    Layout(
+        "DETR of the official release",
+        ("query_embed.weight", "input_proj.weight", "class_embed.weight"),
+        (
+            (r"query_embed\.", "queries."),
+            (r"input_proj\.", "projection."),
+            (r"class_embed\.", "class_head."),
+            *((rf"bbox_embed\.layers\.{layer}\.", f"box_head.{2 * layer}.") for layer in range(3)),
+            (r"transformer\.(en|de)coder\.norm\.", r"transformer.\1coder_norm."),
+            (r"transformer\.(en|de)coder\.layers\.", r"transformer.\1coder."),
+            (DETR_LAYER + r"\.self_attn\.in_proj_", r"\1.self_attention.qkv."),
+            (DETR_LAYER + r"\.self_attn\.out_proj\.", r"\1.self_attention.out."),
+            (DETR_LAYER + r"\.multihead_attn\.in_proj_", r"\1.cross_attention.qkv."),
+            (DETR_LAYER + r"\.multihead_attn\.out_proj\.", r"\1.cross_attention.out."),
+            (DETR_LAYER + r"\.linear1\.", r"\1.feed_forward.expand."),
+            (DETR_LAYER + r"\.linear2\.", r"\1.feed_forward.reduce."),
+            (DETR_LAYER + r"\.norm(\d)\.", r"\1.residual\2.norm."),
+        ),
+        backbone=r"backbone\.0\.body\.",
+        backbone_renames=RESNET,
+    ),
+    Layout(
+        "DETR of Hugging Face",
+        ("model.query_position_embeddings.weight", "class_labels_classifier.weight"),
+        (
+            (r"model\.query_position_embeddings\.", "queries."),
+            (r"model\.input_projection\.", "projection."),
+            (r"class_labels_classifier\.", "class_head."),
+            *(
+                (rf"bbox_predictor\.layers\.{layer}\.", f"box_head.{2 * layer}.")
+                for layer in range(3)
+            ),
+            (r"model\.decoder\.layernorm\.", "transformer.decoder_norm."),
+            (r"model\.(en|de)coder\.layers\.", r"transformer.\1coder."),
+            (DETR_LAYER + r"\.self_attn\.", r"\1.self_attention."),
+            (DETR_LAYER + r"\.encoder_attn\.", r"\1.cross_attention."),
+            *(
+                (
+                    DETR_LAYER + rf"\.(self|cross)_attention\.{theirs}_proj\.",
+                    rf"\1.\2_attention.{ours}.",
+                )
+                for theirs, ours in (("q", "qkv.0"), ("k", "qkv.1"), ("v", "qkv.2"))
+            ),
+            # out_proj, fc1 and fc2 before transformers 5, o_proj, mlp.fc1 and mlp.fc2 since.
+            (DETR_LAYER + r"\.(self|cross)_attention\.o(?:ut)?_proj\.", r"\1.\2_attention.out."),
+            (DETR_LAYER + r"\.(?:mlp\.)?fc1\.", r"\1.feed_forward.expand."),
+            (DETR_LAYER + r"\.(?:mlp\.)?fc2\.", r"\1.feed_forward.reduce."),
+            (DETR_LAYER + r"\.self_attn_layer_norm\.", r"\1.residual1.norm."),
+            (DETR_LAYER + r"\.encoder_attn_layer_norm\.", r"\1.residual2.norm."),
+            (r"(transformer\.encoder\.\d+)\.final_layer_norm\.", r"\1.residual2.norm."),
+            (r"(transformer\.decoder\.\d+)\.final_layer_norm\.", r"\1.residual3.norm."),
+        ),
+        # conv_encoder only before transformers 5; the ResNet is timm's or Hugging Face's own.
+        backbone=r"model\.backbone\.(?:conv_encoder\.)?model\.",
+        backbone_renames=HUGGING_FACE_RESNET + RESNET,
+    ),
 )
 
 
-def load_official(model: Model, source: str | Path | Mapping[str, Tensor]) -> Model:
+def load_official(
+    model: Model, source: str | Path | Mapping[str, Tensor], leave_out: tuple[str, ...] = ()
+) -> Model:
     """Load the weights that another library or a paper's authors released.
 
     Recognised by their keys: ResNet of torchvision and timm, SE-ResNet of timm, ViT of torchvision,
-    ViT and DeiT of timm. The model's own state dict is taken as it is.
+    ViT and DeiT of timm, DETR of the official release and of Hugging Face, before transformers 5
+    and since. The model's own state dict is taken as it is.
 
     Args:
         model: a network of this package with the shapes of the weights.
         source: a state dict, or a file that `torch.load(weights_only=True)` or safetensors reads;
             a dict that holds one under "state_dict" or "model" is opened, and the prefix "module."
             of a parallel wrapper is cut off.
+        leave_out: starts of this package's keys that are not loaded: `("class_head.",)` fine-tunes
+            DETR on other classes, `("head.",)` gives a backbone the weights of a classifier.
 
     Returns:
-        the same model, all of its weights loaded.
+        the same model, all of its weights loaded but those left out.
 
     Raises:
         InputError: the file cannot be read, the keys belong to no known layout, or something does
@@ -125,6 +222,19 @@ def load_official(model: Model, source: str | Path | Mapping[str, Tensor]) -> Mo
             f"known are {'; '.join(one.name for one in LAYOUTS)}"
         )
 
+    # Frozen batch norms do not count batches.
+    counters = [key for key in state.keys() - own.keys() if key.endswith(".num_batches_tracked")]
+    left_out = {key for key in own.keys() | state.keys() if key.startswith(leave_out)}
+    state = {key: value for key, value in state.items() if key not in left_out | set(counters)}
+    own = {key: value for key, value in own.items() if key not in left_out}
+
+    name = layout.name if layout else "this package's own"
+    theirs, ours = (classes_of(one) for one in (state, own))
+    if None not in (theirs, ours) and theirs != ours:
+        raise InputError(
+            f"{where} ({name}) detects {theirs} classes, the model {ours}: set num_classes to "
+            f'{theirs} (COCO ids as they are need 91), or leave out "class_head." to fine-tune'
+        )
     problems = [f"{key} is missing" for key in own.keys() - state.keys()]
     problems += [f"{key} has no place" for key in state.keys() - own.keys()]
     problems += [
@@ -135,10 +245,14 @@ def load_official(model: Model, source: str | Path | Mapping[str, Tensor]) -> Mo
     if problems:
         shown = "; ".join(sorted(problems)[:8])
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        name = layout.name if layout else "this package's own"
         raise InputError(f"{where} ({name}) does not fit the model: {shown}{more}")
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # all but what is left out, as checked above
     return model
+
+
+def classes_of(state: Mapping[str, Tensor]) -> int | None:
+    """Classes of a detector, whose last logit is no-object."""
+    return len(state["class_head.bias"]) - 1 if "class_head.bias" in state else None
 
 
 def read(path: str | Path) -> Mapping[str, Tensor]:

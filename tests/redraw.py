@@ -9,8 +9,9 @@ from torch import nn
 
 
 def redraw(model: nn.Module, seed: int) -> nn.Module:
-    """Weights ~ N(0, 1/fan_in), norm scales ~ U(0.5, 1.5), biases and other vectors ~ N(0, 0.1²),
-    running means ~ N(0, 0.1²) and running variances ~ U(0.5, 1.5)."""
+    """Weights ~ N(0, 1/fan_in), embeddings ~ N(0, 1), norm scales ~ U(0.5, 1.5), biases and other
+    vectors ~ N(0, 0.1²), running means ~ N(0, 0.1²) and running variances ~ U(0.5, 1.5). Frozen
+    batch norms, of whichever library, have all four as buffers and are drawn alike."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(tensor: torch.Tensor, std: float) -> None:
@@ -25,13 +26,16 @@ def redraw(model: nn.Module, seed: int) -> nn.Module:
             for name, parameter in module.named_parameters(recurse=False):
                 if norm and name == "weight":
                     uniform(parameter)
+                elif isinstance(module, nn.Embedding):
+                    normal(parameter, 1.0)
                 elif parameter.ndim >= 2:
                     normal(parameter, parameter[0].numel() ** -0.5)
                 else:
                     normal(parameter, 0.1)
-            for name, buffer in module.named_buffers(recurse=False):
-                if name == "running_mean":
-                    normal(buffer, 0.1)
-                elif name == "running_var":
-                    uniform(buffer)
+            buffers = dict(module.named_buffers(recurse=False))
+            if "running_var" in buffers:
+                for name in buffers.keys() & {"weight", "running_var"}:
+                    uniform(buffers[name])
+                for name in buffers.keys() & {"bias", "running_mean"}:
+                    normal(buffers[name], 0.1)
     return model

@@ -29,6 +29,16 @@ def shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
     return nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))
 
 
+def hide(x: Tensor, padding: Tensor | None) -> Tensor:
+    """Zero (B, C, H, W) where padding (B, 1, H, W) is True; as it is without one."""
+    return x if padding is None else x.masked_fill(padding, 0)
+
+
+def shrink(padding: Tensor | None, stride: int) -> Tensor | None:
+    """Padding after a convolution or pool, whose outputs stand at every stride-th input."""
+    return padding if padding is None else padding[..., ::stride, ::stride]
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions; attention after the last norm, before the residual is added."""
 
@@ -39,6 +49,7 @@ class BasicBlock(nn.Module):
         norm: Norm, attention: FeatureAttention, drop: float,
     ):  # fmt: skip
         super().__init__()
+        self.stride = stride
         self.conv1 = conv(inputs, width, 3, stride, dilation)
         self.norm1 = norm(width)
         self.conv2 = conv(width, width, 3, dilation=dilation)
@@ -51,10 +62,12 @@ class BasicBlock(nn.Module):
     def last_norm(self) -> nn.Module:
         return self.norm2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        after = shrink(padding, self.stride)
         y = self.norm1(self.conv1(x)).relu()
-        y = self.norm2(self.conv2(y))
-        return (self.shortcut(x) + self.drop(self.attention(y))).relu()
+        y = self.norm2(self.conv2(hide(y, after)))
+        y = self.attention(hide(y, after))
+        return hide((self.shortcut(x) + self.drop(y)).relu(), after)
 
 
 class Bottleneck(nn.Module):
@@ -68,6 +81,7 @@ class Bottleneck(nn.Module):
     ):  # fmt: skip
         super().__init__()
         outputs = width * self.expansion
+        self.stride = stride
         self.conv1 = conv(inputs, width, 1)
         self.norm1 = norm(width)
         self.conv2 = conv(width, width, 3, stride, dilation)
@@ -82,11 +96,43 @@ class Bottleneck(nn.Module):
     def last_norm(self) -> nn.Module:
         return self.norm3
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        after = shrink(padding, self.stride)
         y = self.norm1(self.conv1(x)).relu()
-        y = self.norm2(self.conv2(y)).relu()
+        y = self.norm2(self.conv2(hide(y, padding))).relu()
         y = self.norm3(self.conv3(y))
-        return (self.shortcut(x) + self.drop(self.attention(y))).relu()
+        y = self.attention(hide(y, after))
+        return hide((self.shortcut(x) + self.drop(y)).relu(), after)
+
+
+class Stem(nn.Sequential):
+    """Convolution, norm, ReLU and pool."""
+
+    def __init__(self, inputs: int, width: int, kind: Literal["imagenet", "cifar"], norm: Norm):
+        super().__init__()
+        kernel, stride = (7, 2) if kind == "imagenet" else (3, 1)
+        self.conv = conv(inputs, width, kernel, stride)
+        self.norm = norm(width)
+        self.relu = nn.ReLU()
+        self.pool = nn.MaxPool2d(3, 2, 1) if kind == "imagenet" else nn.Identity()
+        self.stride = 4 if kind == "imagenet" else 1
+
+    def forward(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
+        x = self.relu(self.norm(self.conv(hide(images, padding))))
+        # Zeros pass through the pool like the border it sees alone: nothing is below 0 after ReLU.
+        x = self.pool(hide(x, shrink(padding, self.conv.stride[0])))
+        return hide(x, shrink(padding, self.stride))
+
+
+class Stage(nn.Sequential):
+    """Blocks of one resolution, the first of which may halve it, and a slot for attention."""
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        *blocks, attention = self
+        for block in blocks:
+            x = block(x, padding)
+            padding = shrink(padding, block.stride)
+        return hide(attention(x), padding)
 
 
 # Blocks per stage. 18 to 152: He et al. (arXiv 1512.03385), Table 1. 20 to 110: the three stages of
@@ -164,14 +210,8 @@ class ResNet(Backbone):
         block, blocks = DEPTHS[depth]
         self.num_classes = num_classes
 
-        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
-        self.stem = nn.Sequential()
-        self.stem.conv = conv(in_channels, width, kernel, stride)
-        self.stem.norm = norm(width)
-        self.stem.relu = nn.ReLU()
-        self.stem.pool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
-        stride = 4 if stem == "imagenet" else 1
-
+        self.stem = Stem(in_channels, width, stem, norm)
+        stride = self.stem.stride
         self.stages = nn.ModuleList()
         channels, strides, inputs = [], [], width
         rates = iter(torch.linspace(0, stochastic_depth, sum(blocks)).tolist())
@@ -181,7 +221,7 @@ class ResNet(Backbone):
             after = here if attention_at == "stages" else nn.Identity
             dilated = dilation and number == len(blocks)
             step = 1 if number == 1 or dilated else 2
-            stage = nn.Sequential()
+            stage = Stage()
             for index in range(count):
                 first = index == 0  # of a dilated stage sees undilated maps still, as torchvision's
                 shape = (inputs, width, step if first else 1, 2 if dilated and not first else 1)
@@ -204,11 +244,21 @@ class ResNet(Backbone):
         for part in [self.stem, *self.stages][: 5 - trainable_stages]:
             part.requires_grad_(False)
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """(B, in_channels, H, W) -> one map a stage, strides 4 8 16 32 with the ImageNet stem."""
-        x = self.stem(images)
+    def features(self, images: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
+        """(B, in_channels, H, W) -> one map a stage, strides 4 8 16 32 with the ImageNet stem.
+
+        Args:
+            padding_mask: (B, H, W) bool, True where padded. Given one, padded places are zero
+                before every convolution and pool that looks at neighbours, before attention, and in
+                the maps, as is the world around an image that is not padded. In a map of stride S
+                the places of `padding_mask[:, ::S, ::S]` are padded. Maps of an image then do not
+                depend on its padding, unless attention pools over the whole map or a batch norm
+                is in training.
+        """
+        padding = None if padding_mask is None else padding_mask[:, None]
+        x = self.stem(images, padding)
         maps = []
-        for stage in self.stages:
-            x = stage(x)
+        for stage, stride in zip(self.stages, (self.stem.stride, *self.strides[:-1]), strict=True):
+            x = stage(x, shrink(padding, stride))
             maps.append(x)
         return maps

@@ -1,0 +1,134 @@
+"""Which query answers for which object: bipartite matching."""
+
+import warnings
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from attention_vision.detection.boxes import giou, to_corners
+from attention_vision.errors import InputError
+
+Outputs = list[dict[str, Tensor]]
+Targets = list[dict[str, Tensor]]
+Matches = list[list[tuple[Tensor, Tensor]]]
+
+
+class HungarianMatcher(nn.Module):
+    """Assigns objects to queries at the least total cost (DETR, arXiv 2005.12872, eq. 1).
+
+    Cost of a pair: class_cost * -probability of the object's class + box_cost * L1 distance of the
+    boxes (cxcywh) + giou_cost * -GIoU.
+
+    The release builds the costs of every query of the batch against every object of the batch,
+    layer by layer, and throws all but the diagonal blocks away. Here an image's queries meet only
+    its own objects, padded to the most that an image of the batch has, and all decoder layers
+    leave the device in one transfer.
+
+    An image without objects has no pair. With more objects than queries, as in the release, every
+    query gets an object and the objects that would cost most have none; the first time this
+    happens, a warning says so.
+    """
+
+    def __init__(self, class_cost: float = 1.0, box_cost: float = 5.0, giou_cost: float = 2.0):
+        super().__init__()
+        self.class_cost = class_cost
+        self.box_cost = box_cost
+        self.giou_cost = giou_cost
+        self.warned = False
+
+    @torch.no_grad()
+    def forward(self, outputs: Outputs, targets: Targets) -> Matches:
+        """Match every decoder layer by itself.
+
+        Args:
+            outputs: of L layers, `logits` (B, Q, num_classes + 1) and `boxes` (B, Q, 4) cxcywh.
+            targets: of B images, `labels` (n,) and `boxes` (n, 4) cxcywh; `image_id` for messages.
+
+        Returns:
+            for every layer, for every image, (query indices, object indices), int64 on the CPU,
+            queries in ascending order.
+
+        Raises:
+            InputError: a cost is not finite, or a label is no class; the message names the image.
+        """
+        counts = [len(target["labels"]) for target in targets]
+        costs = self.costs(outputs, targets, max(counts)).cpu()
+        if not costs.isfinite().all():  # perhaps only where padded
+            self.refuse(costs, outputs, targets)
+        self.warn(counts, costs.shape[-1], targets)
+        matches = []
+        for layer in costs.numpy():
+            pairs = [
+                linear_sum_assignment(image[:count].T)
+                for image, count in zip(layer, counts, strict=True)
+            ]
+            matches.append(
+                [
+                    (torch.from_numpy(queries), torch.from_numpy(objects))
+                    for queries, objects in pairs
+                ]
+            )
+        return matches
+
+    def costs(self, outputs: Outputs, targets: Targets, most: int) -> Tensor:
+        """(L, B, most, Q) in fp32, also under autocast; NaN where a label is no class."""
+        boxes = torch.stack([layer["boxes"] for layer in outputs]).float()
+        labels = torch.zeros(len(targets), most, dtype=torch.int64, device=boxes.device)
+        objects = boxes.new_zeros(len(targets), most, 4)
+        for image, target in enumerate(targets):
+            labels[image, : len(target["labels"])] = target["labels"]
+            objects[image, : len(target["labels"])] = target["boxes"]
+
+        classes = outputs[0]["logits"].shape[-1] - 1
+        wanted = labels.clamp(0, classes - 1)[:, None].expand(-1, boxes.shape[2], -1)
+        # Layer by layer, since the probabilities of all classes are by far the largest tensor.
+        probability = torch.stack(
+            [layer["logits"].float().softmax(-1).gather(-1, wanted) for layer in outputs]
+        ).mT
+        no_class = (labels < 0) | (labels >= classes)
+        probability = probability.masked_fill(no_class[..., None], torch.nan)
+
+        boxes, objects = boxes[:, :, None], objects[:, :, None]  # (L, B, 1, Q, 4), (B, n, 1, 4)
+        distance = sum(
+            (a - b).abs() for a, b in zip(boxes.unbind(-1), objects.unbind(-1), strict=True)
+        )
+        overlap = giou(to_corners(boxes), to_corners(objects))
+        return self.box_cost * distance - self.class_cost * probability - self.giou_cost * overlap
+
+    def refuse(self, costs: Tensor, outputs: Outputs, targets: Targets) -> None:
+        """Raise one line that names the first image with a cost that is not finite, and why."""
+        for image, target in enumerate(targets):
+            labels, objects = target["labels"], target["boxes"]
+            bad = ~costs[:, image, : len(labels)].isfinite()
+            if not bad.any():
+                continue
+            layer = int(bad.flatten(1).any(1).nonzero()[0])
+            classes = outputs[0]["logits"].shape[-1] - 1
+            outside = labels[(labels < 0) | (labels >= classes)]
+            if len(outside):
+                reason = f"label {int(outside[0])} is none of 0..{classes - 1}; labels start at 0"
+            elif not objects.isfinite().all():
+                reason = "a box of its annotations is not finite; correct the annotations"
+            else:
+                reason = (
+                    f"decoder layer {layer} predicts numbers that are not finite; "
+                    "lower the learning rate or clip gradients"
+                )
+            raise InputError(f"image {name(target, image)}: no matching cost, {reason}")
+
+    def warn(self, counts: list[int], queries: int, targets: Targets) -> None:
+        if self.warned or max(counts) <= queries:
+            return
+        self.warned = True
+        image = counts.index(max(counts))
+        warnings.warn(
+            f"image {name(targets[image], image)} has {max(counts)} objects and the model only "
+            f"{queries} queries: the others are not trained on; raise num_queries",
+            stacklevel=3,
+        )
+
+
+def name(target: dict[str, Tensor], place: int) -> str:
+    """What a message calls an image."""
+    return str(int(target["image_id"])) if "image_id" in target else f"{place} of the batch"
