@@ -1,0 +1,117 @@
+"""The scales and crops of detection as a few numbers, on torchvision.transforms.v2.
+
+A recipe maps (PIL image, tv_tensors.BoundingBoxes) to a normalised float image (3, h, w) and the
+boxes (n, 4) in its pixels. Geometry works on the PIL image, whose bilinear filter the released
+weights were trained and measured with.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """DETR's recipe (arXiv 2005.12872, section A.4, and `datasets/coco.py` of the release).
+
+    Attributes:
+        flip: probability of a horizontal flip.
+        short_sides: one is drawn for each training image, in pixels.
+        longest: of the other side, in pixels; the short side gives way to it.
+        crop: probability that a part is cut out before that resize.
+        crop_short_sides: of the image that the part is cut from; one is drawn.
+        crop_least: smallest side of the part, in pixels.
+        crop_most: largest side of the part, in pixels.
+        evaluation: short side in evaluation and prediction, in pixels.
+    """
+
+    flip: float = 0.5
+    short_sides: tuple[int, ...] = SCALES
+    longest: int = 1333
+    crop: float = 0.5
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    crop_least: int = 384
+    crop_most: int = 600
+    evaluation: int = 800
+
+    def train(self, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
+        resize = RandomShortSide(self.short_sides, self.longest)
+        part = v2.Compose(
+            [
+                RandomShortSide(self.crop_short_sides, None),
+                RandomPart(self.crop_least, self.crop_most),
+                resize,
+            ]
+        )
+        scaled = v2.RandomChoice([resize, part], p=[1 - self.crop, self.crop])
+        return _normalise([v2.RandomHorizontalFlip(self.flip), scaled], mean, std)
+
+    def evaluate(self, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
+        return _normalise([RandomShortSide((self.evaluation,), self.longest)], mean, std)
+
+
+class RandomShortSide(v2.Transform):
+    """Resizes to a short side drawn from a few, the long side bounded, the aspect kept.
+
+    Rounds as the release does; torchvision's own `RandomShortestSize` differs by a pixel.
+    """
+
+    def __init__(self, short_sides: tuple[int, ...], longest: int | None):
+        super().__init__()
+        self.short_sides, self.longest = short_sides, longest
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        drawn = self.short_sides[int(torch.randint(len(self.short_sides), ()))]
+        return {"size": resized(v2.query_size(flat_inputs), drawn, self.longest)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(functional.resize, inpt, list(params["size"]), antialias=True)
+
+
+def resized(size: tuple[int, int], short: int, longest: int | None) -> tuple[int, int]:
+    """(height, width) of an image scaled to a short side, or less where the long one is bounded."""
+    low, high = sorted(size)
+    if longest is not None and high / low * short > longest:
+        short = round(longest * low / high)
+    long = int(short * high / low)
+    return (short, long) if size[0] <= size[1] else (long, short)
+
+
+class RandomPart(v2.Transform):
+    """Cuts out a rectangle whose sides are drawn from least..most pixels, at most the image's."""
+
+    def __init__(self, least: int, most: int):
+        super().__init__()
+        self.least, self.most = least, most
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        params = {}
+        for side, corner, extent in zip(
+            ("height", "width"), ("top", "left"), v2.query_size(flat_inputs), strict=True
+        ):
+            most = min(self.most, extent)
+            params[side] = int(torch.randint(min(self.least, most), most + 1, ()))
+            params[corner] = int(torch.randint(extent - params[side] + 1, ()))
+        return params
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(functional.crop, inpt, **params)
+
+
+def _normalise(
+    geometry: list[v2.Transform], mean: tuple[float, ...], std: tuple[float, ...]
+) -> v2.Transform:
+    return v2.Compose(
+        [
+            *geometry,
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+            v2.ToPureTensor(),
+        ]
+    )
