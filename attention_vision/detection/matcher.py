@@ -91,9 +91,10 @@ class HungarianMatcher(nn.Module):
 
         boxes, objects = boxes[:, :, None], objects[:, :, None]  # (L, B, 1, Q, 4), (B, n, 1, 4)
         distance = sum(
-            (a - b).abs() for a, b in zip(boxes.unbind(-1), objects.unbind(-1), strict=True)
+            (a - b).abs()
+            for a, b in zip(planar(boxes).unbind(-1), planar(objects).unbind(-1), strict=True)
         )
-        overlap = giou(to_corners(boxes), to_corners(objects))
+        overlap = giou(planar(to_corners(boxes)), planar(to_corners(objects)))
         return self.box_cost * distance - self.class_cost * probability - self.giou_cost * overlap
 
     def refuse(self, costs: Tensor, outputs: Outputs, targets: Targets) -> None:
@@ -127,6 +128,11 @@ class HungarianMatcher(nn.Module):
             f"{queries} queries: the others are not trained on; raise num_queries",
             stacklevel=3,
         )
+
+
+def planar(boxes: Tensor) -> Tensor:
+    """The same boxes, each coordinate adjacent in memory: arithmetic on them is vectorised."""
+    return boxes.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
 def name(target: dict[str, Tensor], place: int) -> str:
