@@ -34,8 +34,9 @@ def redraw(model: nn.Module, seed: int) -> nn.Module:
                     normal(parameter, 0.1)
             buffers = dict(module.named_buffers(recurse=False))
             if "running_var" in buffers:
-                for name in buffers.keys() & {"weight", "running_var"}:
-                    uniform(buffers[name])
-                for name in buffers.keys() & {"bias", "running_mean"}:
-                    normal(buffers[name], 0.1)
+                for name, buffer in buffers.items():
+                    if name in ("weight", "running_var"):
+                        uniform(buffer)
+                    elif name in ("bias", "running_mean"):
+                        normal(buffer, 0.1)
     return model
