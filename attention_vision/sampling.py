@@ -94,8 +94,16 @@ def train_loader(
 def evaluation_loader(
     trainer: Trainer | None, images: Dataset, loading: dict[str, Any]
 ) -> DataLoader:
-    """All images in order, divided among the processes without repeats."""
+    """All images in order, divided among the processes without repeats.
+
+    Raises InputError where a process would have none: it would not join the others' collectives.
+    """
     count, rank = replicas(trainer)
+    if len(images) < count:
+        raise InputError(
+            f"{len(images)} images to evaluate cannot be divided among {count} processes: lower"
+            " trainer.devices"
+        )
     sampler = None
     if count > 1:  # torch's own sampler repeats images to make the parts equal
         sampler = UnrepeatedDistributedSampler(images, count, rank, shuffle=False)

@@ -170,7 +170,7 @@ class DetectionData(LightningDataModule):
             pairs = enumerate(zip_longest(trained, here, fillvalue=("none", "no class")))
             label, (was, now) = next((k, pair) for k, pair in pairs if pair[0] != pair[1])
             raise InputError(
-                f"the checkpoint was trained on other classes, {len(trained)} and not {len(here)}:"
+                f"the checkpoint was trained on other classes ({len(trained)}, here {len(here)}):"
                 f" label {label} was category {was[0]} ({was[1]}), here it is {now[0]} ({now[1]})"
             )
 
@@ -334,9 +334,9 @@ class Instances:
         """Reads and checks a file.
 
         What can be repaired is repaired, with one warning that counts it: boxes that leave their
-        image are clipped, boxes without area or wholly outside dropped, a missing `area` is taken
-        as that of the box, annotations that stand there twice are dropped. Raises InputError for
-        the rest.
+        image by more than rounding are clipped, boxes without area or wholly outside dropped, a
+        missing `area` is taken as that of the box, annotations that stand there twice are dropped,
+        a name that two categories share gets the id of the second. Raises InputError for the rest.
 
         Args:
             path: of the file.

@@ -6,6 +6,7 @@ import os
 import re
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,7 @@ def test_labels_are_contiguous_or_the_category_ids(folder: Path) -> None:
 def test_the_checkpoint_keeps_the_labels(folder: Path) -> None:
     data = opened(folder)
     data.load_state_dict(data.state_dict())
-    with pytest.raises(InputError, match=r"2 and not 8: label 0 was category 3 \(cat\), here it"):
+    with pytest.raises(InputError, match=r"\(2, here 8\): label 0 was category 3 \(cat\), here"):
         opened(folder, labels="category_ids").load_state_dict(data.state_dict())
     state = {"class_names": ["cat"], "category_ids": [3]}
     with pytest.raises(InputError, match=r"label 1 was category none .*, here it is 7 \(dog\)"):
@@ -378,6 +379,12 @@ def large_batch(folder: Path) -> None:
     fitted(folder, batch_size=7).train_dataloader()
 
 
+def more_processes_than_images(folder: Path) -> None:
+    data = fitted(folder)
+    data.trainer = SimpleNamespace(world_size=7, global_rank=0)
+    data.val_dataloader()
+
+
 def predict_without_folder(folder: Path) -> None:
     opened(folder).setup("predict")
 
@@ -409,6 +416,7 @@ NAN = float("nan")
         (empty, r"COCOFolder: no train images"),
         (val_with_other_classes, r"val.json: category 3 \(emu\) is cat in .*train.json"),
         (large_batch, r"batch_size 7 is larger than the 6 training images"),
+        (more_processes_than_images, r"6 images to evaluate cannot be divided among 7 processes"),
         (predict_without_folder, r"nothing to predict: set data.init_args.images"),
     ],
 )
