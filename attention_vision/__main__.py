@@ -33,7 +33,7 @@ what to do with it:
 {table(VERBS)}
 
 Experiments are files in experiments/; a second -c merges a profile from experiments/profiles/.
-  attention-vision classification fit -c EXPERIMENT.yaml -c experiments/profiles/gpu.yaml
+  attention-vision classification fit -c experiments/demo/vit_digits.yaml
   attention-vision classification fit --help       every key, with its default
   attention-vision --version
 """
