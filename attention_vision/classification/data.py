@@ -124,9 +124,7 @@ class ClassificationData(LightningDataModule):
         if self.trainer is not None:
             # Lightning tells the sampler only after the first epoch's workers have begun to load.
             sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
-        return StatefulDataLoader(
-            self.train_images, sampler=sampler, drop_last=True, **self._loading()
-        )
+        return TrainLoader(self.train_images, sampler=sampler, drop_last=True, **self._loading())
 
     def val_dataloader(self) -> DataLoader:
         replicas, rank = self._replicas()
@@ -164,6 +162,20 @@ class ClassificationData(LightningDataModule):
                     f" 0..{self.num_classes - 1}"
                 )
         return source
+
+
+class TrainLoader(StatefulDataLoader):
+    """torchdata's loader: a checkpoint keeps its place in an epoch, for as many workers."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises InputError when the place was saved with another number of workers."""
+        saved = state["_snapshot"]["_main_snapshot"]["_num_workers"] if "_snapshot" in state else 0
+        if saved != self.num_workers:
+            raise InputError(
+                f"the checkpoint lies inside an epoch that was read with {saved} workers: resume"
+                f" with data.init_args.num_workers {saved}, not {self.num_workers}"
+            )
+        super().load_state_dict(state)
 
 
 class EpochSampler(DistributedSampler):
@@ -210,9 +222,8 @@ class Augmented(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, label = self.source[index]
-        generator = (
-            torch.default_generator
-        )  # torch.manual_seed would touch the GPU's stream as well
+        # The CPU's generator alone: torch.manual_seed would move the GPU's stream as well.
+        generator = torch.default_generator
         state = generator.get_state()
         generator.manual_seed(mix(self.seed, epoch, index))
         try:
