@@ -10,6 +10,7 @@ from attention_vision import __version__
 
 COMMANDS = {
     "classification": "train, validate, test and apply image classifiers",
+    "detection": "the same for object detectors: DETR, Faster R-CNN and Attention R-CNN",
 }
 VERBS = {
     "fit": "train; writes config, metrics, checkpoints and pictures into a run folder",
@@ -33,7 +34,7 @@ what to do with it:
 {table(VERBS)}
 
 Experiments are files in experiments/; a second -c merges a profile from experiments/profiles/.
-  attention-vision classification fit -c EXPERIMENT.yaml -c experiments/profiles/gpu.yaml
+  attention-vision classification fit -c experiments/demo/vit_digits.yaml
   attention-vision classification fit --help       every key, with its default
   attention-vision --version
 """

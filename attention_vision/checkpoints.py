@@ -255,6 +255,28 @@ def classes_of(state: Mapping[str, Tensor]) -> int | None:
     return len(state["class_head.bias"]) - 1 if "class_head.bias" in state else None
 
 
+def load_backbone(backbone: Model, source: str | Path) -> Model:
+    """Give a backbone the weights of a classifier, without its pool and head.
+
+    Args:
+        backbone: a network of this package.
+        source: a run folder of classification, of which the best checkpoint is taken (else the
+            last), or a file as `load_official` reads it.
+
+    Raises:
+        InputError: there is no checkpoint, or the weights do not fit.
+    """
+    path = Path(source)
+    if path.is_dir():
+        kept = [path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+        path = next((file for file in kept if file.is_file()), kept[0])
+    state = read(path)
+    state = state.get("state_dict", state)
+    start = "network."  # a checkpoint of training holds the network beside its metrics
+    inside = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
+    return load_official(backbone, inside or state, leave_out=("pool.", "head."))
+
+
 def read(path: str | Path) -> Mapping[str, Tensor]:
     """A state dict from a file of torch (tensors only) or safetensors."""
     path = Path(path)

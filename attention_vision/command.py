@@ -50,6 +50,7 @@ class Task:
         best: the logged key that chooses best.ckpt.
         higher_is_better: whether more of it is better.
         choose_model: whether the config names the model by `class_path`.
+        classes: the key that the data's number of classes goes to.
     """
 
     model: type[LightningModule]
@@ -57,6 +58,7 @@ class Task:
     best: str
     higher_is_better: bool = True
     choose_model: bool = False
+    classes: str = "model.network.init_args.num_classes"
 
 
 def classification() -> Task:
@@ -65,7 +67,14 @@ def classification() -> Task:
     return Task(Classifier, ClassificationData, best="val/top1")
 
 
-TASKS: dict[str, Callable[[], Task]] = {"classification": classification}
+def detection() -> Task:
+    from attention_vision.detection import DetectionData, Detector
+
+    classes = "model.init_args.network.init_args.num_classes"
+    return Task(Detector, DetectionData, best="val/ap", choose_model=True, classes=classes)
+
+
+TASKS: dict[str, Callable[[], Task]] = {"classification": classification, "detection": detection}
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -161,10 +170,7 @@ class Command(LightningCLI):
         super().add_default_arguments_to_parser(parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        if not self.task.choose_model:
-            parser.link_arguments(
-                "data.num_classes", "model.network.init_args.num_classes", apply_on="instantiate"
-            )
+        parser.link_arguments("data.num_classes", self.task.classes, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         for file in config_files(args):
@@ -201,7 +207,7 @@ class Command(LightningCLI):
         Raises:
             InputError: the config names another number, which the link to the data would hide.
         """
-        network = self.config.model.get("network")
+        network = (self.config.model.get("init_args") or self.config.model).get("network")
         if network is None or "num_classes" not in network.get("init_args", {}):
             return
         given, actual = network.init_args.num_classes, self.datamodule.num_classes

@@ -5,7 +5,7 @@ every optimiser step, not every epoch, and weight decay spares norms, biases and
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -55,15 +55,25 @@ class WarmupCosine(LRScheduler):
         return {key: value for key, value in super().state_dict().items() if key != "horizon"}
 
 
-def parameter_groups(module: nn.Module) -> list[dict]:
-    """Two groups: what decays; and norms, biases, whatever is at most 1-D, and `WITHOUT_DECAY`."""
-    decay, spared = [], []
+def parameter_groups(
+    module: nn.Module, lr_factors: Mapping[str, float] | None = None
+) -> list[dict]:
+    """What decays; and norms, biases, whatever is at most 1-D, and `WITHOUT_DECAY`.
+
+    Args:
+        lr_factors: start of a parameter's name -> factor of its learning rate, for groups of their
+            own, e.g. {"backbone.": 0.1}; `configure` applies what stands in `lr_factor`.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            table = name.rpartition(".")[2] in WITHOUT_DECAY
-            (spared if parameter.ndim <= 1 or table else decay).append(parameter)
-    groups = [{"params": decay}, {"params": spared, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            spared = parameter.ndim <= 1 or name.rpartition(".")[2] in WITHOUT_DECAY
+            factors = (f for start, f in (lr_factors or {}).items() if name.startswith(start))
+            groups.setdefault((next(factors, 1.0), spared), []).append(parameter)
+    return [
+        {"params": parameters, "lr_factor": factor} | ({"weight_decay": 0.0} if spared else {})
+        for (factor, spared), parameters in sorted(groups.items(), key=lambda group: group[0][1])
+    ]
 
 
 def horizon(trainer: Trainer) -> tuple[int, int]:
@@ -93,12 +103,15 @@ def configure(
     network: nn.Module,
     optimizer: OptimizerCallable,
     schedule: LRSchedulerCallable,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> dict:
     """What `configure_optimizers` of `module` returns for the parameters of `network`.
 
     `WarmupCosine` steps with the optimiser, torch's own schedulers once per epoch.
     """
-    built = optimizer(parameter_groups(network))
+    built = optimizer(parameter_groups(network, lr_factors))
+    for group in built.param_groups:
+        group["lr"] *= group["lr_factor"]
     scheduler = schedule(built)
     per_step = isinstance(scheduler, WarmupCosine)
     if per_step:

@@ -51,6 +51,7 @@ class ProgressLines(Callback):
         self._validated = False
         seconds = f"{self._last_line - self._epoch_start:.0f} s"
         print("  ".join([position, *sorted(metrics), seconds]), flush=True)
+        self._measured = False
 
 
 def epoch(trainer: Trainer) -> str:

@@ -50,6 +50,20 @@ class EpochSampler(DistributedSampler):
         self._resume = {state["epoch"]: state["yielded"]}
 
 
+class TrainLoader(StatefulDataLoader):
+    """torchdata's loader: a checkpoint keeps its place in an epoch, for as many workers."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises InputError when the place was saved with another number of workers."""
+        saved = state["_snapshot"]["_main_snapshot"]["_num_workers"] if "_snapshot" in state else 0
+        if saved != self.num_workers:
+            raise InputError(
+                f"the checkpoint lies inside an epoch that was read with {saved} workers: resume"
+                f" with data.init_args.num_workers {saved}, not {self.num_workers}"
+            )
+        super().load_state_dict(state)
+
+
 @contextmanager
 def random_stream(*numbers: int) -> Iterator[None]:
     """Inside, torch draws from a stream that follows from the numbers; outside, nothing changed.
@@ -88,7 +102,7 @@ def train_loader(
     if trainer is not None:
         # Lightning tells the sampler only after the first epoch's workers have begun to load.
         sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
-    return StatefulDataLoader(sampler.dataset, sampler=sampler, drop_last=True, **loading)
+    return TrainLoader(sampler.dataset, sampler=sampler, drop_last=True, **loading)
 
 
 def evaluation_loader(

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from attention_vision.backbones import Backbone
 from attention_vision.callbacks import EpochMean, StepLog, StepSeed, log_now, step_number
+from attention_vision.classification.figures import ImagePanel
 from attention_vision.classification.predictions import Predictions
 from attention_vision.errors import InputError
 from attention_vision.optim import WarmupCosine, configure
@@ -28,10 +29,8 @@ class Classifier(LightningModule):
         schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
         label_smoothing: share of the target spread over all classes, also of mixed targets.
         mixup: alpha of MixUp's Beta distribution, 0 for none.
-        cutmix: alpha of CutMix, 0 for none. With both on, each batch takes one of the two at
-            random.
-        ema_decay: of the average of the weights that is validated and saved as the model, 0 for
-            none.
+        cutmix: alpha of CutMix, 0 for none. With both on, each batch takes one at random.
+        ema_decay: of the average of weights that is validated and saved as the model, 0 for none.
         weights: official state dict to start from, unless a checkpoint is loaded anyway.
         channels_last: memory format of the convolutions; pays on GPUs with mixed precision.
     """
@@ -75,7 +74,7 @@ class Classifier(LightningModule):
             load_official(network, self.weights)
 
     def configure_callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = [StepSeed(), StepLog(), Predictions()]
+        callbacks: list[Callback] = [StepSeed(), StepLog(), ImagePanel(), Predictions()]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
         return callbacks

@@ -79,6 +79,18 @@ def test_order_and_augmentation_do_not_depend_on_workers_or_the_global_stream() 
     assert not torch.equal(runs[0][0][1], runs[0][2][1])  # another order in the next epoch
 
 
+@pytest.mark.parametrize(("saved", "resumed"), [(0, 1), (1, 0), (2, 1)])
+def test_another_number_of_workers_is_refused_inside_an_epoch(saved: int, resumed: int) -> None:
+    loaders = []
+    for num_workers in (saved, resumed):
+        data = Digits(image_size=8, batch_size=500, num_workers=num_workers)
+        data.setup("fit")
+        loaders.append(data.train_dataloader())
+    next(iter(loaders[0]))
+    with pytest.raises(InputError, match=f"with data.init_args.num_workers {saved}, not {resumed}"):
+        loaders[1].load_state_dict(loaders[0].state_dict())
+
+
 def test_each_image_has_a_stream_of_its_own() -> None:
     images = []
     for seed in (0, 1):

@@ -1,21 +1,17 @@
 """A run that is cut anywhere and resumed equals the run that was not: weights, averages, curves."""
 
+import multiprocessing
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import tiny_run
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from tiny_run import EPOCHS, STEPS_PER_EPOCH, curves, train
+from tiny_run import EPOCHS, STEPS_PER_EPOCH, curves, train, train_until_killed
 
 from attention_vision.callbacks import StepCheckpoint
-
-SCRIPT = Path(tiny_run.__file__)
 
 
 class SaveEverywhere(Checkpoint):
@@ -55,10 +51,8 @@ def test_resumes_from_every_kind_of_checkpoint(tmp_path: Path, num_workers: int)
     rows = curves(tmp_path / "whole")
     assert [int(row["step"]) for row in rows] == list(range(EPOCHS * STEPS_PER_EPOCH))
 
-    last_of_first = STEPS_PER_EPOCH
-    cuts = [f"{last_of_first + 2:02d}_batch", f"{last_of_first:02d}_epoch"]
-    cuts += [f"{last_of_first:02d}_validation", f"{EPOCHS * STEPS_PER_EPOCH - 1:02d}_batch"]
-    for cut in cuts:
+    for step, event in ((0, "validation"), (0, "epoch"), (2, "batch"), (9, "batch")):
+        cut = f"{STEPS_PER_EPOCH + step:02d}_{event}"
         folder = tmp_path / cut
         folder.mkdir()
         shutil.copy(saved / f"{cut}.csv", folder / "metrics.csv")
@@ -70,21 +64,25 @@ def test_killed_twice(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", 2)
     folder = tmp_path / "killed"
     last = folder / "checkpoints" / "last.ckpt"
-    command = [sys.executable, str(SCRIPT), str(folder), "2"]
+
+    def run(checkpoint: Path | None, kill_at: int) -> int:
+        arguments = (folder, 2, checkpoint, kill_at)
+        process = multiprocessing.get_context("fork").Process(
+            target=train_until_killed, args=arguments
+        )
+        process.start()
+        process.join()
+        return process.exitcode
 
     # In the second epoch, one step behind its checkpoint; then in the third.
-    killed = subprocess.run([*command, "--kill", "7"])
-    assert killed.returncode == -signal.SIGKILL
+    assert run(None, kill_at=7) == -signal.SIGKILL
     assert torch.load(last, weights_only=True)["global_step"] == 6
-    killed = subprocess.run([*command, str(last), "--kill", "13"])
-    assert killed.returncode == -signal.SIGKILL
+    assert run(last, kill_at=13) == -signal.SIGKILL
     assert torch.load(last, weights_only=True)["global_step"] == 12
-    subprocess.run([*command, str(last)], check=True)
+    assert run(last, kill_at=-1) == 0
 
     assert_equal(torch.load(folder / "final.pt", weights_only=True), whole.state_dict())
     assert curves(folder) == curves(tmp_path / "whole")
-    average = torch.load(last, weights_only=True)
-    assert average["current_model_state"].keys() == average["state_dict"].keys()
 
 
 def test_step_checkpoint_waits_for_the_validation_that_follows(tmp_path: Path) -> None:

@@ -1,9 +1,5 @@
-"""A small training with everything random in it, for the tests in this folder; also a command:
+"""A small training with everything random in it, for the tests in this folder."""
 
-python tiny_run.py FOLDER WORKERS [CHECKPOINT] [--kill STEP]
-"""
-
-import argparse
 import csv
 import os
 import signal
@@ -80,21 +76,14 @@ def curves(folder: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if not k.endswith("_per_second")} for row in rows]
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("workers", type=int)
-    parser.add_argument("checkpoint", type=Path, nargs="?")
-    parser.add_argument("--kill", type=int, default=-1)
-    options = parser.parse_args()
+def train_until_killed(folder: Path, num_workers: int, checkpoint: Path | None, step: int) -> None:
+    """Trains with last.ckpt after every second step; alive at the end, it leaves final.pt."""
     every_two = StepCheckpoint(
-        options.folder / "checkpoints",
+        folder / "checkpoints",
         "last",
         every_n_train_steps=2,
         enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
-    final = train(
-        options.folder, options.workers, options.checkpoint, [Kill(options.kill), every_two]
-    )
-    torch.save(final.state_dict(), options.folder / "final.pt")
+    module = train(folder, num_workers, checkpoint, [Kill(step), every_two])
+    torch.save(module.state_dict(), folder / "final.pt")

@@ -1,0 +1,242 @@
+"""The training of detectors: what DETR and R-CNN share, and what they do not."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from attention_vision.callbacks import EpochMean, StepLog, StepSeed, log_now, step_number
+from attention_vision.checkpoints import load_backbone, load_official
+from attention_vision.detection.attention_rcnn import AttentionRCNN
+from attention_vision.detection.average_precision import COCOAveragePrecision
+from attention_vision.detection.boxes import to_corners
+from attention_vision.detection.criterion import SetCriterion
+from attention_vision.detection.data import Batch, Target
+from attention_vision.detection.detr import DETR
+from attention_vision.detection.figures import DetectionPanel
+from attention_vision.detection.matcher import HungarianMatcher
+from attention_vision.detection.predictions import DetectionResults
+from attention_vision.errors import InputError
+from attention_vision.optim import WarmupCosine, configure
+
+Detections = dict[str, Tensor]
+
+
+class Detector(LightningModule):
+    """What every detector shares: batches, predictions, the metric, the optimiser.
+
+    A subclass gives `losses` and `detect`; the criterion is its own affair. Batches are those of
+    `DetectionData`.
+
+    Args:
+        network: has `num_classes` and a `backbone`.
+        optimizer: built with groups of parameters, see `optim.parameter_groups`.
+        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
+        backbone_lr_factor: the backbone's learning rate over that of the rest.
+        weights: official state dict of the whole network to start from; with `fine_tune` its class
+            head is left out, so that the classes may be others.
+        backbone_weights: a run folder of classification, or an official state dict of the backbone.
+        fine_tune: see `weights`.
+        engine: of the metric; "faster_coco_eval" gives the same numbers sooner.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: OptimizerCallable,
+        schedule: LRSchedulerCallable,
+        backbone_lr_factor: float,
+        weights: str | None,
+        backbone_weights: str | None,
+        fine_tune: bool,
+        engine: str,
+    ):
+        super().__init__()
+        self.network = network
+        self.optimizer, self.schedule = optimizer, schedule
+        self.backbone_lr_factor = backbone_lr_factor
+        self.weights, self.backbone_weights, self.fine_tune = weights, backbone_weights, fine_tune
+        self.train_loss = EpochMean()
+        self.average_precision = nn.ModuleDict(
+            {split: COCOAveragePrecision(engine=engine) for split in ("val", "test")}
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars, among them `total`, which is trained on."""
+        raise NotImplementedError
+
+    def detect(self, images: Tensor, padding_mask: Tensor) -> list[Detections]:
+        """Per image `boxes` (k, 4) xyxy in 0..1 without padding, `scores` and `labels` (k,)."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Raises InputError when network and data disagree about the number of classes."""
+        data, network = self.trainer.datamodule, self.network
+        if data is not None and data.num_classes != network.num_classes:
+            raise InputError(
+                f"the network has {network.num_classes} classes, {type(data).__name__}"
+                f" {data.num_classes}: set num_classes of model.network to {data.num_classes}"
+            )
+        if data is not None:
+            for metric in self.average_precision.values():
+                metric.names = list(data.class_names)
+        if self.trainer.ckpt_path is not None:
+            return
+        if self.backbone_weights is not None:
+            load_backbone(network.backbone, self.backbone_weights)
+        if self.weights is not None:
+            load_official(network, self.weights, ("class_head.",) if self.fine_tune else ())
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [StepSeed(), StepLog(), DetectionPanel(), DetectionResults()]
+
+    def configure_optimizers(self) -> dict:
+        factors = {"backbone.": self.backbone_lr_factor}
+        return configure(self, self.network, self.optimizer, self.schedule, factors)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses = self.losses(batch)
+        total = losses.pop("total")
+        self.train_loss.update(total.detach(), len(batch[0]))
+        if (step_number(self.trainer) + 1) % self.trainer.log_every_n_steps == 0:
+            log_now(self.trainer, {f"train/{name}": loss.item() for name, loss in losses.items()})
+        return total
+
+    def on_train_epoch_end(self) -> None:
+        mean = self.train_loss.compute().item()
+        self.train_loss.reset()
+        self.log("train/loss", mean, logger=False)  # for callbacks that monitor it
+        # The checkpoint of the epoch's end comes before Lightning's own row.
+        log_now(self.trainer, {"train/loss": mean}, step_number(self.trainer) - 1)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.average_precision["val"].update(self.predict_step(batch, batch_idx), batch[2])
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.average_precision["test"].update(self.predict_step(batch, batch_idx), batch[2])
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_average_precision("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_average_precision("test")
+
+    def _log_average_precision(self, split: str) -> None:
+        metric = self.average_precision[split]
+        numbers = metric.compute()  # of all processes
+        self.log_dict({f"{split}/{name}": value for name, value in numbers.items()})
+        self.log(f"{split}/ap50", numbers["ap50"], prog_bar=True, logger=False)
+        metric.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
+        """Per image `boxes` (k, 4) xyxy in pixels of its file, `scores` (k,) and `labels` (k,)."""
+        images, padding_mask, targets = batch
+        found = self.detect(images, padding_mask)
+        return [in_pixels(one, target) for one, target in zip(found, targets, strict=True)]
+
+
+class DETRDetector(Detector):
+    """Trains DETR on the set loss, and reads its detections.
+
+    Every query gives one detection: its likeliest class other than no-object, as the release's
+    evaluation; nothing is cut off by score, since AP would lose by it.
+
+    Args:
+        network: DETR.
+        class_cost, box_cost, giou_cost: of the matching, see `HungarianMatcher`.
+        no_object_weight, class_weight, box_weight, giou_weight, auxiliary, sync_class_weight: of
+            the loss, see `SetCriterion`.
+        optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune, engine: see
+            `Detector`.
+    """
+
+    def __init__(
+        self,
+        network: DETR,
+        class_cost: float = 1.0,
+        box_cost: float = 5.0,
+        giou_cost: float = 2.0,
+        no_object_weight: float = 0.1,
+        class_weight: float = 1.0,
+        box_weight: float = 5.0,
+        giou_weight: float = 2.0,
+        auxiliary: bool = True,
+        sync_class_weight: bool = False,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: LRSchedulerCallable = WarmupCosine,
+        backbone_lr_factor: float = 0.1,
+        weights: str | None = None,
+        backbone_weights: str | None = None,
+        fine_tune: bool = False,
+        engine: str = "pycocotools",
+    ):
+        super().__init__(
+            network, optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune,
+            engine,
+        )  # fmt: skip
+        self.criterion = SetCriterion(
+            network.num_classes,
+            HungarianMatcher(class_cost, box_cost, giou_cost),
+            no_object_weight,
+            class_weight,
+            box_weight,
+            giou_weight,
+            auxiliary,
+            sync_class_weight,
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        images, padding_mask, targets = batch
+        return self.criterion(self.network(images, padding_mask), targets)
+
+    def detect(self, images: Tensor, padding_mask: Tensor) -> list[Detections]:
+        last = self.network(images, padding_mask)[-1]
+        scores, labels = last["logits"].float().softmax(-1)[..., :-1].max(-1)
+        boxes = to_corners(last["boxes"].float())
+        return [
+            {"boxes": box, "scores": score, "labels": label}
+            for box, score, label in zip(boxes, scores, labels, strict=True)
+        ]
+
+
+class RCNNDetector(Detector):
+    """Trains Faster R-CNN, with attention in its box head or without.
+
+    Args:
+        network: AttentionRCNN.
+        optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune, engine: see
+            `Detector`.
+    """
+
+    def __init__(
+        self,
+        network: AttentionRCNN,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: LRSchedulerCallable = WarmupCosine,
+        backbone_lr_factor: float = 1.0,
+        weights: str | None = None,
+        backbone_weights: str | None = None,
+        fine_tune: bool = False,
+        engine: str = "pycocotools",
+    ):
+        super().__init__(
+            network, optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune,
+            engine,
+        )  # fmt: skip
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        return self.network(*batch)
+
+    def detect(self, images: Tensor, padding_mask: Tensor) -> list[Detections]:
+        return self.network(images, padding_mask)
+
+
+def in_pixels(found: Detections, target: Target) -> Detections:
+    """Boxes xyxy in 0..1 -> in pixels of the image's file, inside of it."""
+    height, width = (float(length) for length in target["orig_size"])
+    size = found["boxes"].new_tensor([width, height, width, height])
+    return found | {"boxes": found["boxes"].clamp(0, 1) * size}
