@@ -1,0 +1,351 @@
+"""Faster R-CNN equals torchvision's on weights drawn anew; the head that attends is its own."""
+
+from functools import partial
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from redraw import redraw
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+
+from attention_vision.attention import record_attention
+from attention_vision.backbones import ResNet, ViT
+from attention_vision.checkpoints import RESNET, Layout
+from attention_vision.detection.attention_rcnn import (
+    AttentionBoxHead,
+    AttentionRCNN,
+    PlainBoxHead,
+    fill,
+    unpadded,
+)
+from attention_vision.detection.boxes import to_centres, to_pixels
+from attention_vision.errors import InputError
+
+TORCHVISION = Layout(
+    "Faster R-CNN of torchvision",
+    ("backbone.fpn.inner_blocks.0.0.weight", "roi_heads.box_predictor.cls_score.weight"),
+    (
+        (r"backbone\.fpn\.", "pyramid."),
+        (r"roi_heads\.box_head\.fc", "roi_heads.box_head.layers.fc"),
+        (r"roi_heads\.box_predictor\.", "roi_heads.box_head.predictor."),
+    ),
+    backbone=r"backbone\.body\.",
+    backbone_renames=RESNET,
+)
+HEADS = {"plain": PlainBoxHead, "attention": AttentionBoxHead}
+LOSSES = {
+    "rpn_class": "loss_objectness",
+    "rpn_box": "loss_rpn_box_reg",
+    "class": "loss_classifier",
+    "box": "loss_box_reg",
+}
+
+
+def torchvisions() -> FasterRCNN:
+    """`fasterrcnn_resnet50_fpn` as it is built where weights are given, with frozen norms; images
+    whose shorter side is 96 go through its transform as they are."""
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    return FasterRCNN(backbone, 91, 96, 200, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+
+
+def tiny(head=AttentionBoxHead, **options: object) -> AttentionRCNN:
+    backbone = ResNet(10, width=8, num_classes=0)
+    numbers = {
+        "num_classes": 5,
+        "pyramid_channels": 16,
+        "anchor_sizes": (8, 16, 32, 48, 64),
+        "train_proposals": 50,
+        "eval_proposals": 50,
+        "sampled_proposals": 32,
+    }
+    return AttentionRCNN(backbone=backbone, head=partial(head, hidden=24), **(numbers | options))
+
+
+def batch(*sizes: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    height, width = (max(lengths) for lengths in zip(*sizes, strict=True))
+    images = torch.zeros(len(sizes), 3, height, width)
+    padding_mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
+    for index, (h, w) in enumerate(sizes):
+        images[index, :, :h, :w] = torch.randn(3, h, w)
+        padding_mask[index, :h, :w] = False
+    return images, padding_mask
+
+
+def some_targets(*counts: int, classes: int = 5) -> list[dict[str, Tensor]]:
+    return [
+        {
+            "labels": torch.randint(classes, (n,)),
+            "boxes": torch.rand(n, 4) * torch.tensor([0.4, 0.4, 0.3, 0.3]) + 0.2,
+        }
+        for n in counts
+    ]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_losses_gradients_and_detections_equal_torchvisions(seed):
+    peer = redraw(torchvisions(), seed)
+    ours = AttentionRCNN(90, head=PlainBoxHead, score_threshold=0.02)
+    peer.roi_heads.score_thresh = 0.02  # of 91 drawn classes few are likely
+    assert sum(p.numel() for p in ours.parameters()) == 41_755_286
+    ours.load_state_dict(TORCHVISION.translate(peer.state_dict()))
+
+    sizes = (96, 128), (107, 96)
+    images, padding_mask = batch(*sizes)
+    alone = [image[:, :h, :w] for image, (h, w) in zip(images, sizes, strict=True)]
+    targets = some_targets(4, 2, classes=90)
+    theirs = [
+        {"labels": one["labels"] + 1, "boxes": to_pixels(one["boxes"], torch.tensor(size))}
+        for one, size in zip(targets, sizes, strict=True)
+    ]
+
+    # Both draw their samples with torch.randperm, but torchvision a scale of the images before.
+    peer.transform.register_forward_hook(lambda *_: torch.manual_seed(seed) and None)
+    expected = peer(alone, theirs)
+    sum(expected.values()).backward()
+    torch.manual_seed(seed)
+    losses = ours(images, padding_mask, targets)
+    losses["total"].backward()
+    for key, name in LOSSES.items():
+        assert expected[name] > 0
+        torch.testing.assert_close(losses[key], expected[name], rtol=1e-5, atol=0)
+    gradients = {key: p.grad for key, p in peer.named_parameters()}
+    gradients = TORCHVISION.translate(gradients)
+    for key, parameter in ours.named_parameters():
+        assert (parameter.grad is None) == (gradients[key] is None), key
+        if parameter.grad is not None:
+            error, norm = (parameter.grad - gradients[key]).norm(), gradients[key].norm()
+            assert error <= 1e-4 * norm, (key, error, norm)
+
+    with torch.no_grad():
+        found, expected = ours.eval()(images, padding_mask), peer.eval()(alone)
+    for one, other, (h, w) in zip(found, expected, sizes, strict=True):
+        assert len(other["scores"]) > 5
+        assert torch.equal(one["labels"], other["labels"] - 1)
+        torch.testing.assert_close(one["scores"], other["scores"], rtol=0, atol=1e-6)
+        boxes = one["boxes"] * torch.tensor([w, h, w, h])
+        torch.testing.assert_close(boxes, other["boxes"], rtol=0, atol=1e-4)
+        assert boxes.std(0).min() > 1  # they do differ
+        assert one["boxes"].min() >= 0
+        assert one["boxes"].max() <= 1
+
+
+def test_sizes_of_the_two_heads_are_as_the_docstring_says():
+    sizes = [sum(p.numel() for p in head(256, 91).parameters()) for head in HEADS.values()]
+    assert sizes == [14_362_055, 1_922_503]
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_head_shapes_also_without_proposals(head):
+    head = head(16, 6, hidden=24)
+    for count in (7, 0):
+        logits, deltas = head(torch.randn(count, 16, 7, 7))
+        assert logits.shape == (count, 6)
+        assert deltas.shape == (count, 24)
+
+
+def test_attention_starts_as_the_mean_under_torchvisions_predictor():
+    head = AttentionBoxHead(16, 6, hidden=24)
+    proposals = torch.randn(3, 16, 7, 7)
+    with record_attention(head) as maps:
+        logits, deltas = head(proposals)
+    torch.testing.assert_close(maps["pool"], torch.full((3, 1, 6, 49), 1 / 49))
+    hidden = (head.layer1(proposals.flatten(2).mT) + head.position()).relu()
+    plain = FastRCNNPredictor(24, 6)
+    plain.load_state_dict(head.predictor.state_dict())
+    expected = plain(head.layer2(hidden).relu().mean(1))
+    torch.testing.assert_close((logits, deltas), expected)
+
+
+def test_order_of_classes_is_free():
+    head = redraw(AttentionBoxHead(16, 6, hidden=24), 1)
+    proposals, order = torch.randn(3, 16, 7, 7), torch.tensor([3, 0, 5, 1, 4, 2])
+    logits, deltas = head(proposals)
+    with torch.no_grad():
+        head.pool.query.copy_(head.pool.query[order])
+        for layer, per_class in ((head.predictor.cls_score, 1), (head.predictor.bbox_pred, 4)):
+            for parameter in (layer.weight, layer.bias):
+                rows = parameter.unflatten(0, (6, per_class))
+                parameter.copy_(rows[order].flatten(0, 1))
+        permuted, boxes = head(proposals)
+    torch.testing.assert_close(permuted, logits[:, order])
+    torch.testing.assert_close(boxes.unflatten(1, (6, 4)), deltas.unflatten(1, (6, 4))[:, order])
+    # A class looks by its own query: no other's logit moves with it.
+    with torch.no_grad():
+        head.pool.query[2] += 1
+        moved = (head(proposals)[0] - permuted).abs().amax(0) > 1e-6
+    assert moved.tolist() == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_gradients_reach_every_parameter(head):
+    model = redraw(tiny(head), 1)
+    model(*batch((64, 64), (50, 64)), some_targets(3, 2))["total"].backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("counts", [(0, 3), (0, 0)])
+def test_images_without_objects_train(head, counts):
+    model = tiny(head)
+    losses = model(*batch((64, 64), (50, 64)), some_targets(*counts))
+    assert set(losses) == {"total", *LOSSES}
+    assert all(loss.isfinite() for loss in losses.values())
+    losses["total"].backward()  # data-parallel training waits for the gradient of every parameter
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_crowds_are_not_trained_on():
+    model, inputs = tiny(), batch((64, 64))
+    alone = some_targets(2)
+    crowd = {key: torch.cat((value, value[:1])) for key, value in some_targets(1)[0].items()}
+    both = [{key: torch.cat((alone[0][key], crowd[key])) for key in crowd}]
+    both[0]["iscrowd"] = torch.tensor([0, 0, 1, 1])
+    losses = []
+    for targets in (alone, both):
+        torch.manual_seed(0)
+        losses.append(model(*inputs, targets)["total"])
+    assert torch.equal(*losses)
+
+
+BACKBONES = {
+    "ResNet, four maps": partial(ResNet, 10, width=16, num_classes=0, stem="cifar"),
+    "ResNet, three maps": partial(ResNet, 20, width=16, num_classes=10, stem="cifar"),
+    "ResNet, dilated": partial(ResNet, 10, width=16, dilation=True),
+    "ViT, one map": partial(ViT, 64, 8, 32, 2, 2, num_classes=10),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("first_stage", [1, -1])
+def test_any_backbone_trains_and_detects(name, first_stage):
+    backbone = BACKBONES[name]()
+    stages = len(backbone.strides)
+    first_stage = first_stage if first_stage > 0 else min(2, stages)
+    model = AttentionRCNN(
+        5,
+        backbone,
+        partial(AttentionBoxHead, hidden=24),
+        pyramid_channels=16,
+        first_stage=first_stage,
+        train_proposals=50,
+        eval_proposals=50,
+        score_threshold=0.0,
+        detections=10,
+    )
+    assert model.rpn.anchor_generator.sizes[0] == (8 * backbone.strides[first_stage - 1],)
+    images, padding_mask = batch((64, 64), (64, 48))
+    assert model(images, padding_mask, some_targets(2, 1))["total"].isfinite()
+    with torch.no_grad(), record_attention(model) as maps:
+        found = model.eval()(images, padding_mask)
+    for one in found:
+        assert one["boxes"].shape == (10, 4)
+        assert one["scores"].shape == (10,)
+        assert one["labels"].min() >= 0
+        assert one["labels"].max() < 5
+        assert one["boxes"].min() >= 0
+        assert one["boxes"].max() <= 1
+    weights = maps["roi_heads.box_head.pool"]
+    assert weights.shape[1:] == (1, 6, 49)
+    assert len(weights) <= 100
+    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+
+def test_sizes_come_from_the_mask_and_maps_fill_the_stride():
+    images, padding_mask = batch((33, 50), (40, 21))
+    assert unpadded(padding_mask).tolist() == [[33, 50], [40, 21]]
+    assert fill(images, 32).shape == (2, 3, 64, 64)
+    assert fill(images[..., :32, :32], 32).shape == (2, 3, 32, 32)
+
+
+def test_pooling_does_not_depend_on_the_first_batch():
+    first, second = redraw(tiny(), 1).eval(), redraw(tiny(), 1).eval()
+    inputs = batch((96, 64))
+    with torch.no_grad():
+        first(*batch((33, 33)))
+        for one, other in zip(first(*inputs), second(*inputs), strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_autocast_leaves_geometry_in_single_precision():
+    model, inputs = redraw(tiny(score_threshold=0.0), 1), batch((64, 64), (50, 64))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(*inputs, some_targets(2, 3))
+        with torch.no_grad():
+            found = model.eval()(*inputs)
+    losses["total"].backward()
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    for one in found:
+        assert one["boxes"].dtype == one["scores"].dtype == torch.float32
+        pixels = one["boxes"] * 64
+        assert not torch.equal(pixels, pixels.bfloat16().float())
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_learns_a_scene_by_heart(head):
+    model = tiny(head, num_classes=2)
+    images, padding_mask = batch((64, 64), (64, 64))
+    corners = torch.tensor([[8.0, 8, 28, 28], [30, 34, 60, 58]])
+    for label, (left, top, right, bottom) in enumerate(corners.int().tolist()):
+        images[:, label, top:bottom, left:right] += 3
+    targets = [{"labels": torch.tensor([0, 1]), "boxes": to_centres(corners) / 64}] * 2
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model(images, padding_mask, targets)["total"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = model.eval()(images, padding_mask)[0]
+    for label, expected in enumerate(corners):
+        best = found["boxes"][found["labels"] == label][0]
+        torch.testing.assert_close(best * 64, expected, rtol=0, atol=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.tensor([0, 5])}, "image 7: label 5 is none of 0..4; labels start at 0"),
+        ({"boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.0, 0.2]])}, "has no area"),
+        ({"boxes": torch.full((2, 4), torch.nan)}, "image 7: the box .* is not finite"),
+    ],
+)
+def test_impossible_targets_are_named(change, message):
+    good, bad = some_targets(1, 2)
+    with pytest.raises(InputError, match=message):
+        tiny()(*batch((64, 64), (64, 64)), [good, bad | {"image_id": 7} | change])
+
+
+def test_impossible_options_are_named():
+    with pytest.raises(InputError, match="2 anchor_sizes for 5 levels, of strides 4, 8, 16,"):
+        tiny(anchor_sizes=(8, 16))
+    with pytest.raises(InputError, match=r"first_stage 5 is none of the backbone's maps, 1\.\.4"):
+        tiny(first_stage=5)
+    with pytest.raises(ValueError, match="targets are needed"):
+        tiny()(*batch((64, 64)))
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_configured_by_one_line(head):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(nn.Module, "network")
+    path = f"{head.__module__}."
+    config = parser.parse_object(
+        {
+            "network": {
+                "class_path": f"{path}AttentionRCNN",
+                "init_args": {
+                    "num_classes": 5,
+                    "backbone": {"class_path": "attention_vision.backbones.ResNet",
+                                 "init_args": {"depth": 10, "width": 8, "num_classes": 0}},
+                    "pyramid_channels": 16,
+                    "anchor_sizes": [8, 16, 32, 48, 64],
+                    "head": {"class_path": f"{path}{head.__name__}", "init_args": {"hidden": 24}},
+                },
+            }
+        }
+    )  # fmt: skip
+    network = parser.instantiate(config).network
+    assert isinstance(network.roi_heads.box_head, head)
