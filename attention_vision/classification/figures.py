@@ -2,17 +2,15 @@
 
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from attention_vision.attention import AttentionPool, MultiHeadAttention, record_attention
 from attention_vision.backbones import Backbone, ClassToken, ViT
+from attention_vision.figures import overlay, rgb, scaled, sheet
 
 
 def look(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
@@ -72,45 +70,7 @@ def on_image(weights: Tensor, network: Backbone, images: Tensor) -> Tensor:
     size = images.shape[2:]
     grid = [-(-length // network.strides[-1]) for length in size]
     maps = F.interpolate(weights.float().unflatten(1, grid)[:, None], size, mode="bilinear")[:, 0]
-    least, most = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - least) / (most - least).clamp_min(1e-12)
-
-
-def rgb(images: Tensor) -> Tensor:
-    """(B, 3, H, W) normalised -> (B, H, W, 3) in 0..1, each image over its own range."""
-    least = images.amin((1, 2, 3), keepdim=True)
-    most = images.amax((1, 2, 3), keepdim=True)
-    return ((images - least) / (most - least).clamp_min(1e-12)).movedim(1, -1).float().cpu()
-
-
-def overlay(images: Tensor, maps: Tensor) -> Tensor:
-    """(B, 3, H, W) and (B, H, W) -> (B, H, W, 3): the image in grey under the coloured map."""
-    colours = torch.from_numpy(matplotlib.colormaps["inferno"](maps.cpu().numpy())[..., :3])
-    grey = rgb(images).mean(-1, keepdim=True)
-    return (0.35 * grey + 0.65 * colours.float()).clamp(0, 1)
-
-
-def sheet(rows: list[Tensor], titles: list[list[str]], names: list[str]) -> np.ndarray:
-    """Rows of pictures (n, H, W, 3) in 0..1 with a title over each, drawn into one (H, W, 3) uint8.
-
-    Args:
-        titles: per row, one title a picture, or none at all.
-        names: what each row shows, written beside it.
-    """
-    columns = len(rows[0])
-    figure = Figure(figsize=(1.3 * columns + 0.4, 1.5 * len(rows)), dpi=100, layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for row, pictures in enumerate(rows):
-        axes[row][0].set_ylabel(names[row], fontsize=8)
-        for column, picture in enumerate(pictures):
-            axis = axes[row][column]
-            axis.imshow(picture.numpy(), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            if titles[row]:
-                axis.set_title(titles[row][column], fontsize=8)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return scaled(maps)
 
 
 class ImagePanel(Callback):

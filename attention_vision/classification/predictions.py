@@ -1,13 +1,12 @@
 """The table that `predict` leaves in the run folder."""
 
 import csv
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.predictions import gathered, run_folder
 
 
 class Predictions(Callback):
@@ -36,17 +35,12 @@ class Predictions(Callback):
             self._rows.append([path, *likeliest, *(f"{p:.6f}" for p in probabilities.tolist())])
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
-        parts = [self._rows]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self._rows)
-        rows = sorted(row for part in parts for row in part)
+        rows = sorted(gathered(trainer, self._rows))
         self._rows = []
-        if trainer.is_global_zero and rows:
+        if rows:
             count = (len(rows[0]) - 1) // 2
             numbers = range(1, count + 1)
-            folders = [log.save_dir for log in trainer.loggers if isinstance(log, MetricsCSV)]
-            file = Path(*folders[:1] or [trainer.default_root_dir]) / "predictions.csv"
+            file = run_folder(trainer) / "predictions.csv"
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("w", newline="") as opened:
                 writer = csv.writer(opened, lineterminator="\n")

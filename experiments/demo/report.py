@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from attention_vision.classification import Digits
-from attention_vision.classification.figures import look, overlay, rgb, sheet
+from attention_vision.classification.figures import look
+from attention_vision.figures import overlay, rgb, sheet
 from attention_vision.runs import load_run
 
 MODELS = {"ViT": "vit_digits", "SE-ResNet-20": "se_resnet_digits"}

@@ -1,0 +1,130 @@
+"""What `predict` of a detector leaves in the run folder: results.json and pictures."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from attention_vision.detection.data import Batch
+from attention_vision.detection.figures import drawn
+from attention_vision.errors import InputError
+from attention_vision.images import read_image
+from attention_vision.predictions import gathered, run_folder
+
+
+class Found(NamedTuple):
+    """The detections of one image, best first."""
+
+    image_id: int
+    file_name: str
+    boxes: np.ndarray  # (k, 4) float32: x, y, width, height in pixels of the file
+    scores: np.ndarray  # (k,) float32
+    labels: np.ndarray  # (k,)
+
+
+class DetectionResults(Callback):
+    """Writes results.json in COCO's results format and pictures/NAME_boxes.png.
+
+    A row of results.json has COCO's `image_id`, `category_id`, `bbox` and `score`, and `file_name`,
+    relative to the folder of images as are the pictures. Rows are in the order of the image ids,
+    which is that of the paths, the best first, at any number of processes. Both lie in the run
+    folder, beside metrics.csv.
+
+    Expects from `predict_step` per image `boxes` (k, 4) xyxy in pixels of the file, `scores` and
+    `labels` (k,). Raises InputError when they are not finite.
+
+    Args:
+        threshold: the least score that the pictures show. results.json has all: AP needs them.
+        pictures: draw them.
+    """
+
+    def __init__(self, threshold: float = 0.5, pictures: bool = True):
+        self.threshold, self.pictures = threshold, pictures
+        self._found: list[Found] = []
+        self._names: dict[str, Path] = {}
+
+    def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
+        data = trainer.datamodule
+        self._names = picture_names(data.predict_images.files, data.images)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: list[dict[str, Tensor]],
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        data = trainer.datamodule
+        for detections, target in zip(outputs, batch[2], strict=True):
+            path = target["path"]
+            file_name = Path(path).relative_to(data.images).as_posix()
+            detections = {key: value.detach().cpu() for key, value in detections.items()}
+            self._found.append(found(int(target["image_id"]), file_name, detections))
+            if self.pictures:
+                file = run_folder(trainer) / "pictures" / self._names[path]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                image = read_image(path, upright=True)
+                drawn(image, detections, data.class_names, self.threshold).save(file)
+
+    def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
+        images = sorted(gathered(trainer, self._found), key=lambda image: image.image_id)
+        self._found = []
+        if not trainer.is_global_zero:
+            return
+        file = run_folder(trainer) / "results.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w", encoding="utf-8") as opened:  # row by row: there may be millions
+            separator = "[\n"
+            for row in rows(images, trainer.datamodule.category_ids):
+                opened.write(separator + json.dumps(row))
+                separator = ",\n"
+            opened.write("[]\n" if separator == "[\n" else "\n]\n")
+
+
+def found(image_id: int, file_name: str, detections: dict[str, Tensor]) -> Found:
+    order = detections["scores"].argsort(descending=True, stable=True)
+    boxes, scores, labels = (detections[key][order] for key in ("boxes", "scores", "labels"))
+    if not (boxes.isfinite().all() and scores.isfinite().all()):
+        raise InputError(
+            f"a box or score predicted for {file_name} is not finite: the network has diverged,"
+            " predict with an earlier checkpoint"
+        )
+    low, high = boxes.float().chunk(2, -1)
+    return Found(
+        image_id,
+        file_name,
+        np.concatenate((low.numpy(), (high - low).numpy()), -1),
+        scores.float().numpy(),
+        labels.numpy(),
+    )
+
+
+def rows(images: list[Found], category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """What results.json holds; numbers have the digits that tell one float32 from the next."""
+    for image in images:
+        for box, score, label in zip(image.boxes, image.scores, image.labels, strict=True):
+            yield {
+                "image_id": image.image_id,
+                "category_id": int(category_ids[label]),
+                "bbox": [float(str(number)) for number in box],
+                "score": float(str(score)),
+                "file_name": image.file_name,
+            }
+
+
+def picture_names(files: list[str], folder: str) -> dict[str, Path]:
+    """Per file SUBFOLDER/STEM_boxes.png; with the ending in it where two files differ in that."""
+    paths = {file: Path(file).relative_to(folder) for file in files}
+    count = Counter(path.with_suffix("") for path in paths.values())
+    names = {}
+    for file, path in paths.items():
+        stem = path.stem if count[path.with_suffix("")] == 1 else path.name
+        names[file] = path.with_name(f"{stem}_boxes.png")
+    return names

@@ -1,0 +1,58 @@
+"""Pictures that all tasks draw: images, maps over them, and sheets of both."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def scaled(maps: Tensor) -> Tensor:
+    """(n, H, W): the least of each map at 0, the largest at 1."""
+    least, most = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - least) / (most - least).clamp_min(1e-12)
+
+
+def rgb(images: Tensor) -> Tensor:
+    """(B, 3, H, W) normalised -> (B, H, W, 3) in 0..1, each image over its own range."""
+    least = images.amin((1, 2, 3), keepdim=True)
+    most = images.amax((1, 2, 3), keepdim=True)
+    return ((images - least) / (most - least).clamp_min(1e-12)).movedim(1, -1).float().cpu()
+
+
+def overlay(images: Tensor, maps: Tensor) -> Tensor:
+    """(B, 3, H, W) and (B, H, W) -> (B, H, W, 3): the image in grey under the coloured map."""
+    colours = torch.from_numpy(matplotlib.colormaps["inferno"](maps.cpu().numpy())[..., :3])
+    grey = rgb(images).mean(-1, keepdim=True)
+    return (0.35 * grey + 0.65 * colours.float()).clamp(0, 1)
+
+
+def sheet(
+    rows: Sequence[Tensor], titles: list[list[str]], names: list[str], inches: float = 1.3
+) -> np.ndarray:
+    """Rows of pictures (n, H, W, 3) in 0..1 with a title over each, drawn into one (H, W, 3) uint8.
+
+    Args:
+        titles: per row, one title a picture, or none at all.
+        names: what each row shows, written beside it.
+        inches: width of a picture, of 100 pixels each.
+    """
+    columns = len(rows[0])
+    high, wide = rows[0].shape[1:3]
+    size = (inches * columns + 0.4, (inches * high / wide + 0.2) * len(rows))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, pictures in enumerate(rows):
+        axes[row][0].set_ylabel(names[row], fontsize=8)
+        for column, picture in enumerate(pictures):
+            axis = axes[row][column]
+            axis.imshow(picture.numpy(), interpolation="antialiased")  # pixels where enlarged
+            axis.set(xticks=[], yticks=[])
+            if titles[row]:
+                axis.set_title(titles[row][column], fontsize=8)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

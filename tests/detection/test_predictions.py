@@ -1,0 +1,131 @@
+"""What predict leaves: results that pycocotools reads, and a picture of every image."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from PIL import Image
+from pycocotools.coco import COCO
+from torch import Tensor
+
+from attention_vision.detection.data import DigitScenes
+from attention_vision.detection.predictions import DetectionResults
+from attention_vision.errors import InputError
+from attention_vision.metrics_csv import MetricsCSV
+
+FILES = {  # modes and sizes (width, height) as they come
+    "a.png": ("RGB", (64, 48)),
+    "one/a.png": ("L", (33, 21)),
+    "one/b.jpg": ("L", (100, 31)),
+    "one/b.png": ("P", (7, 50)),
+    "two/a.png": ("RGBA", (401, 333)),
+}
+
+
+class Corners(LightningModule):
+    """Finds one box in the middle of each image, and a better one in its corner."""
+
+    score = 0.9
+
+    def predict_step(self, batch: tuple, batch_idx: int) -> list[dict[str, Tensor]]:
+        found = []
+        for target in batch[2]:
+            height, width = target["orig_size"].tolist()
+            middle = [width / 4, height / 3, width / 2, height / 2]
+            found.append(
+                {
+                    "boxes": torch.tensor([middle, [0.0, 0.0, width / 2, height / 2]]),
+                    "scores": torch.tensor([0.1, self.score]),
+                    "labels": torch.tensor([9, 2]),
+                }
+            )
+        return found
+
+
+def predict(tmp_path: Path, **options: object) -> tuple[list[dict], DigitScenes]:
+    for name, (mode, size) in FILES.items():
+        file = tmp_path / "images" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, size).save(file)
+    data = DigitScenes(batch_size=2, images=str(tmp_path / "images"))
+    trainer(tmp_path, DetectionResults(**options)).predict(
+        Corners(), data, return_predictions=False
+    )
+    return json.loads((tmp_path / "run" / "results.json").read_text()), data
+
+
+def trainer(tmp_path: Path, results: DetectionResults) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        logger=MetricsCSV(str(tmp_path / "run")),
+        callbacks=[results],
+        enable_progress_bar=False,
+    )
+
+
+def test_results_are_read_by_pycocotools(tmp_path: Path) -> None:
+    rows, data = predict(tmp_path)
+    assert [row["file_name"] for row in rows] == [name for name in FILES for _ in range(2)]
+    images = [
+        {"id": number, "file_name": name, "width": size[0], "height": size[1]}
+        for number, (name, (_, size)) in enumerate(FILES.items())
+    ]
+    categories = [
+        {"id": number, "name": name}
+        for number, name in zip(data.category_ids, data.class_names, strict=True)
+    ]
+    truth = COCO()
+    truth.dataset = {"images": images, "annotations": [], "categories": categories}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        read = truth.loadRes(str(tmp_path / "run" / "results.json"))
+    for image in images:
+        best, other = read.loadAnns(read.getAnnIds(imgIds=[image["id"]]))
+        width, height = image["width"], image["height"]
+        assert best["bbox"] == [0, 0, width / 2, height / 2]
+        assert other["bbox"] == pytest.approx([width / 4, height / 3, width / 4, height / 6])
+        assert (best["score"], other["score"]) == (0.9, 0.1)
+        assert (best["category_id"], other["category_id"]) == (3, 10)
+        assert best["area"] == pytest.approx(width * height / 4)
+
+
+def test_every_image_has_its_own_picture(tmp_path: Path) -> None:
+    predict(tmp_path)
+    folder = tmp_path / "run" / "pictures"
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.png"))]
+    assert names == [
+        "a_boxes.png",
+        "one/a_boxes.png",
+        "one/b.jpg_boxes.png",
+        "one/b.png_boxes.png",
+        "two/a_boxes.png",
+    ]
+    assert Image.open(folder / "two/a_boxes.png").size == (401, 333)
+    assert Image.open(folder / "one/a_boxes.png").size == (330, 210)
+
+
+def test_pictures_can_be_left_out(tmp_path: Path) -> None:
+    rows, _ = predict(tmp_path, pictures=False)
+    assert len(rows) == 10
+    assert not (tmp_path / "run" / "pictures").exists()
+
+
+def test_nothing_found_is_an_empty_list(tmp_path: Path, monkeypatch) -> None:
+    nothing = {
+        "boxes": torch.zeros(0, 4),
+        "scores": torch.zeros(0),
+        "labels": torch.zeros(0).long(),
+    }
+    monkeypatch.setattr(Corners, "predict_step", lambda _, batch, __: [nothing] * len(batch[2]))
+    rows, _ = predict(tmp_path)
+    assert rows == []
+
+
+def test_diverged_predictions_are_one_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Corners, "score", float("nan"))
+    with pytest.raises(InputError, match=r"predicted for a.png is not finite"):
+        predict(tmp_path)
