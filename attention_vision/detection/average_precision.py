@@ -58,6 +58,7 @@ class COCOAveragePrecision(Metric):
     """
 
     full_state_update = False
+    __hash__ = object.__hash__  # torchmetrics hashes the states, which are arrays here
 
     def __init__(
         self,

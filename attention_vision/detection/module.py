@@ -1,9 +1,6 @@
 """The training of detectors: what DETR and R-CNN share, and what they do not."""
 
-from pathlib import Path
-from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -128,8 +125,8 @@ class Detector(LightningModule):
     def _log_average_precision(self, split: str) -> None:
         metric = self.average_precision[split]
         numbers = metric.compute()  # of all processes
-        self.log_dict({f"{split}/{name}": value for name, value in numbers.items()})
-        self.log(f"{split}/ap50", numbers["ap50"], prog_bar=True, logger=False)
+        for name, value in numbers.items():
+            self.log(f"{split}/{name}", value, prog_bar=name in ("ap", "ap50"))
         metric.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:
