@@ -1,5 +1,6 @@
 """Every file in experiments/ parses and builds its model and data; every profile merges."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,20 @@ class Built(Parsed):
 
 
 def with_root(path: Path, root: Path) -> list[str]:
-    """Arguments for an experiment; where its data lies on disk, two empty classes stand in."""
+    """Arguments for an experiment; data that lies on disk is stood in for by two empty classes."""
     for part in ("train/a", "train/b", "val/a", "val/b"):
         (root / part).mkdir(parents=True)
-    data = yaml.safe_load(path.read_text()).get("data", {})
-    return ["-c", str(path), *(["--data.root", str(root)] if "root" in data["init_args"] else [])]
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    instances = {"images": [], "annotations": [], "categories": categories}
+    (root / "instances.json").write_text(json.dumps(instances))
+
+    arguments = ["-c", str(path)]
+    for key in yaml.safe_load(path.read_text()).get("data", {})["init_args"]:
+        if key == "root" or key.endswith("_images"):
+            arguments += [f"--data.{key}", str(root)]
+        elif key.endswith("_annotations"):
+            arguments += [f"--data.{key}", str(root / "instances.json")]
+    return arguments
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
