@@ -4,6 +4,7 @@ RUN/config.yaml  metrics.csv  checkpoints/{last,best}.ckpt  pictures/  {validate
 """
 
 import os
+import warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def default_run(task: str, stem: str) -> Path:
 
 
 def holds_run(run: Path) -> bool:
-    return (run / "config.yaml").is_file()
+    """Whether training can go on there: a run that ended before its first checkpoint is none."""
+    return any((run / "checkpoints").glob("*.ckpt"))
 
 
 def find_checkpoint(run: Path, name: str = "best") -> Path:
@@ -83,7 +85,8 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
 
     Args:
         folder: the run folder.
-        checkpoint: "best", "last", or the path of a checkpoint file.
+        checkpoint: "best", "last", or the path of a checkpoint file. A run that was not validated
+            yet has no best one: then the last is taken, with a warning.
 
     Raises:
         InputError: the folder holds no run, or has no such checkpoint, or one that does not fit.
@@ -91,8 +94,12 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
     from attention_vision.command import TASKS
 
     run = Path(folder)
-    if not holds_run(run):
+    if not (run / "config.yaml").is_file():
         raise InputError(f"{run} holds no run: there is no config.yaml in it")
+    last = run / "checkpoints" / "last.ckpt"
+    if checkpoint == "best" and not last.with_stem("best").is_file() and last.is_file():
+        warnings.warn(f"{run} holds no best checkpoint yet: loading last", stacklevel=2)
+        checkpoint = "last"
     file = find_checkpoint(run, checkpoint)
     config = yaml.safe_load((run / "config.yaml").read_text())
     task = TASKS[config["task"]]()

@@ -264,6 +264,14 @@ def test_a_run_is_not_overwritten(finished, capsys):
     assert "holds a run: continue it by --ckpt_path last" in capsys.readouterr().err
 
 
+def test_a_run_that_crashed_before_its_first_checkpoint_begins_anew(run):
+    shutil.rmtree(run / "checkpoints")
+    assert main(["classification", "fit", "-c", f"{run}/config.yaml"]) == 0
+    assert (run / "checkpoints/last.ckpt").is_file()
+    steps = [row.split(",")[1] for row in (run / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps == ["1", "3"]
+
+
 def test_default_run_folder_is_new_each_time(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert fit() == fit() == 0
@@ -342,6 +350,12 @@ def test_load_run(run):
     assert not module.training
     saved = torch.load(run / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, saved[name]) for name, value in module.state_dict().items())
+
+
+def test_load_run_before_the_first_validation(run):
+    (run / "checkpoints/best.ckpt").unlink()
+    with pytest.warns(UserWarning, match="no best checkpoint yet: loading last"):
+        assert not load_run(run).training
 
 
 def test_load_run_needs_no_data(run):
