@@ -135,7 +135,7 @@ class Stage(nn.Sequential):
         return hide(attention(x), padding)
 
 
-# Blocks per stage. 18 to 152: He et al. (arXiv 1512.03385), Table 1. 20 to 110: the three stages of
+# Blocks per stage. 18 to 152: He et al. (arXiv 1512.03385), Table 1. 8 to 110: the three stages of
 # its section 4.2, for width=16 and the CIFAR stem. 10 is the smallest that has four stages.
 DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     10: (BasicBlock, (1, 1, 1, 1)),
@@ -144,6 +144,7 @@ DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
     50: (Bottleneck, (3, 4, 6, 3)),
     101: (Bottleneck, (3, 4, 23, 3)),
     152: (Bottleneck, (3, 8, 36, 3)),
+    8: (BasicBlock, (1, 1, 1)),
     20: (BasicBlock, (3, 3, 3)),
     56: (BasicBlock, (9, 9, 9)),
     110: (BasicBlock, (18, 18, 18)),
@@ -159,7 +160,7 @@ class ResNet(Backbone):
     CBAM-ResNet-50. Without attention the network is torchvision's.
 
     Args:
-        depth: 18, 34, 50, 101, 152, or 10; 20, 56, 110 have three stages (CIFAR).
+        depth: 18, 34, 50, 101, 152, or 10; 8, 20, 56, 110 have three stages (CIFAR).
         attention: the factory of the slot; `torch.nn.Identity` is none.
         num_classes: 0 leaves out the head.
         attention_at: `"blocks"`, inside every block before the residual is added, or `"stages"`,
