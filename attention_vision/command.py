@@ -193,8 +193,8 @@ class Command(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             self.config_init = self.parser.instantiate(self.config)
-        except ValueError as error:
-            raise input_error(error) or error from None
+        except (TypeError, ValueError) as error:  # what a constructor refuses
+            raise input_error(error) or InputError(" ".join(str(error).split())) from error
         self.datamodule, self.model = self.config_init.data, self.config_init.model
         self.settle_classes()
         if self.checkpoint:

@@ -28,7 +28,7 @@ def read_image(path: str, upright: bool = False) -> Image.Image:
 def image_files(folder: str) -> list[str]:
     """All images below a folder, in the order of their paths. Raises InputError without any."""
     if not Path(folder).is_dir():
-        raise InputError(f"no folder {folder}: set data.init_args.images to a folder of images")
+        raise InputError(f"no folder {folder}: set data.images to a folder of images")
     files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in EXTENSIONS)
     found = sorted(str(path) for path in files)
     if not found:

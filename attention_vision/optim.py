@@ -30,9 +30,14 @@ class WarmupCosine(LRScheduler):
     `configure` sets `horizon`, which is asked from step 1 on. Step 0 needs neither T nor W: it is 0
     with warm-up, the base rate without. The horizon is no part of the state, so that a run resumed
     with more epochs follows the longer cosine.
+
+    Raises InputError for a negative `warmup_epochs` or `min_lr`.
     """
 
     def __init__(self, optimizer: Optimizer, warmup_epochs: float = 0.0, min_lr: float = 0.0):
+        for name, value in (("warmup_epochs", warmup_epochs), ("min_lr", min_lr)):
+            if value < 0:
+                raise InputError(f"WarmupCosine: {name} {value} is negative")
         self.warmup_epochs, self.min_lr = warmup_epochs, min_lr
         self.horizon: Callable[[], tuple[int, int]] | None = None  # () -> (T, steps per epoch)
         super().__init__(optimizer)
@@ -108,11 +113,17 @@ def configure(
     """What `configure_optimizers` of `module` returns for the parameters of `network`.
 
     `WarmupCosine` steps with the optimiser, torch's own schedulers once per epoch.
+
+    Raises InputError for a value that the optimiser or the schedule refuses.
     """
-    built = optimizer(parameter_groups(network, lr_factors))
-    for group in built.param_groups:
-        group["lr"] *= group["lr_factor"]
-    scheduler = schedule(built)
+    groups = parameter_groups(network, lr_factors)
+    try:
+        built = optimizer(groups)
+        for group in built.param_groups:
+            group["lr"] *= group["lr_factor"]
+        scheduler = schedule(built)
+    except ValueError as error:  # such as a negative lr
+        raise InputError(f"model.optimizer, model.schedule: {error}") from error
     per_step = isinstance(scheduler, WarmupCosine)
     if per_step:
         scheduler.horizon = lambda: horizon(module.trainer)

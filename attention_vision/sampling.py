@@ -59,7 +59,7 @@ class TrainLoader(StatefulDataLoader):
         if saved != self.num_workers:
             raise InputError(
                 f"the checkpoint lies inside an epoch that was read with {saved} workers: resume"
-                f" with data.init_args.num_workers {saved}, not {self.num_workers}"
+                f" with data.num_workers {saved}, not {self.num_workers}"
             )
         super().load_state_dict(state)
 
@@ -97,7 +97,7 @@ def train_loader(
     if len(sampler) < loading["batch_size"]:
         raise InputError(
             f"batch_size {loading['batch_size']} is larger than the {len(sampler)} training images"
-            " of a process: lower data.init_args.batch_size"
+            " of a process: lower data.batch_size"
         )
     if trainer is not None:
         # Lightning tells the sampler only after the first epoch's workers have begun to load.

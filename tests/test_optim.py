@@ -40,6 +40,12 @@ def test_without_warmup_the_first_step_has_the_full_rate() -> None:
     assert schedule().get_last_lr() == [1.0, 0.5]
 
 
+@pytest.mark.parametrize("wrong", [{"warmup_epochs": -1}, {"min_lr": -1}])
+def test_negative_numbers(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="is negative"):
+        schedule(**wrong)
+
+
 def test_state_continues_where_it_was_saved() -> None:
     whole, cut = schedule(warmup_epochs=1), schedule(warmup_epochs=1)
     for _ in range(7):

@@ -13,10 +13,15 @@ class ChannelGate(nn.Module):
 
     The shared MLP is biased and the two results are added before the sigmoid, as in the released
     code (Jongchan/attention-module).
+
+    Raises:
+        ValueError: `reduction` is not positive.
     """
 
     def __init__(self, channels: int, reduction: int = 16):
         super().__init__()
+        if reduction < 1:
+            raise ValueError(f"ChannelGate: reduction {reduction} is not positive")
         hidden = max(1, channels // reduction)
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
@@ -42,10 +47,15 @@ class SpatialGate(nn.Module):
         channels: not used; the gate is the same for all of them. It keeps the FeatureAttention
             contract.
         kernel_size: odd, of the convolution over the map.
+
+    Raises:
+        ValueError: `kernel_size` is even.
     """
 
     def __init__(self, channels: int, kernel_size: int = 7):
         super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"SpatialGate: kernel_size {kernel_size} is not odd")
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(1, momentum=0.01)
         nn.init.zeros_(self.norm.weight)

@@ -25,7 +25,7 @@ class CrossAttention2d(nn.Module):
 
     def __init__(self, query_channels: int, key_channels: int, heads: int = 1):
         super().__init__()
-        if query_channels % heads:
+        if heads < 1 or query_channels % heads:
             raise ValueError(
                 f"CrossAttention2d: query_channels {query_channels} is no multiple of heads {heads}"
             )

@@ -24,12 +24,17 @@ class AttentionGate(nn.Module):
         gating_channels: G.
         hidden: width of θ and φ; C // 2 when not given.
         dims: 2 for images, 3 for volumes.
+
+    Raises:
+        ValueError: `dims` is something else.
     """
 
     def __init__(
         self, channels: int, gating_channels: int, hidden: int | None = None, dims: int = 2
     ):
         super().__init__()
+        if dims not in CONV:
+            raise ValueError(f"AttentionGate: dims {dims} is neither 2 nor 3")
         conv = CONV[dims]
         hidden = hidden or max(1, channels // 2)
         self.upsampling = UPSAMPLING[dims]

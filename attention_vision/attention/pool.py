@@ -24,7 +24,7 @@ class AttentionPool(nn.Module):
         hidden: width inside the additive f; C when not given.
 
     Raises:
-        ValueError: there is neither a learned nor a passed query, or both.
+        ValueError: there is neither a learned nor a passed query, or both; an unknown `score`.
     """
 
     def __init__(
@@ -35,6 +35,8 @@ class AttentionPool(nn.Module):
         hidden: int | None = None,
     ):
         super().__init__()
+        if score not in ("dot", "additive"):
+            raise ValueError(f"AttentionPool: score {score!r} is neither dot nor additive")
         self.query = nn.Parameter(torch.zeros(queries, width)) if queries else None
         if score == "additive":
             hidden = hidden or width

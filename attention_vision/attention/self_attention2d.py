@@ -25,12 +25,19 @@ class SelfAttention2d(nn.Module):
         channels: C.
         reduction: queries and keys have C // reduction channels, at least 1.
         form: see above.
+
+    Raises:
+        ValueError: `reduction` is not positive, or an unknown `form`.
     """
 
     def __init__(
         self, channels: int, reduction: int = 8, form: Literal["released", "plain"] = "released"
     ):
         super().__init__()
+        if reduction < 1:
+            raise ValueError(f"SelfAttention2d: reduction {reduction} is not positive")
+        if form not in ("released", "plain"):
+            raise ValueError(f"SelfAttention2d: form {form!r} is neither released nor plain")
         narrow = max(1, channels // reduction)
         released = form == "released"
         value_channels = max(1, channels // 2) if released else channels

@@ -19,6 +19,9 @@ class SqueezeExcite(nn.Module):
         channels: C.
         reduction: the hidden width is C // reduction, at least 1.
         activation: of the hidden layer; EfficientNet uses `torch.nn.SiLU`.
+
+    Raises:
+        ValueError: `reduction` is not positive.
     """
 
     def __init__(
@@ -28,6 +31,8 @@ class SqueezeExcite(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ):
         super().__init__()
+        if reduction < 1:
+            raise ValueError(f"SqueezeExcite: reduction {reduction} is not positive")
         hidden = max(1, channels // reduction)
         self.squeeze = nn.Conv2d(channels, hidden, 1)
         self.activation = activation()

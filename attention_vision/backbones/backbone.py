@@ -1,5 +1,6 @@
-"""What a task may ask of any backbone, and the plain pool."""
+"""What a task may ask of any backbone, the plain pool, and the contract of attention slots."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -44,3 +45,21 @@ class MeanPool(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens.mean(1)
+
+
+def misfit(attention: nn.Module, x: Tensor, bias: Tensor | None = None) -> str | None:
+    """Why a built mechanism does not map `x` to its shape; None where it does.
+
+    Neither the random state nor the module's own state (running means, mode) is changed.
+    """
+    modes = {module: module.training for module in attention.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            attention.eval()
+            y = attention(x) if bias is None else attention(x, bias=bias)
+    except Exception as error:  # any mechanism, put where it does not belong
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return None if y.shape == x.shape else f"it gives {tuple(y.shape)}"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from attention_vision.attention import FeatureAttention
-from attention_vision.backbones.backbone import Backbone, MeanPool
+from attention_vision.backbones.backbone import Backbone, MeanPool, misfit
 from attention_vision.errors import InputError
 
 Norm = Callable[[int], nn.Module]
@@ -183,7 +183,8 @@ class ResNet(Backbone):
         in_channels: 3 for RGB.
 
     Raises:
-        InputError: an unknown depth, or a stage outside 1..4.
+        InputError: an unknown depth, place or stem, a stage outside 1..4; `attention` does not map
+            maps to maps, which one built layer is asked at construction.
     """
 
     def __init__(
@@ -208,6 +209,12 @@ class ResNet(Backbone):
             raise InputError(f"ResNet: depth {depth} is none of {', '.join(map(str, DEPTHS))}")
         if not set(attention_stages) <= {1, 2, 3, 4}:
             raise InputError(f"ResNet: attention_stages {attention_stages} are not all in 1..4")
+        if attention_at not in ("blocks", "stages"):
+            raise InputError(f"ResNet: attention_at {attention_at!r} is neither blocks nor stages")
+        if stem not in ("imagenet", "cifar"):
+            raise InputError(f"ResNet: stem {stem!r} is neither imagenet nor cifar")
+        if width < 1:
+            raise InputError(f"ResNet: width {width} is not positive")
         block, blocks = DEPTHS[depth]
         self.num_classes = num_classes
 
@@ -244,6 +251,21 @@ class ResNet(Backbone):
                     nn.init.zeros_(module.last_norm.weight)
         for part in [self.stem, *self.stages][: 5 - trainable_stages]:
             part.requires_grad_(False)
+        self.check_attention(inside_blocks=attention_at == "blocks")
+
+    def check_attention(self, inside_blocks: bool) -> None:
+        """Raises InputError when the slot's first attention does not map maps to maps."""
+        for stage, channels in zip(self.stages, self.channels, strict=True):
+            attention = stage[0].attention if inside_blocks else stage.attention
+            if isinstance(attention, nn.Identity):
+                continue
+            shape = (1, channels, 4, 4)
+            if reason := misfit(attention, torch.zeros(shape)):
+                raise InputError(
+                    f"ResNet: attention {type(attention).__name__} does not map {shape} to itself:"
+                    f" {reason}"
+                )
+            return
 
     def features(self, images: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
         """(B, in_channels, H, W) -> one map a stage, strides 4 8 16 32 with the ImageNet stem.

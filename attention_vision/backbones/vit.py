@@ -14,7 +14,7 @@ from attention_vision.attention import (
     RelativePositionBias,
     TokenAttention,
 )
-from attention_vision.backbones.backbone import Backbone
+from attention_vision.backbones.backbone import Backbone, misfit
 from attention_vision.errors import InputError
 
 
@@ -106,7 +106,9 @@ class ViT(Backbone):
         in_channels: 3 for RGB.
 
     Raises:
-        InputError: `image_size`, or the size of an image, is no multiple of `patch_size`.
+        InputError: `image_size`, or the size of an image, is no multiple of `patch_size`; a size or
+            number is not positive; an unknown `position`; `attention` does not map tokens to
+            tokens, which one built layer is asked at construction.
     """
 
     def __init__(
@@ -126,6 +128,12 @@ class ViT(Backbone):
         in_channels: int = 3,
     ):
         super().__init__()
+        sizes = {"image_size": image_size, "patch_size": patch_size, "width": width}
+        for name, value in (sizes | {"depth": depth, "heads": heads}).items():
+            if value < 1:
+                raise InputError(f"ViT: {name} {value} is not positive")
+        if position not in ("absolute", "relative"):
+            raise InputError(f"ViT: position {position!r} is neither absolute nor relative")
         if image_size % patch_size:
             raise InputError(
                 f"ViT: image_size {image_size} is no multiple of patch_size {patch_size}"
@@ -155,6 +163,22 @@ class ViT(Backbone):
         self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
         for part in (self.patches, self.blocks, self.head):
             part.apply(initialise)
+        self.check_attention(grid)
+
+    def check_attention(self, grid: tuple[int, int]) -> None:
+        """Raises InputError when the first block's attention does not map tokens to tokens."""
+        attention = self.blocks[0].attention
+        (width,) = self.channels
+        tokens = torch.zeros(1, self.prefix + grid[0] * grid[1], width)
+        bias = self.bias(self.biases[0], grid) if len(self.biases) else None
+        if reason := misfit(attention, tokens, bias):
+            hint = ""
+            if self.prefix and bias is None and not misfit(attention, tokens[:, self.prefix :]):
+                hint = "; pool: MeanPool leaves out the class token"
+            raise InputError(
+                f"ViT: attention {type(attention).__name__} does not map {tuple(tokens.shape)} to"
+                f" itself: {reason}{hint}"
+            )
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, N, C) after the last norm, the class token first."""

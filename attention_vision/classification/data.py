@@ -76,6 +76,9 @@ class ClassificationData(LightningDataModule):
         images: folder of images to predict, searched through its subfolders.
 
     `num_classes` and `class_names` are known before `setup`.
+
+    Raises:
+        InputError: a size or number that is not positive.
     """
 
     class_names: Sequence[str]
@@ -91,6 +94,11 @@ class ClassificationData(LightningDataModule):
         images: str | None,
     ):
         super().__init__()
+        for name, value in (("image_size", image_size), ("batch_size", batch_size)):
+            if value < 1:
+                raise InputError(f"data.{name} {value} is not positive")
+        if num_workers < 0:
+            raise InputError(f"data.num_workers {num_workers} is negative")
         self.image_size = image_size
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.images = images
@@ -113,9 +121,7 @@ class ClassificationData(LightningDataModule):
             self.val_images = Augmented(self._checked("val"), evaluation, seed)
         if stage == "predict":
             if self.images is None:
-                raise InputError(
-                    "nothing to predict: set data.init_args.images to a folder of images"
-                )
+                raise InputError("nothing to predict: set data.images to a folder of images")
             self.predict_images = ImageFiles(self.images, evaluation)
 
     def train_dataloader(self) -> StatefulDataLoader:
@@ -285,7 +291,7 @@ class Published(ClassificationData):
             return self.dataset(self.root, train=split == "train", download=download)
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]
-            advice = "" if download else "; set data.init_args.root to it, or download: true"
+            advice = "" if download else "; set data.root to it, or download: true"
             raise InputError(
                 f"{type(self).__name__}: no readable data in {self.root}{advice} ({reason})"
             ) from None
@@ -356,7 +362,7 @@ class ImageFolder(ClassificationData):
         names = sorted(path.name for path in folder.glob("*") if path.is_dir())
         if not names:
             raise InputError(
-                f"no class folders in {folder}: set data.init_args.root to a folder that holds"
+                f"no class folders in {folder}: set data.root to a folder that holds"
                 " train/CLASS/*.jpg and val/CLASS/*.jpg"
             )
         return tuple(names)

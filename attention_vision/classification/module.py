@@ -33,6 +33,9 @@ class Classifier(LightningModule):
         ema_decay: of the average of weights that is validated and saved as the model, 0 for none.
         weights: official state dict to start from, unless a checkpoint is loaded anyway.
         channels_last: memory format of the convolutions; pays on GPUs with mixed precision.
+
+    Raises:
+        InputError: a number that is out of its range.
     """
 
     def __init__(
@@ -48,6 +51,13 @@ class Classifier(LightningModule):
         channels_last: bool = False,
     ):
         super().__init__()
+        for name, value in (("mixup", mixup), ("cutmix", cutmix)):
+            if value < 0:
+                raise InputError(f"model.{name} {value} is negative")
+        if not 0 <= label_smoothing <= 1:
+            raise InputError(f"model.label_smoothing {label_smoothing} is not in 0..1")
+        if not 0 <= ema_decay < 1:
+            raise InputError(f"model.ema_decay {ema_decay} is not in 0..1, 1 excluded")
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=memory_format)
         self.memory_format = memory_format

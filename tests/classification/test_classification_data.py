@@ -87,7 +87,7 @@ def test_another_number_of_workers_is_refused_inside_an_epoch(saved: int, resume
         data.setup("fit")
         loaders.append(data.train_dataloader())
     next(iter(loaders[0]))
-    with pytest.raises(InputError, match=f"with data.init_args.num_workers {saved}, not {resumed}"):
+    with pytest.raises(InputError, match=f"with data.num_workers {saved}, not {resumed}"):
         loaders[1].load_state_dict(loaders[0].state_dict())
 
 
@@ -251,9 +251,9 @@ def predict_without_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "line"),
     [
-        (missing_root, r"no class folders in .*nowhere/train: set data.init_args.root"),
-        (missing_cifar, r"CIFAR10: no readable data in .*nowhere; set data.init_args.root"),
-        (missing_fashion, r"FashionMNIST: no readable data in .*nowhere; set data.init_args.root"),
+        (missing_root, r"no class folders in .*nowhere/train: set data.root"),
+        (missing_cifar, r"CIFAR10: no readable data in .*nowhere; set data.root"),
+        (missing_fashion, r"FashionMNIST: no readable data in .*nowhere; set data.root"),
         (missing_imagenet, r"no class folders in .*nowhere/train"),
         (part_of_imagenet, r"train has 2 class folders, not the 1,000 of ImageNet"),
         (empty_class, r"no images in .*train/emu"),
@@ -264,9 +264,9 @@ def predict_without_folder(folder: Path) -> None:
         (truncated, r"cannot read the image .*cat/1.png: repair or remove it"),
         (label_out_of_range, r"FashionMNIST: label 12 of train image 2 is outside 0..9"),
         (large_batch, r"batch_size 9 is larger than the 8 training images"),
-        (nothing_to_predict, r"no folder .*nowhere: set data.init_args.images"),
+        (nothing_to_predict, r"no folder .*nowhere: set data.images"),
         (no_images_to_predict, r"no images in .*empty: looked for .jpg"),
-        (predict_without_folder, r"nothing to predict: set data.init_args.images"),
+        (predict_without_folder, r"nothing to predict: set data.images"),
     ],
 )
 def test_bad_data_is_one_clear_line(folder: Path, bad, line: str) -> None:

@@ -44,6 +44,14 @@ def test_mixing_gives_soft_targets() -> None:
     assert targets is labels
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"mixup": -1}, {"cutmix": -1}, {"label_smoothing": 1.5}, {"ema_decay": 2}]
+)
+def test_numbers_out_of_range(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"model.{next(iter(wrong))}"):
+        Classifier(ViT(16, 8, width=16, depth=1, heads=2, num_classes=10), **wrong)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_learns(tmp_path: Path, precision: str, channels_last: bool) -> None:

@@ -1,0 +1,87 @@
+"""What the slots of the backbones accept, asked once when a network is built."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from attention_vision.attention import (
+    CBAM,
+    AxialAttention2d,
+    LocalGlobalAttention2d,
+    MultiHeadAttention,
+    SelfAttention2d,
+    WindowAttention,
+)
+from attention_vision.backbones import MeanPool, ResNet, ViT
+from attention_vision.backbones.backbone import misfit
+from attention_vision.errors import InputError
+
+small_vit = partial(ViT, 16, 4, width=16, depth=2, heads=2, num_classes=3)
+small_resnet = partial(ResNet, 10, width=8, num_classes=3)
+
+WRONG = [
+    (
+        lambda: small_vit(attention=WindowAttention),
+        r"ViT: attention WindowAttention does not map \(1, 17, 16\) to itself: WindowAttention: 17 "
+        r".*; pool: MeanPool leaves out the class token$",
+    ),
+    (lambda: small_vit(attention=CBAM), r"ViT: attention CBAM does not map \(1, 17, 16\)"),
+    (
+        lambda: small_vit(attention=WindowAttention, pool=MeanPool, position="relative"),
+        "unexpected keyword argument 'bias'",
+    ),
+    (lambda: small_vit(position="rel"), "position 'rel'"),
+    (lambda: small_vit(depth=0), "depth 0 is not positive"),
+    (lambda: small_vit(heads=0), "heads 0 is not positive"),
+    (
+        lambda: small_resnet(attention=lambda channels: MultiHeadAttention(channels, 2)),
+        r"ResNet: attention MultiHeadAttention does not map \(1, 8, 4, 4\) to itself",
+    ),
+    (
+        lambda: small_resnet(
+            attention=lambda channels: torch.nn.Conv2d(channels, 5, 1),
+            attention_at="stages",
+            attention_stages=(3,),
+        ),
+        r"does not map \(1, 32, 4, 4\) to itself: it gives \(1, 5, 4, 4\)",
+    ),
+    (lambda: small_resnet(attention_at="stage"), "attention_at 'stage'"),
+    (lambda: small_resnet(stem="small"), "stem 'small'"),
+]
+
+
+@pytest.mark.parametrize(("build", "line"), WRONG)
+def test_mistakes_are_one_line(build, line):
+    with pytest.raises(InputError, match=line) as error:
+        build()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        partial(small_vit, attention=WindowAttention, pool=MeanPool),
+        partial(small_vit, position="relative"),
+        *(
+            partial(small_resnet, attention=kind)
+            for kind in (CBAM, SelfAttention2d, AxialAttention2d, LocalGlobalAttention2d)
+        ),
+    ],
+)
+def test_what_fits_is_built(build):
+    network = build().eval()
+    assert network(torch.randn(1, 3, 16, 16)).shape == (1, 3)
+    assert build().training
+
+
+def test_asking_changes_nothing():
+    attention = CBAM(8)
+    attention.spatial.norm.eval()  # a mode of its own
+    modes = {name: module.training for name, module in attention.named_modules()}
+    before = {name: value.clone() for name, value in attention.state_dict().items()}
+    random = torch.get_rng_state()
+    assert misfit(attention, torch.zeros(1, 8, 4, 4)) is None
+    assert torch.equal(torch.get_rng_state(), random)
+    assert modes == {name: module.training for name, module in attention.named_modules()}
+    assert all(torch.equal(value, before[name]) for name, value in attention.state_dict().items())
