@@ -11,9 +11,13 @@ from torch import Tensor
 
 
 def scaled(maps: Tensor) -> Tensor:
-    """(n, H, W): the least of each map at 0, the largest at 1."""
+    """(n, H, W): the least of each map at 0, the largest at 1; a uniform map is 0 everywhere.
+
+    Uniform is what differs by less than the rounding of sums would make it.
+    """
     least, most = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return (maps - least) / (most - least).clamp_min(1e-12)
+    uniform = most - least <= 1e-5 * torch.maximum(most.abs(), least.abs())
+    return ((maps - least) / (most - least).clamp_min(1e-12)).masked_fill(uniform, 0)
 
 
 def rgb(images: Tensor) -> Tensor:

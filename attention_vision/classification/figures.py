@@ -66,7 +66,10 @@ def grad_cam(network: Backbone, images: Tensor) -> Tensor:
 
 
 def on_image(weights: Tensor, network: Backbone, images: Tensor) -> Tensor:
-    """(B, N) of the network's last map -> (B, H, W), the least of each at 0, the largest at 1."""
+    """(B, N) of the network's last map -> (B, H, W), the least of each at 0, the largest at 1.
+
+    A map that is uniform is 0 everywhere.
+    """
     size = images.shape[2:]
     grid = [-(-length // network.strides[-1]) for length in size]
     maps = F.interpolate(weights.float().unflatten(1, grid)[:, None], size, mode="bilinear")[:, 0]
@@ -79,7 +82,8 @@ class ImagePanel(Callback):
     It goes to every logger that has `log_image`: W&B, and the run folder's pictures/.
 
     Args:
-        images: how many, from the first batch of rank zero.
+        images: how many, spread evenly over the validation set, which may be sorted by class; of
+            the first batch where the data does not say what it validates on.
     """
 
     def __init__(self, images: int = 8):
@@ -97,18 +101,30 @@ class ImagePanel(Callback):
         loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
-        picture = panel(
-            module.network, *(part[: self.images] for part in batch), self.names(trainer)
-        )
+        images, labels = self.chosen(trainer, batch)
+        picture = panel(module.network, images, labels, self.names(trainer))
         for logger in loggers:
             logger.log_image("val/panel", [picture])
+
+    def chosen(self, trainer: Trainer, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Images and labels, of the batch's types and on its device."""
+        source = getattr(trainer.datamodule, "val_images", None)
+        if source is None:
+            return tuple(part[: self.images] for part in batch)
+        count = min(self.images, len(source))
+        pairs = [source[place * len(source) // count] for place in range(count)]
+        images, labels = zip(*pairs, strict=True)
+        return torch.stack(images).to(batch[0]), torch.tensor(labels).to(batch[1])
 
     def names(self, trainer: Trainer) -> list[str]:
         return list(getattr(trainer.datamodule, "class_names", ()))
 
 
 def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -> np.ndarray:
-    """Images with their label over where the network looks with its prediction, (H, W, 3) uint8."""
+    """Images with their label over where the network looks with its prediction, (H, W, 3) uint8.
+
+    A map that is the same everywhere is titled so: the network looks nowhere in particular.
+    """
 
     def name(number: int) -> str:
         return names[number] if names else str(number)
@@ -119,8 +135,9 @@ def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -
     labelled = [name(label) for label in labels.tolist()]
     predicted = [
         f"{name(number)} {chance:.0%}{'' if number == label else ' ✗'}"
-        for number, chance, label in zip(
-            classes.tolist(), chances.tolist(), labels.tolist(), strict=True
+        + ("" if seen.any() else "\n(uniform)")
+        for number, chance, label, seen in zip(
+            classes.tolist(), chances.tolist(), labels.tolist(), maps, strict=True
         )
     ]
     return sheet([rgb(images), overlay(images, maps)], [labelled, predicted], ["images", kind])

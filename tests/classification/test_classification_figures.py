@@ -1,12 +1,16 @@
 """Where a network looks, on networks whose answer is known."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from attention_vision.attention import CBAM, AttentionPool
 from attention_vision.backbones import MeanPool, ResNet, ViT
-from attention_vision.classification.figures import look, panel
+from attention_vision.classification import figures
+from attention_vision.classification.figures import ImagePanel, look, panel
+from attention_vision.figures import scaled
 
 NETWORKS = {
     "class token's attention": lambda: ViT(32, 8, 24, 2, 2, num_classes=3),
@@ -52,6 +56,32 @@ def test_grad_cam_finds_the_pixels_that_decide():
     assert row < 4
     assert column >= 12
     assert hot[8:, :8].max() < 0.1
+
+
+def test_a_uniform_map_is_not_stretched(monkeypatch):
+    network = NETWORKS["attention pool"]().eval()  # its query starts at 0: equal weights
+    images = torch.randn(2, 3, 32, 32)
+    assert not look(network, images)[0].any()
+    titles = []
+    monkeypatch.setattr(figures, "sheet", lambda rows, given, names: titles.extend(given[1]))
+    panel(network, images, torch.tensor([0, 1]), [])
+    assert len(titles) == 2
+    assert all("(uniform)" in title for title in titles)
+    noise = torch.ones(1, 4, 4) + 1e-7 * torch.rand(1, 4, 4)
+    assert not scaled(noise).any()
+    assert scaled(torch.rand(1, 4, 4) * 1e-9).max() == 1
+
+
+def test_the_panels_images_are_spread_over_the_validation_set():
+    source = [(torch.full((3, 8, 8), float(place)), place // 10) for place in range(100)]
+    batch = torch.zeros(4, 3, 8, 8, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.int64)
+    data = SimpleNamespace(val_images=source)
+    images, labels = ImagePanel(5).chosen(SimpleNamespace(datamodule=data), batch)
+    assert images.dtype == torch.bfloat16
+    assert labels.tolist() == [0, 2, 4, 6, 8]
+    assert ImagePanel(200).chosen(SimpleNamespace(datamodule=data), batch)[1].shape == (100,)
+    first, _ = ImagePanel(3).chosen(SimpleNamespace(datamodule=None), batch)
+    assert torch.equal(first, batch[0][:3])
 
 
 def test_the_panel_is_a_picture():
