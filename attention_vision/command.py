@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,7 +31,7 @@ from attention_vision import __version__
 from attention_vision.attention import attention_backend
 from attention_vision.callbacks import StepCheckpoint
 from attention_vision.claim import Claim
-from attention_vision.config_errors import ConfigError, explain
+from attention_vision.config_errors import ConfigError, explain, kept_arguments
 from attention_vision.errors import InputError, one_line
 from attention_vision.metrics_csv import MetricsCSV
 from attention_vision.progress import ProgressLines
@@ -51,6 +51,7 @@ class Task:
         higher_is_better: whether more of it is better.
         choose_model: whether the config names the model by `class_path`.
         classes: the key that the data's number of classes goes to.
+        predictions: the file that predict writes into the run folder.
     """
 
     model: type[LightningModule]
@@ -59,6 +60,7 @@ class Task:
     higher_is_better: bool = True
     choose_model: bool = False
     classes: str = "model.network.init_args.num_classes"
+    predictions: str = "predictions.csv"
 
 
 def classification() -> Task:
@@ -71,7 +73,14 @@ def detection() -> Task:
     from attention_vision.detection import DetectionData, Detector
 
     classes = "model.init_args.network.init_args.num_classes"
-    return Task(Detector, DetectionData, best="val/ap", choose_model=True, classes=classes)
+    return Task(
+        Detector,
+        DetectionData,
+        best="val/ap",
+        choose_model=True,
+        classes=classes,
+        predictions="results.json",
+    )
 
 
 TASKS: dict[str, Callable[[], Task]] = {"classification": classification, "detection": detection}
@@ -182,6 +191,7 @@ class Command(LightningCLI):
         except ArgumentError as error:
             roots = {"model": self.task.model, "data": self.task.data, "trainer": Trainer}
             raise ConfigError(explain(error, parser, roots)) from error
+        self.kept = kept_arguments(sources(args), self.config.as_dict())
 
     def before_instantiate_classes(self) -> None:
         if self.config.threads is not None:
@@ -284,6 +294,8 @@ class Command(LightningCLI):
         if self.verb != "fit":
             wanted.enable_checkpointing = False
             wanted.callbacks = [one for one in wanted.callbacks if not isinstance(one, Checkpoint)]
+        if wanted.enable_model_summary is None:
+            wanted.enable_model_summary = False  # `execute` says what its table comes to
         if wanted.enable_progress_bar is None and not sys.stdout.isatty():
             wanted.enable_progress_bar = False
             wanted.callbacks.append(ProgressLines())
@@ -330,6 +342,10 @@ class Command(LightningCLI):
             say(f"run folder: {self.run_folder}")
         if self.checkpoint and self.verb != "fit":
             say(f"checkpoint: {self.checkpoint}")
+        if self.verb == "fit":
+            for line in self.kept:
+                say(line)
+            say(parameter_count(self.model))
         work = getattr(self.trainer, self.verb)
         try:
             with attention_backend(self.config.attention_backend):
@@ -345,15 +361,41 @@ class Command(LightningCLI):
             with suppress(OSError):
                 self.run_folder.rmdir()  # where nothing was written yet
             raise
+        except SystemExit:  # Lightning's end of a run after Ctrl-C
+            if self.verb == "fit" and self.trainer.interrupted:
+                say(self.how_to_go_on())
+            raise
         if self.verb in ("validate", "test") and self.trainer.is_global_zero:
             file = self.run_folder / f"{self.verb}.json"
             metrics = {key: value for result in results for key, value in result.items()}
             source = str(self.checkpoint or self.official_weights())
-            report = {"checkpoint": source, "metrics": metrics}
+            images, total = self.measured()
+            report = {"checkpoint": source, "images": images, "metrics": metrics}
             file.write_text(json.dumps(report, indent=2) + "\n")
-            say(f"written: {file}")
+            part = f" ({images} of {total} images: trainer.limit_*_batches)"
+            say(f"written: {file}{part if images < total else ''}")
+        elif self.verb == "predict":
+            say(f"written: {self.run_folder / self.task.predictions}")
         elif not self.config.trainer.fast_dev_run:
             say(f"finished: {self.run_folder}")
+
+    def measured(self) -> tuple[int, int]:
+        """Images that validate or test measured, and all there are."""
+        trainer = self.trainer
+        loader, (batches,) = (
+            (trainer.val_dataloaders, trainer.num_val_batches)
+            if self.verb == "validate"
+            else (trainer.test_dataloaders, trainer.num_test_batches)
+        )
+        total = len(loader.dataset)
+        return min(total, batches * loader.batch_size * trainer.world_size), total
+
+    def how_to_go_on(self) -> str:
+        if not (self.run_folder / "checkpoints" / "last.ckpt").is_file():
+            return "stopped before the first checkpoint"
+        config = self.run_folder / "config.yaml"
+        command = f"attention-vision {self.name} fit -c {config} --ckpt_path last"
+        return f"stopped: go on with {command}"
 
 
 def run_task(name: str, verb: str, arguments: list[str]) -> int:
@@ -384,6 +426,17 @@ def config_files(arguments: list[str]) -> list[Path]:
     return [Path(value) for value in values if Path(value).is_file()]
 
 
+def sources(arguments: list[str]) -> Iterator[dict[str, Any]]:
+    """Files and flags in the order they are given, a flag as {dotted key: value}."""
+    for word, following in pairwise([*arguments, ""]):
+        flag, equals, value = word.partition("=")
+        value = value if equals else following
+        if flag in ("-c", "--config") and Path(value).is_file():
+            yield read_config(Path(value))
+        elif flag.startswith("--"):
+            yield {flag[2:]: value}
+
+
 def read_config(file: Path) -> dict[str, Any]:
     """The keys and values of a config file.
 
@@ -400,6 +453,12 @@ def read_config(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: expected keys and values, found {type(config).__name__}")
     return config
+
+
+def parameter_count(model: LightningModule) -> str:
+    counts = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    total, trained = sum(n for n, _ in counts), sum(n for n, grad in counts if grad)
+    return f"parameters: {total:,}" + (f", {trained:,} trained" if trained < total else "")
 
 
 def as_list(value: Any, kind: type) -> list:

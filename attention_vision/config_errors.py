@@ -9,7 +9,7 @@ import inspect
 import re
 import typing
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 
@@ -37,8 +37,10 @@ def explain(error: ArgumentError, parser: ArgumentParser, roots: dict[str, type]
     return (
         unknown_flag(text, parser)
         or unknown_key(text, parser)
+        or wrong_contract(text, path)
         or missing(text)
         or unknown_class(text, path, roots)
+        or key_without_class(text, path)
         or wrong_value(text, path)
         or " ".join(text.split())
     )
@@ -74,11 +76,42 @@ def unknown_key(text: str, parser: ArgumentParser) -> str | None:
 def missing(text: str) -> str | None:
     if found := re.search(r"File does not exist: '(.+?)'", text):
         return f"no such file: {found[1]}"
-    if found := re.search(r"the following arguments are required: (.+)", text):
+    if found := re.search(
+        r"the following arguments are required: (.+?)(?:\. Got value|$)", text, re.M
+    ):
         path = key_path(text[: found.start()])
         keys = ", ".join(f"{path}.{key}" if path else key for key in found[1].split(", "))
         return f"missing: {keys}; give it in a -c FILE or as a flag"
     return None
+
+
+def wrong_contract(text: str, path: str) -> str | None:
+    """A token attention in the slot of a feature attention: its `heads` would be missing."""
+    slot = (
+        r"Callable\[\[int\], torch\.nn\.modules\.module\.Module\] expects .* are required: heads\."
+    )
+    found = re.search(slot + r" Got value: Namespace\(class_path='(.+?)'", text)
+    owners = re.findall(r"Problem with given class_path '(.+?)'", text)
+    if not found or not owners:
+        return None
+    given, owner = (name.rpartition(".")[2] for name in (found[1], owners[-1]))
+    return (
+        f"{path}: {given} is a token attention (width, heads); {owner} takes a feature attention"
+        " (channels)"
+    )
+
+
+def key_without_class(text: str, path: str) -> str | None:
+    """A key of a class that no file chose, such as that of a logger."""
+    if not (
+        found := re.search(r"is abstract\n(?:.*\n)*.*Given value: NestedArg\(key='(.+?)'", text)
+    ):
+        return None
+    key = found[1].removeprefix("init_args.")
+    first = f"choose a class by --{path}.class_path first"
+    if path == "trainer.logger":
+        first = "add -c experiments/profiles/wandb.yaml, which chooses one"
+    return f"{path}.{key}: no class is chosen for {path}; {first}"
 
 
 def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
@@ -87,6 +120,9 @@ def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
         return f"{path}: {found[1]} is no {found[2]}; {known}"
     found = re.search(r"Expected a dot import path string: (\S+)", text) or re.search(
         r"Problem with given class_path '(\S+)':\s+(?:module .* has no|No module named)", text
+    )
+    found = found or re.search(
+        r"callable class: (?:module .* has no|No module named).*class_path='(\S+?)'", text
     )
     if not found:
         return None
@@ -119,6 +155,48 @@ def wrong_value(text: str, path: str) -> str | None:
     hint = f"; did you mean {near}?" if near else ""
     words = ["null" if word == "NoneType" else word for word in types + literals]
     return f"{path}: expected {either(dict.fromkeys(words))}, got '{value}'{hint}"
+
+
+def kept_arguments(sources: Iterable[dict], config: dict) -> list[str]:
+    """One line per class that a later source changed and that keeps arguments of the earlier one.
+
+    jsonargparse merges: what both classes accept stays, which is right for a learning rate and may
+    surprise for a `reduction`.
+
+    Args:
+        sources: files and flags in their order, a flag as {dotted key: value}.
+        config: what they were parsed to.
+    """
+    seen: dict[str, tuple[str, dict]] = {}
+    changed: dict[str, tuple[str, dict]] = {}
+    for source in sources:
+        for key, name, given in chosen_classes(source):
+            before, old = seen.get(key, (name, {}))
+            if name != before:
+                changed[key] = before, {k: v for k, v in old.items() if k not in given}
+            seen[key] = name, old | given
+    lines = []
+    for key, name, final in chosen_classes(config):
+        before, old = changed.get(key, (name, {}))
+        kept = [f"{k} {v}" for k, v in old.items() if k in final and final[k] == v]
+        if name != before and kept:
+            lines.append(f"{key}: {name} keeps {', '.join(kept)}, given for {before}")
+    return lines
+
+
+def chosen_classes(config: dict, above: str = "") -> Iterator[tuple[str, str, dict]]:
+    """(key without init_args, name of the class, its init_args) wherever a class may be named."""
+    for key, value in config.items():
+        parts = [part for part in key.split(".") if part not in ("init_args", "class_path")]
+        path = ".".join([*above.split("."), *parts] if above else parts)
+        if isinstance(value, str):
+            yield path, value.rpartition(".")[2], {}
+        elif isinstance(value, dict):
+            arguments = value.get("init_args") or {}
+            if isinstance(value.get("class_path"), str):
+                yield path, value["class_path"].rpartition(".")[2], arguments
+                value = {"init_args": arguments}
+            yield from chosen_classes(value, path)
 
 
 def known_keys(parser: ArgumentParser) -> list[str]:

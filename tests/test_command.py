@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torchvision.utils import save_image
 
 from attention_vision.__main__ import main
 from attention_vision.attention import kernel
 from attention_vision.command import Command, Trainer
 from attention_vision.config_errors import ConfigError
 from attention_vision.errors import InputError
+from attention_vision.progress import ProgressLines
 from attention_vision.runs import load_run
 
 EXPERIMENT = """
@@ -154,6 +157,19 @@ WRONG_FLAGS = [
     ("--model.network.depht 3", "no key model.network.depht; did you mean model.network.depth?"),
     ("--data.batch_size x", "data.batch_size: expected int, got 'x'"),
     ("--trainer.max_epochs three", "trainer.max_epochs: expected int or null, got 'three'"),
+    (
+        "--model.optimizer.class_path torch.optim.Adamw",
+        "model.optimizer: there is no class torch.optim.Adamw; did you mean AdamW?",
+    ),
+    (
+        "--trainer.logger.group x",
+        "trainer.logger.group: no class is chosen for trainer.logger; add -c experiments/profiles/",
+    ),
+    (
+        "--model.network ResNet --model.network.attention WindowAttention",
+        "model.network.attention: WindowAttention is a token attention (width, heads); ResNet takes"
+        " a feature attention (channels)",
+    ),
     ("--data CIFAR1O", "data: there is no class CIFAR1O; did you mean CIFAR10?"),
     ("--model.network ViTT", "model.network: there is no class ViTT; did you mean ViT?"),
     ("-c nowhere.yaml", "no such file:"),
@@ -269,6 +285,27 @@ def test_a_run_is_not_overwritten(finished, capsys):
     assert "holds a run: continue it by --ckpt_path last" in capsys.readouterr().err
 
 
+def test_arguments_kept_from_another_class_are_said(capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: None)
+    network = "{class_path: ResNet, init_args: {depth: 10, width: 8, attention: ATTENTION}}"
+    attention = "{class_path: SqueezeExcite, init_args: {reduction: 4}}"
+    text = yaml.safe_load(EXPERIMENT) | {
+        "model": {"network": yaml.safe_load(network.replace("ATTENTION", attention))}
+    }
+    Path("experiment.yaml").write_text(yaml.safe_dump(text))
+    assert fit() == 0
+    assert " keeps " not in capsys.readouterr().out
+    said = "model.network.attention: CBAM keeps reduction 4, given for SqueezeExcite\n"
+    for flag in ("attention", "init_args.attention", "attention.class_path"):
+        assert fit(f"--model.network.{flag}", "CBAM") == 0
+        assert said in capsys.readouterr().out
+    assert fit("--model.network.attention=CBAM", "--model.network.attention.reduction=8") == 0
+    assert " keeps " not in capsys.readouterr().out
+    Path("change.yaml").write_text("model: {network: {init_args: {attention: CBAM}}}")
+    assert fit("-c", "change.yaml") == 0
+    assert said in capsys.readouterr().out
+
+
 def test_a_run_that_crashed_before_its_first_checkpoint_begins_anew(run):
     shutil.rmtree(run / "checkpoints")
     assert main(["classification", "fit", "-c", f"{run}/config.yaml"]) == 0
@@ -329,6 +366,44 @@ def test_measuring_a_run(run, verb, capsys):
     assert 0 <= report["metrics"][f"{split}/top1"] <= 1
     assert f"checkpoint: {run}/checkpoints/best.ckpt" in capsys.readouterr().out
     assert (run / "metrics.csv").read_text() == before
+
+
+def test_measuring_a_part_says_so(run, capsys):
+    flags = ["--trainer.limit_val_batches", "3"]
+    assert main(["classification", "validate", "-c", f"{run}/config.yaml", *flags]) == 0
+    assert "validate.json (96 of 355 images: trainer.limit_" in capsys.readouterr().out
+    assert json.loads((run / "validate.json").read_text())["images"] == 96
+
+
+def test_predicting_says_what_it_wrote(run, capsys):
+    Path("photographs").mkdir()
+    save_image(torch.rand(3, 16, 16), "photographs/a.png")
+    flags = ["--data.images", "photographs"]
+    assert main(["classification", "predict", "-c", f"{run}/config.yaml", *flags]) == 0
+    assert f"written: {run}/predictions.csv" in capsys.readouterr().out
+    assert (run / "predictions.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "line"),
+    [
+        (0, "stopped before the first checkpoint"),
+        (1, "stopped: go on with attention-vision classification fit -c run/config.yaml"),
+    ],
+)
+def test_ctrl_c_says_how_to_go_on(epoch, line, monkeypatch, capsys):
+    def interrupt(callback, trainer, *_):
+        if trainer.current_epoch == epoch:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressLines, "on_train_epoch_start", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            fit("--run", "run", "--trainer.max_epochs", "2")
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert line in capsys.readouterr().out
 
 
 def test_measuring_without_a_checkpoint(capsys):
@@ -396,7 +471,9 @@ def test_attention_backend_holds_for_the_run(monkeypatch):
 
 def test_progress_without_a_terminal(capsys):
     assert fit() == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    output = capsys.readouterr().out
+    assert "parameters: 4,554\n" in output
+    lines = [line for line in output.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 1
     assert lines[0].startswith("epoch 1/1  train/loss ")
     assert "val/top1 " in lines[0]
