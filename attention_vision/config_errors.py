@@ -76,9 +76,7 @@ def unknown_key(text: str, parser: ArgumentParser) -> str | None:
 def missing(text: str) -> str | None:
     if found := re.search(r"File does not exist: '(.+?)'", text):
         return f"no such file: {found[1]}"
-    if found := re.search(
-        r"the following arguments are required: (.+?)(?:\. Got value|$)", text, re.M
-    ):
+    if found := re.search(r"arguments are required: (.+?)(?:\. Got value|$)", text, re.M):
         path = key_path(text[: found.start()])
         keys = ", ".join(f"{path}.{key}" if path else key for key in found[1].split(", "))
         return f"missing: {keys}; give it in a -c FILE or as a flag"
@@ -87,10 +85,9 @@ def missing(text: str) -> str | None:
 
 def wrong_contract(text: str, path: str) -> str | None:
     """A token attention in the slot of a feature attention: its `heads` would be missing."""
-    slot = (
-        r"Callable\[\[int\], torch\.nn\.modules\.module\.Module\] expects .* are required: heads\."
-    )
-    found = re.search(slot + r" Got value: Namespace\(class_path='(.+?)'", text)
+    slot = r"Callable\[\[int\], torch\.nn\.modules\.module\.Module\]"
+    cause = r" expects .* are required: heads\. Got value: Namespace\(class_path='(.+?)'"
+    found = re.search(slot + cause, text)
     owners = re.findall(r"Problem with given class_path '(.+?)'", text)
     if not found or not owners:
         return None
@@ -103,9 +100,8 @@ def wrong_contract(text: str, path: str) -> str | None:
 
 def key_without_class(text: str, path: str) -> str | None:
     """A key of a class that no file chose, such as that of a logger."""
-    if not (
-        found := re.search(r"is abstract\n(?:.*\n)*.*Given value: NestedArg\(key='(.+?)'", text)
-    ):
+    found = re.search(r"Given value: NestedArg\(key='(.+?)'", text)
+    if not found or "is abstract" not in text:
         return None
     key = found[1].removeprefix("init_args.")
     first = f"choose a class by --{path}.class_path first"
