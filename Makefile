@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUNS := runs/demo
-FIT := $(BIN)/attention-vision classification fit
 
 .PHONY: help setup demo test lint bench
 
@@ -13,10 +12,11 @@ help:  ## show this list
 setup: $(VENV)/.demo  ## make .venv with the package and the demo's data
 	@echo "ready: source $(BIN)/activate; attention-vision --help"
 
-demo: $(VENV)/.demo  ## train ViT and SE-ResNet on the embedded digits, about 3 minutes on 2 cores
+demo: $(VENV)/.demo  ## classify digits, then detect them, with attention: about 6 minutes on 2 cores
 	@rm -rf $(RUNS)
-	$(FIT) -c experiments/demo/vit_digits.yaml --run $(RUNS)/vit_digits
-	$(FIT) -c experiments/demo/se_resnet_digits.yaml --run $(RUNS)/se_resnet_digits
+	$(BIN)/attention-vision classification fit -c experiments/demo/vit_digits.yaml --run $(RUNS)/vit_digits
+	$(BIN)/attention-vision classification fit -c experiments/demo/se_resnet_digits.yaml --run $(RUNS)/se_resnet_digits
+	$(BIN)/attention-vision detection fit -c experiments/demo/detr_digits.yaml --run $(RUNS)/detr_digits
 	$(BIN)/python experiments/demo/report.py $(RUNS)
 
 test: $(VENV)/.dev  ## run the tests
@@ -28,6 +28,7 @@ lint: $(VENV)/.dev  ## check style and format
 
 bench: $(VENV)/.dev  ## measure speed against the peers' libraries, as ratios
 	$(BIN)/python experiments/benchmarks/attention.py
+	$(BIN)/python experiments/benchmarks/matching.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -107,9 +107,16 @@ class SaveConfig(SaveConfigCallback):
         for key in ("config", "ckpt_path"):  # of this call, not of the run
             config.pop(key, None)
         text = self.parser.dump(config, skip_unset=False, skip_link_targets=False)
+        plain = yaml.safe_load(text)
+        # The dump drops what is linked into a model that is chosen by class_path.
+        network = (plain["model"].get("init_args") or plain["model"]).get("network", {})
+        if hasattr(pl_module.network, "num_classes") and "num_classes" not in network["init_args"]:
+            network["init_args"]["num_classes"] = pl_module.network.num_classes
+            header = [line for line in text.splitlines() if line.startswith("#")]
+            text = "\n".join([*header, yaml.safe_dump(plain, sort_keys=False)])
         Path(config.run, "config.yaml").write_text(text)
         for logger in trainer.loggers:
-            logger.log_hyperparams(yaml.safe_load(text))
+            logger.log_hyperparams(plain)
 
 
 class Command(LightningCLI):
@@ -218,10 +225,12 @@ class Command(LightningCLI):
             InputError: the config names another number, which the link to the data would hide.
         """
         network = (self.config.model.get("init_args") or self.config.model).get("network")
-        if network is None or "num_classes" not in network.get("init_args", {}):
+        number = signature(type(self.model.network)).parameters.get("num_classes")
+        if network is None or number is None:
             return
-        given, actual = network.init_args.num_classes, self.datamodule.num_classes
-        default = signature(type(self.model.network)).parameters["num_classes"].default
+        # Inside a model that is chosen by class_path, a key that was not given is absent.
+        default, actual = number.default, self.datamodule.num_classes
+        given = network.init_args.get("num_classes", default)
         if given not in (actual, default):
             raise InputError(
                 f"model.network.num_classes is {given}, but {type(self.datamodule).__name__} has "

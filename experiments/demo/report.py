@@ -1,10 +1,11 @@
-"""The end of `make demo`: a table of the trained models, and a picture of where each one looks.
+"""The end of `make demo`: tables of the trained models, and pictures of what they look at.
 
 python experiments/demo/report.py runs/demo
 """
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,38 +16,55 @@ from torch import Tensor
 
 from attention_vision.classification import Digits
 from attention_vision.classification.figures import look
+from attention_vision.detection import COCOAveragePrecision, DetectionData, DigitScenes
+from attention_vision.detection.boxes import to_corners
+from attention_vision.detection.figures import attention_sheet, panel, picture_of
 from attention_vision.figures import overlay, rgb, sheet
 from attention_vision.runs import load_run
 
-MODELS = {"ViT": "vit_digits", "SE-ResNet-20": "se_resnet_digits"}
+CLASSIFIERS = {"ViT": "vit_digits", "SE-ResNet-8": "se_resnet_digits"}
+DETECTOR = "detr_digits"
 
 
-def held_out(size: int) -> tuple[Tensor, Tensor]:
-    """The held-out digits as the networks see them: (n, 3, size, size) and (n,)."""
-    data = Digits(image_size=size, batch_size=1000)
-    data.setup("validate")
-    return next(iter(data.val_dataloader()))
-
-
-def accuracy(model: LightningModule, images: Tensor, labels: Tensor) -> float:
-    return (model(images).argmax(1) == labels).float().mean().item()
-
-
-def speed(model: LightningModule, images: Tensor, repeats: int = 5) -> float:
-    """Images per second of the forward pass, the median of some runs."""
-    model(images)
+def speed(forward: Callable[[], object], images: int, repeats: int = 5) -> float:
+    """Images per second of a forward pass, the median of some runs."""
+    forward()
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        model(images)
+        forward()
         seconds.append(time.perf_counter() - start)
-    return len(images) / float(np.median(seconds))
+    return images / float(np.median(seconds))
 
 
-def picture(models: dict[str, LightningModule], images: Tensor, labels: Tensor) -> np.ndarray:
-    """One digit of each class, and below it where each model looks and what it reads."""
+def size(model: LightningModule) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def classification(folder: Path) -> Path:
+    """Prints accuracy, size and speed; returns the picture of where each model looks."""
+    data = Digits(image_size=32, batch_size=1000)
+    data.setup("validate")
+    images, labels = next(iter(data.val_dataloader()))
+    print(f"\n{len(images)} held-out digits, {torch.get_num_threads()} threads\n")
+    print(f"{'model':<14}{'accuracy':>10}{'parameters':>12}{'images/s':>10}")
+    models = {name: load_run(folder / run) for name, run in CLASSIFIERS.items()}
+    for name, model in models.items():
+        with torch.inference_mode():
+            right = (model(images).argmax(1) == labels).float().mean().item()
+            rate = speed(lambda model=model: model(images), len(images))
+        print(f"{name:<14}{right:>10.2%}{size(model):>12,}{rate:>10,.0f}")
+
     first = [int((labels == digit).nonzero()[0]) for digit in range(10)]
-    images, labels = images[first], labels[first]
+    file = folder / "where_they_look.png"
+    Image.fromarray(where_they_look(models, images[first], labels[first])).save(file)
+    return file
+
+
+def where_they_look(
+    models: dict[str, LightningModule], images: Tensor, labels: Tensor
+) -> np.ndarray:
+    """One digit of each class, and below it where each model looks and what it reads."""
     rows, titles, names = [rgb(images)], [[str(n) for n in labels.tolist()]], ["held-out digits"]
     for name, model in models.items():
         maps, kind = look(model.network, images)
@@ -58,21 +76,41 @@ def picture(models: dict[str, LightningModule], images: Tensor, labels: Tensor) 
     return sheet(rows, titles, names)
 
 
-def main(folder: Path) -> None:
-    models = {name: load_run(folder / run) for name, run in MODELS.items()}
-    images, labels = held_out(16)
-    print(f"\n{len(images)} held-out digits, {torch.get_num_threads()} threads\n")
-    print(f"{'model':<14}{'accuracy':>10}{'parameters':>12}{'images/s':>10}")
+def detection(folder: Path) -> list[Path]:
+    """Prints AP, size and speed; returns pictures of boxes and of what queries attend to."""
+    data: DetectionData = DigitScenes(batch_size=50)
+    data.setup("validate")
+    model, metric = load_run(folder / DETECTOR), COCOAveragePrecision()
+    batches = list(data.val_dataloader())
     with torch.inference_mode():
-        for name, model in models.items():
-            count = sum(parameter.numel() for parameter in model.parameters())
-            print(
-                f"{name:<14}{accuracy(model, images, labels):>10.2%}{count:>12,}"
-                f"{speed(model, images):>10,.0f}"
-            )
-    file = folder / "where_they_look.png"
-    Image.fromarray(picture(models, images, labels)).save(file)
-    print(f"\nwhere each model looks: {file}")
+        for batch in batches:
+            metric.update(model.predict_step(batch, 0), batch[2])
+        images, padding_mask, targets = batches[0]
+        rate = speed(lambda: model.detect(images, padding_mask), len(images))
+    numbers = metric.compute()
+    print(f"\n{len(data.val_images)} held-out scenes of digits\n")
+    print(f"{'model':<14}{'AP':>10}{'AP50':>10}{'parameters':>12}{'images/s':>10}")
+    print(
+        f"{'DETR':<14}{numbers['ap']:>10.3f}{numbers['ap50']:>10.3f}{size(model):>12,}{rate:>10,.0f}"
+    )
+    names = list(data.class_names)
+    with torch.inference_mode():
+        pictures = [picture_of(pixels) for pixels in rgb(images[:6])]
+        truths = [to_corners(target["boxes"]) for target in targets[:6]]
+        found = model.detect(images[:6], padding_mask[:6])
+        boxes = panel(pictures, found, truths, names, threshold=0.5)
+        queries = attention_sheet(model.network, images[0], padding_mask[0], names)
+    files = [folder / "boxes.png", folder / "what_queries_attend_to.png"]
+    for file, picture in zip(files, (boxes, queries), strict=True):
+        Image.fromarray(picture).save(file)
+    return files
+
+
+def main(folder: Path) -> None:
+    looks = classification(folder)
+    boxes, queries = detection(folder)
+    print(f"\nwhere each classifier looks: {looks}")
+    print(f"what DETR finds: {boxes}, and where its queries look: {queries}")
 
 
 if __name__ == "__main__":
