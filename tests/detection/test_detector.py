@@ -1,0 +1,126 @@
+"""The detectors behind one module: they train, measure, resume and start from a classifier."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from attention_vision.backbones import ResNet
+from attention_vision.checkpoints import load_backbone
+from attention_vision.classification import Classifier
+from attention_vision.detection import (
+    DETR,
+    AttentionRCNN,
+    DETRDetector,
+    DigitScenes,
+    PlainBoxHead,
+    RCNNDetector,
+)
+from attention_vision.errors import InputError
+
+
+def backbone() -> ResNet:
+    return ResNet(8, num_classes=10, width=8, dilation=True)
+
+
+def detr(**options) -> DETRDetector:
+    network = DETR(
+        10, 6, backbone(), width=16, heads=2, encoder_layers=1, decoder_layers=2, hidden=16
+    )
+    return DETRDetector(network, optimizer=partial(torch.optim.AdamW, lr=1e-3), **options)
+
+
+def rcnn() -> RCNNDetector:
+    network = AttentionRCNN(
+        10, backbone(), head=partial(PlainBoxHead, hidden=16), pyramid_channels=8
+    )
+    return RCNNDetector(network, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+
+
+def scenes() -> DigitScenes:
+    return DigitScenes(scenes=12, val_scenes=5, batch_size=4)
+
+
+def trainer(folder: Path, **options) -> Trainer:
+    seed_everything(0, verbose=False)
+    plain = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+    return Trainer(default_root_dir=str(folder), **{**plain, **quiet, **options})
+
+
+@pytest.mark.parametrize("make", [detr, rcnn])
+def test_fits_measures_and_predicts(make, tmp_path):
+    detector, run = make(), trainer(tmp_path)
+    run.fit(detector, datamodule=scenes())
+    assert run.callback_metrics["val/ap"] >= 0
+    assert run.callback_metrics["val/ap_large"] == -1  # a scene of 64 pixels has no large object
+    assert run.callback_metrics["train/loss"].isfinite()
+    (numbers,) = trainer(tmp_path).validate(detector, datamodule=scenes(), verbose=False)
+    assert numbers["val/ap"] == pytest.approx(run.callback_metrics["val/ap"].item())
+
+    data = scenes()
+    data.setup("validate")
+    batch = next(iter(data.val_dataloader()))
+    with torch.inference_mode():
+        found = detector.eval().predict_step(batch, 0)
+    assert len(found) == 4
+    for one in found:
+        assert one["boxes"].shape[1] == 4
+        assert one["boxes"].min() >= 0
+        assert one["boxes"].max() <= 64
+        assert ((one["labels"] >= 0) & (one["labels"] < 10)).all()
+
+
+@pytest.mark.parametrize("make", [detr, rcnn])
+def test_resumed_run_equals_the_whole(make, tmp_path):
+    def train(checkpoint=None, **options):
+        detector = make()
+        trainer(tmp_path, **options).fit(
+            detector, datamodule=scenes(), ckpt_path=checkpoint, weights_only=True
+        )
+        return detector.network.state_dict()
+
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1)
+    whole = train(callbacks=[keep], enable_checkpointing=True)
+    resumed = train(tmp_path / "epoch=0-step=2.ckpt")
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+
+
+def test_bf16_trains(tmp_path):
+    detector = detr()
+    trainer(tmp_path, precision="bf16-mixed", max_epochs=1).fit(detector, datamodule=scenes())
+    assert all(parameter.isfinite().all() for parameter in detector.parameters())
+
+
+def test_the_backbone_learns_slower(tmp_path):
+    detector = detr(backbone_lr_factor=0.1)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(detector, datamodule=scenes())
+    rates = {group["lr_factor"] for group in run.optimizers[0].param_groups}
+    assert rates == {0.1, 1.0}
+    slow = [g for g in run.optimizers[0].param_groups if g["lr_factor"] == 0.1]
+    assert sum(p.numel() for g in slow for p in g["params"]) == sum(
+        p.numel() for p in detector.network.backbone.parameters()
+    )
+
+
+def test_starts_from_a_classifiers_run(tmp_path):
+    classifier = Classifier(backbone())
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": classifier.state_dict()}, tmp_path / "checkpoints" / "best.ckpt")
+    detector = detr(backbone_weights=str(tmp_path))
+    trainer(tmp_path).validate(detector, datamodule=scenes(), verbose=False)
+    trained = classifier.network.state_dict()
+    for key, value in detector.network.backbone.state_dict().items():
+        assert torch.equal(value, trained[key]), key
+    with pytest.raises(InputError, match="does not fit"):
+        load_backbone(ResNet(10, num_classes=0), tmp_path)
+
+
+def test_other_classes_than_the_data_are_refused(tmp_path):
+    network = DETR(7, 6, backbone(), width=16, heads=2, encoder_layers=1, decoder_layers=1)
+    with pytest.raises(InputError, match="7 classes, DigitScenes 10"):
+        trainer(tmp_path).fit(DETRDetector(network), datamodule=scenes())
