@@ -46,12 +46,12 @@ class ProgressLines(Callback):
         metrics = [
             f"{key} {float(value):.4g}"
             for key, value in trainer.callback_metrics.items()
-            if self._validated or not key.startswith("val/")  # Lightning keeps those of old epochs
+            if (key in trainer.progress_bar_metrics or key.endswith("loss"))
+            and (self._validated or not key.startswith("val/"))  # Lightning keeps old epochs'
         ]
         self._validated = False
         seconds = f"{self._last_line - self._epoch_start:.0f} s"
         print("  ".join([position, *sorted(metrics), seconds]), flush=True)
-        self._measured = False
 
 
 def epoch(trainer: Trainer) -> str:

@@ -1,6 +1,5 @@
 """The training of detectors: what DETR and R-CNN share, and what they do not."""
 
-
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -34,8 +33,8 @@ class Detector(LightningModule):
         optimizer: built with groups of parameters, see `optim.parameter_groups`.
         schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
         backbone_lr_factor: the backbone's learning rate over that of the rest.
-        weights: official state dict of the whole network to start from; with `fine_tune` its class
-            head is left out, so that the classes may be others.
+        weights: state dict of the whole network to start from, as `load_official` reads it; with
+            `fine_tune` what belongs to its classes is left out, so that they may be others.
         backbone_weights: a run folder of classification, or an official state dict of the backbone.
         fine_tune: see `weights`.
         engine: of the metric; "faster_coco_eval" gives the same numbers sooner.
@@ -62,6 +61,8 @@ class Detector(LightningModule):
             {split: COCOAveragePrecision(engine=engine) for split in ("val", "test")}
         )
 
+    of_classes: tuple[str, ...]  # starts of the keys that belong to the classes
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars, among them `total`, which is trained on."""
         raise NotImplementedError
@@ -86,7 +87,7 @@ class Detector(LightningModule):
         if self.backbone_weights is not None:
             load_backbone(network.backbone, self.backbone_weights)
         if self.weights is not None:
-            load_official(network, self.weights, ("class_head.",) if self.fine_tune else ())
+            load_official(network, self.weights, self.of_classes if self.fine_tune else ())
 
     def configure_callbacks(self) -> list[Callback]:
         return [StepSeed(), StepLog(), DetectionPanel(), DetectionResults()]
@@ -151,6 +152,8 @@ class DETRDetector(Detector):
             `Detector`.
     """
 
+    of_classes = ("class_head.",)
+
     def __init__(
         self,
         network: DETR,
@@ -208,6 +211,8 @@ class RCNNDetector(Detector):
         optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune, engine: see
             `Detector`.
     """
+
+    of_classes = ("roi_heads.box_head.",)
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The end of `make demo`: tables of the trained models, and pictures of what they look at.
+"""The end of `make demo` and `make demo-detection`: tables of the trained models, and pictures of what they look at.
 
 python experiments/demo/report.py runs/demo
 """
@@ -108,9 +108,10 @@ def detection(folder: Path) -> list[Path]:
 
 def main(folder: Path) -> None:
     looks = classification(folder)
-    boxes, queries = detection(folder)
     print(f"\nwhere each classifier looks: {looks}")
-    print(f"what DETR finds: {boxes}, and where its queries look: {queries}")
+    if (folder / DETECTOR).is_dir():
+        boxes, queries = detection(folder)
+        print(f"\nwhat DETR finds: {boxes}\nwhere its queries look: {queries}")
 
 
 if __name__ == "__main__":
