@@ -13,13 +13,13 @@ help:  ## show this list
 setup: $(VENV)/.demo  ## make .venv with the package and the demo's data
 	@echo "ready: source $(BIN)/activate; attention-vision --help"
 
-demo: $(VENV)/.demo  ## train ViT and SE-ResNet on the embedded digits: about 3 minutes on 2 cores
+demo: $(VENV)/.demo  ## train ViT and SE-ResNet on the embedded digits: about 2 minutes on 2 cores
 	@rm -rf $(RUNS)
 	$(FIT) -c experiments/demo/vit_digits.yaml --run $(RUNS)/vit_digits
 	$(FIT) -c experiments/demo/se_resnet_digits.yaml --run $(RUNS)/se_resnet_digits
 	$(BIN)/python experiments/demo/report.py $(RUNS)
 
-demo-detection: $(RUNS)/se_resnet_digits  ## then DETR on scenes of digits through that SE-ResNet: 4 minutes
+demo-detection: $(RUNS)/se_resnet_digits  ## then DETR on scenes of digits through that SE-ResNet: about 4 minutes
 	@rm -rf $(RUNS)/detr_digits
 	$(BIN)/attention-vision detection fit -c experiments/demo/detr_digits.yaml --run $(RUNS)/detr_digits
 	$(BIN)/python experiments/demo/report.py $(RUNS)
