@@ -158,3 +158,12 @@ def log_now(trainer: Trainer, metrics: dict[str, float], step: int | None = None
     for logger in trainer.loggers:
         logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=step)
         logger.save()
+
+
+def log_epoch_mean(module: LightningModule, key: str, mean: EpochMean) -> None:
+    """Logs an epoch's mean at its end, and starts the next; for `on_train_epoch_end`."""
+    value = mean.compute().item()
+    mean.reset()
+    module.log(key, value, logger=False)  # for callbacks that monitor it
+    # The checkpoint of the epoch's end comes before Lightning's own row.
+    log_now(module.trainer, {key: value}, step_number(module.trainer) - 1)

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from attention_vision.backbones import Backbone
-from attention_vision.callbacks import EpochMean, StepLog, StepSeed, log_now, step_number
+from attention_vision.callbacks import EpochMean, StepLog, StepSeed, log_epoch_mean
 from attention_vision.classification.figures import ImagePanel
 from attention_vision.classification.predictions import Predictions
 from attention_vision.errors import InputError
@@ -104,11 +104,7 @@ class Classifier(LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        mean = self.train_loss.compute().item()
-        self.train_loss.reset()
-        self.log("train/loss", mean, logger=False)  # for callbacks that monitor it
-        # The checkpoint of the epoch's end comes before Lightning's own row.
-        log_now(self.trainer, {"train/loss": mean}, step_number(self.trainer) - 1)
+        log_epoch_mean(self, "train/loss", self.train_loss)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate("val", *batch)

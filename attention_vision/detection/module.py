@@ -5,7 +5,14 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from attention_vision.callbacks import EpochMean, StepLog, StepSeed, log_now, step_number
+from attention_vision.callbacks import (
+    EpochMean,
+    StepLog,
+    StepSeed,
+    log_epoch_mean,
+    log_now,
+    step_number,
+)
 from attention_vision.checkpoints import load_backbone, load_official
 from attention_vision.detection.attention_rcnn import AttentionRCNN
 from attention_vision.detection.average_precision import COCOAveragePrecision
@@ -105,11 +112,7 @@ class Detector(LightningModule):
         return total
 
     def on_train_epoch_end(self) -> None:
-        mean = self.train_loss.compute().item()
-        self.train_loss.reset()
-        self.log("train/loss", mean, logger=False)  # for callbacks that monitor it
-        # The checkpoint of the epoch's end comes before Lightning's own row.
-        log_now(self.trainer, {"train/loss": mean}, step_number(self.trainer) - 1)
+        log_epoch_mean(self, "train/loss", self.train_loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.average_precision["val"].update(self.predict_step(batch, batch_idx), batch[2])

@@ -1,4 +1,4 @@
-"""The end of `make demo` and `make demo-detection`: tables of the trained models, and pictures of what they look at.
+"""Tables of the demos' models, and pictures of what they look at.
 
 python experiments/demo/report.py runs/demo
 """
