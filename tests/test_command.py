@@ -166,7 +166,9 @@ WRONG_FLAGS = [
         "trainer.logger.group: no class is chosen for trainer.logger; add -c experiments/profiles/",
     ),
     (
-        "--model.network ResNet --model.network.attention WindowAttention",
+        # The whole path: timm, once another test has imported it, has classes of that name too.
+        "--model.network ResNet "
+        "--model.network.attention attention_vision.attention.WindowAttention",
         "model.network.attention: WindowAttention is a token attention (width, heads); ResNet takes"
         " a feature attention (channels)",
     ),
