@@ -115,11 +115,12 @@ class SetCriterion(nn.Module):
 
 
 def without_crowds(target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Labels and boxes of the single objects."""
+    """The target with its single objects alone, which a loss is taken on."""
     if "iscrowd" not in target:
         return target
     single = target["iscrowd"] == 0
-    return target | {key: target[key][single] for key in ("labels", "boxes")}
+    objects = ("boxes", "labels", "area", "iscrowd")
+    return target | {key: target[key][single] for key in objects if key in target}
 
 
 def flat(matches: Matches, targets: Targets, shape: torch.Size) -> tuple[Tensor, Tensor]:

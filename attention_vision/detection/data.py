@@ -4,7 +4,7 @@ Batches are (images (B, 3, H, W) float normalised and padded with zeros, padding
 bool, True where padded, targets: a dict per image). A target holds `image_id`; `orig_size` and
 `size`, (h, w) of the file and as fed; and of its n objects `boxes` (n, 4) cxcywh in 0..1 of the
 image without padding, `labels` (n,) int64, `area` (n,) in pixels of the file, `iscrowd` (n,). In
-training there are no crowds; in evaluation they are kept for the metric, and `without_crowds`
+training there are no crowds; in evaluation they are kept for the metric; `criterion.without_crowds`
 leaves them out of a loss. In predict a target holds `path` and no objects.
 """
 
@@ -300,15 +300,6 @@ def collate(samples: list[tuple[Tensor, Target]]) -> Batch:
     for mask, (height, width) in zip(padding_mask, sizes, strict=True):
         mask[:height, :width] = False
     return images, padding_mask, [target for _, target in samples]
-
-
-def without_crowds(targets: list[Target]) -> list[Target]:
-    """The targets that a loss is taken on."""
-    objects = ("boxes", "labels", "area", "iscrowd")
-    return [
-        {**target, **{key: target[key][target["iscrowd"] == 0] for key in objects}}
-        for target in targets
-    ]
 
 
 @dataclass(frozen=True)

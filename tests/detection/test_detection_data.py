@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from attention_vision.detection.average_precision import COCOAveragePrecision
 from attention_vision.detection.boxes import to_pixels
+from attention_vision.detection.criterion import without_crowds
 from attention_vision.detection.data import (
     COCO,
     COCOFolder,
@@ -25,7 +26,6 @@ from attention_vision.detection.data import (
     DigitScenes,
     GroupedSampler,
     collate,
-    without_crowds,
 )
 from attention_vision.detection.transforms import RandomShortSide, Scales, resized
 from attention_vision.errors import InputError, one_line
@@ -173,7 +173,7 @@ def test_batches_and_padding(folder: Path) -> None:
     assert second["area"].tolist() == [700.5, 100]
     crowd = to_pixels(second["boxes"], second["orig_size"])[1]
     torch.testing.assert_close(crowd, torch.tensor([1.0, 2, 81, 42]))
-    trained = without_crowds(targets)[1]
+    trained = without_crowds(targets[1])
     assert [len(trained[key]) for key in ("boxes", "labels", "area", "iscrowd")] == [1] * 4
 
 
