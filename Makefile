@@ -19,7 +19,7 @@ demo: $(VENV)/.demo  ## train ViT and SE-ResNet on the embedded digits: about 2 
 	$(FIT) -c experiments/demo/se_resnet_digits.yaml --run $(RUNS)/se_resnet_digits
 	$(BIN)/python experiments/demo/report.py $(RUNS)
 
-demo-detection: $(RUNS)/se_resnet_digits  ## then DETR on scenes of digits through that SE-ResNet: about 4 minutes
+demo-detection: $(RUNS)/se_resnet_digits  ## then DETR on scenes of digits through that SE-ResNet
 	@rm -rf $(RUNS)/detr_digits
 	$(BIN)/attention-vision detection fit -c experiments/demo/detr_digits.yaml --run $(RUNS)/detr_digits
 	$(BIN)/python experiments/demo/report.py $(RUNS)
