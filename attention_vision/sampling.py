@@ -79,6 +79,14 @@ def random_stream(*numbers: int) -> Iterator[None]:
         generator.set_state(state)
 
 
+def check_loading(batch_size: int, num_workers: int) -> None:
+    """Raises InputError when there are no images in a batch, or fewer than no workers."""
+    if batch_size < 1:
+        raise InputError(f"data.batch_size {batch_size} is not positive")
+    if num_workers < 0:
+        raise InputError(f"data.num_workers {num_workers} is negative")
+
+
 def replicas(trainer: Trainer | None) -> tuple[int, int]:
     """Number of processes and the rank of this one; a single one without a trainer."""
     return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)

@@ -31,6 +31,7 @@ from attention_vision.images import (
 )
 from attention_vision.sampling import (
     EpochSampler,
+    check_loading,
     evaluation_loader,
     random_stream,
     replicas,
@@ -94,11 +95,9 @@ class ClassificationData(LightningDataModule):
         images: str | None,
     ):
         super().__init__()
-        for name, value in (("image_size", image_size), ("batch_size", batch_size)):
-            if value < 1:
-                raise InputError(f"data.{name} {value} is not positive")
-        if num_workers < 0:
-            raise InputError(f"data.num_workers {num_workers} is negative")
+        if image_size < 1:
+            raise InputError(f"data.image_size {image_size} is not positive")
+        check_loading(batch_size, num_workers)
         self.image_size = image_size
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.images = images

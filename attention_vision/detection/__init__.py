@@ -6,8 +6,9 @@ from attention_vision.detection.attention_rcnn import (
     PlainBoxHead,
 )
 from attention_vision.detection.average_precision import COCOAveragePrecision
+from attention_vision.detection.coco import COCO, COCOFolder
 from attention_vision.detection.criterion import SetCriterion
-from attention_vision.detection.data import COCO, COCOFolder, DetectionData, DigitScenes
+from attention_vision.detection.data import DetectionData, DigitScenes
 from attention_vision.detection.detr import DETR
 from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.detection.module import Detector, DETRDetector, RCNNDetector

@@ -18,10 +18,9 @@ from pycocotools.cocoeval import COCOeval
 
 from attention_vision.detection.average_precision import COCOAveragePrecision
 from attention_vision.detection.boxes import to_pixels
+from attention_vision.detection.coco import COCO, COCOFolder
 from attention_vision.detection.criterion import without_crowds
 from attention_vision.detection.data import (
-    COCO,
-    COCOFolder,
     DetectionData,
     DigitScenes,
     GroupedSampler,
@@ -204,7 +203,7 @@ def test_coco_is_known_without_files() -> None:
     assert data.class_names[1] == "person"
     assert data.class_names[90] == "toothbrush"
     assert COCO("nowhere", labels="contiguous").num_classes == 80
-    with pytest.raises(InputError, match=r"set data.init_args.root to a COCO instances file"):
+    with pytest.raises(InputError, match=r"set data.root to a COCO instances file"):
         data.setup("fit")
 
 
@@ -385,6 +384,14 @@ def more_processes_than_images(folder: Path) -> None:
     data.val_dataloader()
 
 
+def no_batch(folder: Path) -> None:
+    opened(folder, batch_size=0)
+
+
+def fewer_than_no_workers(folder: Path) -> None:
+    opened(folder, num_workers=-1)
+
+
 def predict_without_folder(folder: Path) -> None:
     opened(folder).setup("predict")
 
@@ -397,7 +404,7 @@ NAN = float("nan")
     [
         (truncated, r"train.json is no whole JSON file: copy it again"),
         (other_json, r"train.json is no COCO instances file: it has no list called images"),
-        (no_annotations, r"cannot read .*train.json: set data.init_args.train_annotations"),
+        (no_annotations, r"cannot read .*train.json: set data.train_annotations"),
         (without("images", "file_name"), r"image 0 of .*train.json has no file_name"),
         (without("annotations", "bbox"), r"annotation 1 of .*train.json has no bbox"),
         (without("categories", "name"), r"category 0 of .*train.json has no name"),
@@ -410,14 +417,16 @@ NAN = float("nan")
         (changed("images", 2, id="b"), r"image id 'b' of 2.png is no whole number"),
         (changed("images", 2, width=0), r"width 0 and height 80 of 2.png are no size"),
         (changed("categories", 1, id=3), r"category id 3 stands twice, for cat and dog"),
-        (missing_file, r"1 of the 6 images .* the first is 4.png: set data.init_args.train_images"),
+        (missing_file, r"1 of the 6 images .* the first is 4.png: set data.train_images"),
         (no_image, r"cannot read the image .*train/4.png: repair or remove it"),
         (other_image, r"4.png is 30x20 pixels, .*train.json says 50x80"),
         (empty, r"COCOFolder: no train images"),
         (val_with_other_classes, r"val.json: category 3 \(emu\) is cat in .*train.json"),
+        (no_batch, r"data.batch_size 0 is not positive"),
+        (fewer_than_no_workers, r"data.num_workers -1 is negative"),
         (large_batch, r"batch_size 7 is larger than the 6 training images"),
         (more_processes_than_images, r"6 images to evaluate cannot be divided among 7 processes"),
-        (predict_without_folder, r"nothing to predict: set data.init_args.images"),
+        (predict_without_folder, r"nothing to predict: set data.images"),
     ],
 )
 def test_bad_data_is_one_clear_line(folder: Path, bad, line: str) -> None:

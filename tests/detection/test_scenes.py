@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from attention_vision import digits
-from attention_vision.detection.data import COCOFolder, DetectionData, DigitScenes
+from attention_vision.detection.coco import COCOFolder
+from attention_vision.detection.data import DetectionData, DigitScenes
 from attention_vision.digits import scene, write_scenes
 
 
