@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from attention_vision.backbones import Backbone
 from attention_vision.callbacks import EpochMean, StepLog, StepSeed, log_epoch_mean
+from attention_vision.classes import check_classes
 from attention_vision.classification.figures import ImagePanel
 from attention_vision.classification.predictions import Predictions
 from attention_vision.errors import InputError
@@ -72,16 +73,11 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Raises InputError when network and data disagree about the number of classes."""
-        data, network = self.trainer.datamodule, self.network
-        if data is not None and data.num_classes != network.num_classes:
-            raise InputError(
-                f"the network has {network.num_classes} classes, {type(data).__name__}"
-                f" {data.num_classes}: set num_classes of model.network to {data.num_classes}"
-            )
+        check_classes(self.network, self.trainer.datamodule)
         if self.weights is not None and self.trainer.ckpt_path is None:
             from attention_vision.checkpoints import load_official
 
-            load_official(network, self.weights)
+            load_official(self.network, self.weights)
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = [StepSeed(), StepLog(), ImagePanel(), Predictions()]

@@ -14,6 +14,7 @@ from attention_vision.callbacks import (
     step_number,
 )
 from attention_vision.checkpoints import load_backbone, load_official
+from attention_vision.classes import check_classes
 from attention_vision.detection.attention_rcnn import AttentionRCNN
 from attention_vision.detection.average_precision import COCOAveragePrecision
 from attention_vision.detection.boxes import to_corners
@@ -23,7 +24,6 @@ from attention_vision.detection.detr import DETR
 from attention_vision.detection.figures import DetectionPanel
 from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.detection.predictions import DetectionResults
-from attention_vision.errors import InputError
 from attention_vision.optim import WarmupCosine, configure
 
 Detections = dict[str, Tensor]
@@ -81,11 +81,7 @@ class Detector(LightningModule):
     def setup(self, stage: str) -> None:
         """Raises InputError when network and data disagree about the number of classes."""
         data, network = self.trainer.datamodule, self.network
-        if data is not None and data.num_classes != network.num_classes:
-            raise InputError(
-                f"the network has {network.num_classes} classes, {type(data).__name__}"
-                f" {data.num_classes}: set num_classes of model.network to {data.num_classes}"
-            )
+        check_classes(network, data)
         if data is not None:
             for metric in self.average_precision.values():
                 metric.names = list(data.class_names)
