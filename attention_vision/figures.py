@@ -1,6 +1,7 @@
 """Pictures that all tasks draw: images, maps over them, and sheets of both."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -8,6 +9,13 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.utils.data import Dataset
+
+
+def spread(source: Dataset, count: int) -> list[Any]:
+    """`count` samples, or all that there are, evenly over a source that may be sorted by class."""
+    count = min(count, len(source))
+    return [source[place * len(source) // count] for place in range(count)]
 
 
 def scaled(maps: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_vision.attention import AttentionPool, MultiHeadAttention, record_attention
 from attention_vision.backbones import Backbone, ClassToken, ViT
-from attention_vision.figures import overlay, rgb, scaled, sheet
+from attention_vision.figures import overlay, rgb, scaled, sheet, spread
 
 
 def look(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
@@ -111,9 +111,7 @@ class ImagePanel(Callback):
         source = getattr(trainer.datamodule, "val_images", None)
         if source is None:
             return tuple(part[: self.images] for part in batch)
-        count = min(self.images, len(source))
-        pairs = [source[place * len(source) // count] for place in range(count)]
-        images, labels = zip(*pairs, strict=True)
+        images, labels = zip(*spread(source, self.images), strict=True)
         return torch.stack(images).to(batch[0]), torch.tensor(labels).to(batch[1])
 
     def names(self, trainer: Trainer) -> list[str]:

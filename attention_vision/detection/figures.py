@@ -17,9 +17,9 @@ from torch import Tensor
 
 from attention_vision.attention import record_attention
 from attention_vision.detection.boxes import to_corners, to_pixels
-from attention_vision.detection.data import Batch
+from attention_vision.detection.data import Batch, collate
 from attention_vision.detection.detr import DETR
-from attention_vision.figures import overlay, rgb, scaled, sheet
+from attention_vision.figures import overlay, rgb, scaled, sheet, spread
 
 FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 LEAST = 320  # pixels of the longer side, below which labels cannot be read
@@ -219,7 +219,7 @@ def _framed(pixels: Tensor, box: list[float], colour: tuple[int, int, int]) -> T
 
 
 class DetectionPanel(Callback):
-    """Logs pictures of the first validation batch, once per validation, from rank zero.
+    """Logs pictures once per validation, from rank zero.
 
     `val/panel`: images with ground truth and detections. `val/attention`, of DETR: what the queries
     of the best detections attend to, on the first image that has objects. Both go to every logger
@@ -227,7 +227,8 @@ class DetectionPanel(Callback):
     images with its interactive boxes.
 
     Args:
-        images: how many, at most.
+        images: how many, spread evenly over the validation set, which may be sorted; of the first
+            batch where the data does not say what it validates on.
         threshold: the least score that the panel draws.
     """
 
@@ -246,21 +247,21 @@ class DetectionPanel(Callback):
         loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
-        images, padding_mask, targets = (part[: self.images] for part in batch)
         names = list(getattr(trainer.datamodule, "class_names", ()))
-        with torch.no_grad():
-            found = module.detect(images, padding_mask)
-        pictures = [
-            picture_of(rgb(image[None, :, :height, :width])[0])
-            for image, (height, width) in zip(images, map(extent, padding_mask), strict=True)
-        ]
+        samples, found, pictures = self.chosen(trainer, batch), [], []
+        for images, padding_mask, _ in samples:
+            with torch.no_grad():
+                found += module.detect(images, padding_mask)
+            height, width = extent(padding_mask[0])
+            pictures.append(picture_of(rgb(images[..., :height, :width])[0]))
+        targets = [target for _, _, (target,) in samples]
         truths = [to_corners(target["boxes"].float().cpu()) for target in targets]
         pages = {"val/panel": panel(pictures, found, truths, names, self.threshold)}
         if isinstance(module.network, DETR):
-            chosen = next((place for place, truth in enumerate(truths) if len(truth)), 0)
-            pages["val/attention"] = attention_sheet(
-                module.network, images[chosen], padding_mask[chosen], names
-            )
+            first = next((place for place, truth in enumerate(truths) if len(truth)), 0)
+            images, padding_mask, _ = samples[first]
+            page = attention_sheet(module.network, images[0], padding_mask[0], names)
+            pages["val/attention"] = page
         for logger in loggers:
             for key, page in pages.items():
                 logger.log_image(key, [page])
@@ -271,6 +272,18 @@ class DetectionPanel(Callback):
                 ]
                 enlarged = [fitted(picture)[0] for picture in pictures]
                 logger.log_image("val/boxes", enlarged, boxes=boxes)
+
+    def chosen(self, trainer: Trainer, batch: Batch) -> list[Batch]:
+        """Batches of one image each, which so needs little memory and no padding, on the device."""
+        source = getattr(trainer.datamodule, "val_images", None)
+        if source is None:
+            count = min(self.images, len(batch[2]))
+            return [tuple(part[place : place + 1] for part in batch) for place in range(count)]
+        alone = [collate([sample]) for sample in spread(source, self.images)]
+        return [
+            (images.to(batch[0]), padding_mask.to(batch[1]), targets)
+            for images, padding_mask, targets in alone
+        ]
 
 
 def panel(

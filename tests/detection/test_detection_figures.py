@@ -166,6 +166,23 @@ class Module:
         return [detections([0.1, 0.2, 0.5, 0.6], [0.3, 0.3, 1.0, 0.8]) for _ in images]
 
 
+def test_the_panels_images_are_spread_over_the_validation_set():
+    data = DigitScenes(1, 30, size=48)
+    data.setup("validate")
+    batch = collate([data.val_images[place] for place in range(4)])
+    panel, trainer = DetectionPanel(5), SimpleNamespace(datamodule=data)
+    (images, _, _), *_ = samples = panel.chosen(trainer, (batch[0].bfloat16(), *batch[1:]))
+    assert images.dtype == torch.bfloat16
+    assert images.shape == (1, 3, 48, 48)
+    assert [target["image_id"] for _, _, (target,) in samples] == [1, 7, 13, 19, 25]
+    assert len(DetectionPanel(50).chosen(trainer, batch)) == 30
+    trainer.datamodule = None
+    for place, (images, padding_mask, (target,)) in enumerate(panel.chosen(trainer, batch)):
+        assert torch.equal(images, batch[0][place : place + 1])
+        assert padding_mask.shape == (1, 48, 48)
+        assert target is batch[2][place]
+
+
 @pytest.mark.parametrize("network", [detr, Other])
 def test_the_panel_reaches_the_loggers(tmp_path: Path, network):
     data = DigitScenes(1, 9, size=48, batch_size=8)
@@ -196,10 +213,11 @@ def test_the_panel_reaches_the_loggers(tmp_path: Path, network):
     pages = sorted(keys - {"val/boxes"})
     assert files == [f"{key.replace('/', '_')}_000000.png" for key in pages]
     (page,) = logger.given["val/panel"]["images"]
-    assert page.shape == (2 * 340, 3 * 340, 3)  # six of eight; 48 pixels seven times, and gaps
+    assert page.shape == (2 * 340, 3 * 340, 3)  # six; 48 pixels seven times, and gaps
     shown = logger.given["val/boxes"]
     assert len(shown["images"]) == len(shown["boxes"]) == 6
-    for kinds, target in zip(shown["boxes"], batch[2], strict=False):
+    targets = [data.val_images[place][1] for place in (0, 1, 3, 4, 6, 7)]  # six of nine
+    for kinds, target in zip(shown["boxes"], targets, strict=True):
         found, truth = kinds["predictions"], kinds["ground_truth"]
         assert found["class_labels"] == truth["class_labels"] == dict(enumerate(data.class_names))
         corner = {"minX": 0.1, "minY": 0.2, "maxX": 0.5, "maxY": 0.6}
