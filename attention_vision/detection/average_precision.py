@@ -22,6 +22,7 @@ NUMBERS = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
     "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
 )  # fmt: skip
+COCO_SIZES = (32.0, 96.0)
 Detections = dict[str, Tensor]
 
 
@@ -43,9 +44,9 @@ class COCOAveragePrecision(Metric):
     `ap` is the mean over IoU 0.50, 0.55 ... 0.95, classes and 101 recalls; `ap50` and `ap75` are at
     one IoU; `ar1`, `ar10`, `ar100` the largest recall with that many detections per image. Small
     is an area of up to 32^2 pixels, medium to 96^2, large beyond, where area is the annotation's
-    (of the mask, in COCO). At most 100 detections per image and class count, the best scored. A
-    crowd is no object to find: detections on it count neither way. A number without ground truth
-    is -1.
+    (of the mask, in COCO); other `size_limits` suit images that are smaller than COCO's. At most
+    100 detections per image and class count, the best scored. A crowd is no object to find:
+    detections on it count neither way. A number without ground truth is -1.
 
     An image counts once, by its `image_id`, even if a process repeats it; a process may have none.
 
@@ -53,8 +54,9 @@ class COCOAveragePrecision(Metric):
         class_names: name of each label, for `per_class`; numbers where none are given.
         category_ids: category of each label, for `per_class` where there are no names.
         engine: "faster_coco_eval" gives the same numbers sooner, from the extra `speed`.
+        size_limits: sides in pixels of the squares up to which objects are small and medium.
 
-    Raises InputError where the engine is not installed.
+    Raises InputError where the engine is not installed, or the limits do not ascend from above 0.
     """
 
     full_state_update = False
@@ -65,11 +67,16 @@ class COCOAveragePrecision(Metric):
         class_names: Sequence[str] | None = None,
         category_ids: Sequence[int] | None = None,
         engine: Literal["pycocotools", "faster_coco_eval"] = "pycocotools",
+        size_limits: tuple[float, float] = COCO_SIZES,
     ):
         super().__init__()
+        if not 0 < size_limits[0] < size_limits[1]:
+            raise InputError(
+                f"size_limits {tuple(size_limits)}: the first must be above 0, the second above it"
+            )
         self.names = class_names if class_names is not None else category_ids
         load_engine(engine)  # a missing one is told now, not after the first epoch
-        self.engine = engine
+        self.engine, self.size_limits = engine, tuple(size_limits)
         self.class_ap: dict[str, float] = {}
         self.add_state("images", default=[], dist_reduce_fx=None)  # (image_id, Image) pairs
 
@@ -107,7 +114,7 @@ class COCOAveragePrecision(Metric):
         """The 12 numbers by name, of all processes: all of them call it."""
         images = dict(reversed(self.images))  # the first of two with one id stays
         images = dict(sorted(images.items()))
-        numbers, per_class = evaluate(*_coco_format(images), self.engine)
+        numbers, per_class = evaluate(*_coco_format(images), self.engine, self.size_limits)
         self.class_ap = {self._name(label): ap for label, ap in per_class.items()}
         return dict(zip(NUMBERS, numbers, strict=True))
 
@@ -178,7 +185,9 @@ def _annotation(
     }
 
 
-def evaluate(truths: dict, detections: dict, engine: str) -> tuple[list[float], dict[int, float]]:
+def evaluate(
+    truths: dict, detections: dict, engine: str, size_limits: tuple[float, float]
+) -> tuple[list[float], dict[int, float]]:
     """Data sets in COCO format -> the 12 numbers, and AP by label of those with ground truth."""
     if not truths["annotations"]:
         return [-1.0] * len(NUMBERS), {}
@@ -191,6 +200,9 @@ def evaluate(truths: dict, detections: dict, engine: str) -> tuple[list[float], 
             side.createIndex()
             sides.append(side)
         evaluated = evaluation(*sides, "bbox")
+        small, medium = (side**2 for side in size_limits)
+        (_, huge), *_ = evaluated.params.areaRng  # of all, small, medium, large
+        evaluated.params.areaRng = [[0, huge], [0, small], [small, medium], [medium, huge]]
         evaluated.evaluate()
         evaluated.accumulate()
         evaluated.summarize()

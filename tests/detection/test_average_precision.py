@@ -168,6 +168,31 @@ def test_diverged_predictions_are_one_line() -> None:
         COCOAveragePrecision().update([prediction], [{**first(3)[1], "image_id": 4}])
 
 
+def by_other_limits(images: list[tuple[dict, dict]], engine: str) -> dict[str, float]:
+    metric = COCOAveragePrecision(engine=engine, size_limits=(8, 24))
+    metric.update(*map(list, zip(*images, strict=True)))
+    return metric.compute()
+
+
+@pytest.mark.parametrize("engine", ["pycocotools", "faster_coco_eval"])
+def test_sizes_are_parted_where_asked(engine: str) -> None:
+    if engine != "pycocotools":
+        pytest.importorskip(engine, reason="pip install 'attention-vision[speed]'")
+    for seed in range(20):
+        images = case(seed)
+        enlarged = [  # fourfold, so that (8, 24) becomes COCO's (32, 96)
+            (
+                {**prediction, "boxes": 4 * prediction["boxes"]},
+                {**target, "orig_size": 4 * target["orig_size"], "area": 16 * target["area"]},
+            )
+            for prediction, target in images
+        ]
+        assert by_other_limits(images, engine) == measured(enlarged, engine).compute()
+    for limits in ((0, 96), (96, 32), (32, 32)):
+        with pytest.raises(InputError, match="must be above 0, the second above it"):
+            COCOAveragePrecision(size_limits=limits)
+
+
 def test_missing_engine_is_one_line(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     with pytest.raises(InputError, match=r'pip install "attention-vision\[speed\]"'):
