@@ -178,6 +178,27 @@ LAYOUTS = (
         backbone=r"model\.backbone\.(?:conv_encoder\.)?model\.",
         backbone_renames=HUGGING_FACE_RESNET + RESNET,
     ),
+    Layout(
+        "Faster R-CNN of torchvision",
+        ("backbone.body.conv1.weight", "roi_heads.box_predictor.cls_score.weight"),
+        (
+            (r"backbone\.fpn\.", "pyramid."),
+            # Blocks are Sequentials since torchvision 0.13; the released file is older.
+            (r"(pyramid\.(?:inner|layer)_blocks\.\d)\.(weight|bias)", r"\1.0.\2"),
+            (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
+            (r"roi_heads\.box_head\.", "roi_heads.box_head.layers."),
+            (r"roi_heads\.box_predictor\.", "roi_heads.box_head.predictor."),
+        ),
+        backbone=r"backbone\.body\.",
+        backbone_renames=RESNET,
+    ),
+)
+
+# What of a detector belongs to its classes: the start of the keys, the bias of the logits, of which
+# there is one more than classes, and how many classes the released weights have.
+CLASS_HEADS = (
+    ("class_head.", "bias", "COCO ids as they are need 91"),
+    ("roi_heads.box_head.predictor.", "cls_score.bias", "COCO ids from 1 need 90"),
 )
 
 
@@ -188,7 +209,10 @@ def load_official(
 
     Recognised by their keys: ResNet of torchvision and timm, SE-ResNet of timm, ViT of torchvision,
     ViT and DeiT of timm, DETR of the official release and of Hugging Face, before transformers 5
-    and since. The model's own state dict is taken as it is.
+    and since, Faster R-CNN R50-FPN of torchvision. The model's own state dict is taken as it is.
+
+    A state dict says nothing about the `eps` of norms. Torchvision's released Faster R-CNN
+    (COCO_V1) was trained with 0: `norm=partial(FrozenBatchNorm2d, eps=0.0)`.
 
     Args:
         model: a network of this package with the shapes of the weights.
@@ -196,7 +220,8 @@ def load_official(
             a dict that holds one under "state_dict" or "model" is opened, and the prefix "module."
             of a parallel wrapper is cut off.
         leave_out: starts of this package's keys that are not loaded: `("class_head.",)` fine-tunes
-            DETR on other classes, `("head.",)` gives a backbone the weights of a classifier.
+            DETR on other classes, `("roi_heads.box_head.predictor.",)` Faster R-CNN, and
+            `("head.",)` gives a backbone the weights of a classifier.
 
     Returns:
         the same model, all of its weights loaded but those left out.
@@ -229,12 +254,13 @@ def load_official(
     own = {key: value for key, value in own.items() if key not in left_out}
 
     name = layout.name if layout else "this package's own"
-    theirs, ours = (classes_of(one) for one in (state, own))
-    if None not in (theirs, ours) and theirs != ours:
-        raise InputError(
-            f"{where} ({name}) detects {theirs} classes, the model {ours}: set num_classes to "
-            f'{theirs} (COCO ids as they are need 91), or leave out "class_head." to fine-tune'
-        )
+    for start, bias, released in CLASS_HEADS:
+        theirs, ours = (len(one.get(start + bias, ())) - 1 for one in (state, own))
+        if min(theirs, ours) > 0 and theirs != ours:
+            raise InputError(
+                f"{where} ({name}) detects {theirs} classes, the model {ours}: set num_classes to "
+                f'{theirs} ({released}), or leave out "{start}" to fine-tune'
+            )
     problems = [f"{key} is missing" for key in own.keys() - state.keys()]
     problems += [f"{key} has no place" for key in state.keys() - own.keys()]
     problems += [
@@ -248,11 +274,6 @@ def load_official(
         raise InputError(f"{where} ({name}) does not fit the model: {shown}{more}")
     model.load_state_dict(state, strict=False)  # all but what is left out, as checked above
     return model
-
-
-def classes_of(state: Mapping[str, Tensor]) -> int | None:
-    """Classes of a detector, whose last logit is no-object."""
-    return len(state["class_head.bias"]) - 1 if "class_head.bias" in state else None
 
 
 def load_backbone(backbone: Model, source: str | Path) -> Model:

@@ -18,6 +18,8 @@ from attention_vision.detection.transforms import Scales
 from attention_vision.errors import InputError
 from attention_vision.images import read_image
 
+Labels = Literal["contiguous", "category_ids", "category_ids_from_1"]
+
 DETR_RECIPE = Scales()
 UNUSED = "N/A"  # the name of a label that no category has
 ROUNDING = 0.5  # pixels by which a box may leave its image without a word: files are rounded
@@ -297,10 +299,11 @@ class InstanceFiles:
 class COCOFolder(DetectionData):
     """Any data set in COCO format: for each split a folder of images and an instances file.
 
-    Labels are either "contiguous", 0 to the number of categories - 1 in the order of their ids, or
-    the "category_ids" themselves, with num_classes = largest id + 1, as in the released DETR: use
-    that for weights that were trained so. `category_ids` leads back from labels in both cases.
-    Every category has to be listed in the training file.
+    Labels are "contiguous", 0 to the number of categories - 1 in the order of their ids. For
+    weights that were trained so they are the "category_ids" themselves, with num_classes = largest
+    id + 1, as in the released DETR, or "category_ids_from_1", the ids less 1, as in torchvision's
+    detectors, where 0 is background. `category_ids` leads back from labels in all cases. Every
+    category has to be listed in the training file.
 
     Images are turned upright by EXIF, if the size in the instances file is that of the upright
     image; grey, palette and transparent images become RGB; images without objects are trained on.
@@ -312,7 +315,7 @@ class COCOFolder(DetectionData):
         train_annotations: str,
         val_images: str,
         val_annotations: str,
-        labels: Literal["contiguous", "category_ids"] = "contiguous",
+        labels: Labels = "contiguous",
         recipe: Scales = DETR_RECIPE,
         batch_size: int = 2,
         num_workers: int = 2,
@@ -337,7 +340,15 @@ class COCOFolder(DetectionData):
     @cached_property
     def category_ids(self) -> tuple[int, ...]:
         listed = tuple(self.categories)
-        return listed if self.labels == "contiguous" else tuple(range(listed[-1] + 1))
+        if self.labels == "contiguous":
+            return listed
+        first = 1 if self.labels == "category_ids_from_1" else 0
+        if listed[0] < first:
+            raise InputError(
+                f"data.labels {self.labels}: there is a category {listed[0]}"
+                f" ({self.categories[listed[0]]}), take category_ids"
+            )
+        return tuple(range(first, listed[-1] + 1))
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -370,14 +381,15 @@ class COCOFolder(DetectionData):
 class COCO(COCOFolder):
     """COCO 2017 in its official layout: ROOT/{train2017,val2017,annotations}.
 
-    The labels are the category ids, 91 with 0 and ten more that no object has, so that released
-    weights fit; "contiguous" gives 80. Both are known without the files.
+    The labels are the category ids, 91 with 0 and ten more that no object has, so that the weights
+    of DETR fit; those of Faster R-CNN fit "category_ids_from_1", which are 90, and "contiguous"
+    gives 80. All are known without the files.
     """
 
     def __init__(
         self,
         root: str,
-        labels: Literal["contiguous", "category_ids"] = "category_ids",
+        labels: Labels = "category_ids",
         recipe: Scales = DETR_RECIPE,
         batch_size: int = 2,
         num_workers: int = 4,

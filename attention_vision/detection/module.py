@@ -15,7 +15,7 @@ from attention_vision.callbacks import (
 )
 from attention_vision.checkpoints import load_backbone, load_official
 from attention_vision.classes import check_classes
-from attention_vision.detection.attention_rcnn import AttentionRCNN
+from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCOAveragePrecision
 from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.criterion import SetCriterion
@@ -42,7 +42,8 @@ class Detector(LightningModule):
         backbone_lr_factor: the backbone's learning rate over that of the rest.
         weights: state dict of the whole network to start from, as `load_official` reads it; with
             `fine_tune` what belongs to its classes is left out, so that they may be others.
-        backbone_weights: a run folder of classification, or an official state dict of the backbone.
+        backbone_weights: a run folder of classification, or an official state dict of the backbone;
+            not read where there are `weights`, which hold the backbone too.
         fine_tune: see `weights`.
         engine: of the metric; "faster_coco_eval" gives the same numbers sooner.
     """
@@ -68,7 +69,7 @@ class Detector(LightningModule):
             {split: COCOAveragePrecision(engine=engine) for split in ("val", "test")}
         )
 
-    of_classes: tuple[str, ...]  # starts of the keys that belong to the classes
+    of_classes: tuple[str, ...]  # starts of the keys that belong to the classes, for `fine_tune`
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars, among them `total`, which is trained on."""
@@ -87,10 +88,10 @@ class Detector(LightningModule):
                 metric.names = list(data.class_names)
         if self.trainer.ckpt_path is not None:
             return
-        if self.backbone_weights is not None:
-            load_backbone(network.backbone, self.backbone_weights)
         if self.weights is not None:
             load_official(network, self.weights, self.of_classes if self.fine_tune else ())
+        elif self.backbone_weights is not None:
+            load_backbone(network.backbone, self.backbone_weights)
 
     def configure_callbacks(self) -> list[Callback]:
         return [StepSeed(), StepLog(), DetectionPanel(), DetectionResults()]
@@ -211,8 +212,6 @@ class RCNNDetector(Detector):
             `Detector`.
     """
 
-    of_classes = ("roi_heads.box_head.",)
-
     def __init__(
         self,
         network: AttentionRCNN,
@@ -228,6 +227,12 @@ class RCNNDetector(Detector):
             network, optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune,
             engine,
         )  # fmt: skip
+
+    @property
+    def of_classes(self) -> tuple[str, ...]:
+        """Of a plain head the predictor; any other is new to weights of a plain one as a whole."""
+        plain = isinstance(self.network.roi_heads.box_head, PlainBoxHead)
+        return ("roi_heads.box_head.predictor." if plain else "roi_heads.box_head.",)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         return self.network(*batch)

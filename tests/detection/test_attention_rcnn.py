@@ -1,19 +1,28 @@
 """Faster R-CNN equals torchvision's on weights drawn anew; the head that attends is its own."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from redraw import redraw
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import (
+    FasterRCNN,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet50_fpn,
+)
+from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.ops import FrozenBatchNorm2d
 
 from attention_vision.attention import record_attention
 from attention_vision.backbones import ResNet, ViT
-from attention_vision.checkpoints import RESNET, Layout
+from attention_vision.checkpoints import LAYOUTS, load_official
 from attention_vision.detection.attention_rcnn import (
     AttentionBoxHead,
     AttentionRCNN,
@@ -22,19 +31,10 @@ from attention_vision.detection.attention_rcnn import (
     unpadded,
 )
 from attention_vision.detection.boxes import to_centres, to_pixels
+from attention_vision.detection.module import RCNNDetector
 from attention_vision.errors import InputError
 
-TORCHVISION = Layout(
-    "Faster R-CNN of torchvision",
-    ("backbone.fpn.inner_blocks.0.0.weight", "roi_heads.box_predictor.cls_score.weight"),
-    (
-        (r"backbone\.fpn\.", "pyramid."),
-        (r"roi_heads\.box_head\.fc", "roi_heads.box_head.layers.fc"),
-        (r"roi_heads\.box_predictor\.", "roi_heads.box_head.predictor."),
-    ),
-    backbone=r"backbone\.body\.",
-    backbone_renames=RESNET,
-)
+TORCHVISION = next(one for one in LAYOUTS if one.name == "Faster R-CNN of torchvision")
 HEADS = {"plain": PlainBoxHead, "attention": AttentionBoxHead}
 LOSSES = {
     "rpn_class": "loss_objectness",
@@ -44,11 +44,28 @@ LOSSES = {
 }
 
 
-def torchvisions() -> FasterRCNN:
-    """`fasterrcnn_resnet50_fpn` as it is built where weights are given, with frozen norms; images
-    whose shorter side is 96 go through its transform as they are."""
+# Images whose shorter side is 96 go through torchvision's transform as they are.
+AS_THEY_ARE = {"min_size": 96, "max_size": 200, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+EMPTY = {"weights": None, "weights_backbone": None}
+
+
+def torchvisions(seed: int, eps: float) -> FasterRCNN:
+    """`fasterrcnn_resnet50_fpn` as it is built where weights are given, with frozen norms of
+    variances so small that `eps` shows."""
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
-    return FasterRCNN(backbone, 91, 96, 200, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    model = redraw(FasterRCNN(backbone, 91, **AS_THEY_ARE), seed)
+    for norm in model.modules():
+        if isinstance(norm, FrozenBatchNorm2d):
+            norm.weight *= 1e-2
+            norm.running_var *= 1e-4
+    overwrite_eps(model, eps)
+    return model
+
+
+def plain(num_classes: int = 90, eps: float = 1e-5) -> AttentionRCNN:
+    norm = partial(FrozenBatchNorm2d, eps=eps)
+    backbone = ResNet(50, num_classes=0, norm=norm, trainable_stages=3)
+    return AttentionRCNN(num_classes, backbone, PlainBoxHead, score_threshold=0.02)
 
 
 def tiny(head=AttentionBoxHead, **options: object) -> AttentionRCNN:
@@ -84,13 +101,12 @@ def some_targets(*counts: int, classes: int = 5) -> list[dict[str, Tensor]]:
     ]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_losses_gradients_and_detections_equal_torchvisions(seed):
-    peer = redraw(torchvisions(), seed)
-    ours = AttentionRCNN(90, head=PlainBoxHead, score_threshold=0.02)
+@pytest.mark.parametrize(("seed", "eps"), [(1, 1e-5), (2, 0.0)])
+def test_losses_gradients_and_detections_equal_torchvisions(seed, eps):
+    peer = torchvisions(seed, eps)
     peer.roi_heads.score_thresh = 0.02  # of 91 drawn classes few are likely
+    ours = load_official(plain(eps=eps), peer.state_dict())
     assert sum(p.numel() for p in ours.parameters()) == 41_755_286
-    ours.load_state_dict(TORCHVISION.translate(peer.state_dict()))
 
     sizes = (96, 128), (107, 96)
     images, padding_mask = batch(*sizes)
@@ -130,6 +146,78 @@ def test_losses_gradients_and_detections_equal_torchvisions(seed):
         assert boxes.std(0).min() > 1  # they do differ
         assert one["boxes"].min() >= 0
         assert one["boxes"].max() <= 1
+
+
+@pytest.mark.parametrize("name", ["coco", "fine_tune"])
+def test_the_experiments_network_is_torchvisions(name):
+    path = Path(__file__).parents[2] / f"experiments/detection/faster_rcnn_r50_fpn_{name}.yaml"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(AttentionRCNN, "network")
+    network = yaml.safe_load(path.read_text())["model"]["init_args"]["network"]
+    network["init_args"]["num_classes"] = 90
+    built = parser.instantiate(parser.parse_object({"network": network})).network
+    assert sum(p.numel() for p in built.parameters()) == 41_755_286
+    assert built.backbone.stem.norm.eps == (1e-5 if name == "coco" else 0)
+
+
+def test_the_eps_of_the_weights_matters():
+    state, images = torchvisions(1, 0.0).state_dict(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = [load_official(plain(eps=eps), state).look(images) for eps in (1e-5, 0.0)]
+    error = (maps[0]["0"] - maps[1]["0"]).norm() / maps[1]["0"].norm()
+    assert error > 0.1
+
+
+def as_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The keys of 2019's file, `fasterrcnn_resnet50_fpn_coco-258fb6c6.pth`."""
+    frozen = {key: value for key, value in state.items() if "num_batches" not in key}
+    return {
+        key.replace(".0.weight", ".weight").replace(".0.bias", ".bias").replace(".conv.0", ".conv")
+        if key.startswith(("backbone.fpn", "rpn"))
+        else key: value
+        for key, value in frozen.items()
+    }
+
+
+def test_torchvisions_own_builder_and_the_released_files_keys_load():
+    peer = redraw(fasterrcnn_resnet50_fpn(**EMPTY, **AS_THEY_ARE), 3).eval()  # with batch norms
+    peer.roi_heads.score_thresh = 0.02
+    old = as_released(peer.state_dict())
+    assert {"backbone.fpn.inner_blocks.3.weight", "rpn.head.conv.bias"} <= old.keys()
+    images, padding_mask = batch((96, 128))
+    with torch.no_grad():
+        (expected,) = peer(list(images))
+        assert len(expected["scores"]) > 5
+        for state in (peer.state_dict(), old):
+            (found,) = load_official(plain().eval(), state)(images, padding_mask)
+            boxes = found["boxes"] * torch.tensor([128, 96, 128, 96])
+            # Batch norms round otherwise than frozen ones do, 7e-7 of the maps.
+            torch.testing.assert_close(boxes, expected["boxes"], rtol=0, atol=1e-2)
+            torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=1e-3)
+
+
+def test_other_classes_and_heads_start_from_the_rest_of_torchvisions():
+    state = as_released(redraw(fasterrcnn_resnet50_fpn(**EMPTY), 4).state_dict())
+    ours = RCNNDetector(plain(num_classes=3))
+    before = {key: value.clone() for key, value in ours.network.state_dict().items()}
+    with pytest.raises(InputError, match="detects 90 classes, the model 3: set num_classes to 90"):
+        load_official(ours.network, state)
+    for key, value in ours.network.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    load_official(ours.network, state, ours.of_classes)
+    for key, value in ours.network.state_dict().items():
+        assert torch.equal(value, before[key]) == ("predictor" in key), key
+
+    attends = RCNNDetector(AttentionRCNN(3))
+    load_official(attends.network, state, attends.of_classes)
+    theirs = state["rpn.head.conv.weight"]
+    assert torch.equal(attends.network.rpn.head.conv[0][0].weight, theirs)
+
+
+@pytest.mark.parametrize("build", [fasterrcnn_resnet50_fpn_v2, maskrcnn_resnet50_fpn])
+def test_torchvisions_other_detectors_are_refused(build):
+    with pytest.raises(InputError, match=r"Faster R-CNN of torchvision\) does not fit .* no place"):
+        load_official(plain(), build(**EMPTY).state_dict())
 
 
 def test_sizes_of_the_two_heads_are_as_the_docstring_says():

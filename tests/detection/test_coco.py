@@ -31,8 +31,11 @@ def test_labels_are_contiguous_or_the_category_ids(folder: Path) -> None:
     assert (dense.num_classes, dense.category_ids, dense.class_names) == (2, (3, 7), ("cat", "dog"))
     assert (sparse.num_classes, sparse.category_ids) == (8, tuple(range(8)))
     assert sparse.class_names == ("N/A",) * 3 + ("cat",) + ("N/A",) * 3 + ("dog",)
+    from_1 = fitted(folder, labels="category_ids_from_1")
+    assert (from_1.num_classes, from_1.category_ids) == (7, tuple(range(1, 8)))
+    assert from_1.class_names == sparse.class_names[1:]
     for number, annotation in enumerate(load(folder, "val")["annotations"][:5], 1):
-        for data in (dense, sparse):
+        for data in (dense, sparse, from_1):
             label = int(data.val_images[number][1]["labels"][0])
             assert data.category_ids[label] == annotation["category_id"]
 
@@ -43,6 +46,8 @@ def test_coco_is_known_without_files() -> None:
     assert data.class_names[1] == "person"
     assert data.class_names[90] == "toothbrush"
     assert COCO("nowhere", labels="contiguous").num_classes == 80
+    from_1 = COCO("nowhere", labels="category_ids_from_1")
+    assert (from_1.num_classes, from_1.class_names[0]) == (90, "person")
     with pytest.raises(InputError, match=r"set data.root to a COCO instances file"):
         data.setup("fit")
 
@@ -161,6 +166,13 @@ def val_with_other_classes(folder: Path) -> None:
     fitted(folder)
 
 
+def category_0(folder: Path) -> None:
+    instances = load(folder)
+    instances["categories"].append({"id": 0, "name": "emu"})
+    save(folder, "train", instances)
+    fitted(folder, labels="category_ids_from_1")
+
+
 NAN = float("nan")
 
 
@@ -182,6 +194,7 @@ NAN = float("nan")
         (changed("images", 2, id="b"), r"image id 'b' of 2.png is no whole number"),
         (changed("images", 2, width=0), r"width 0 and height 80 of 2.png are no size"),
         (changed("categories", 1, id=3), r"category id 3 stands twice, for cat and dog"),
+        (category_0, r"category_ids_from_1: there is a category 0 \(emu\), take category_ids"),
         (missing_file, r"1 of the 6 images .* the first is 4.png: set data.train_images"),
         (no_image, r"cannot read the image .*train/4.png: repair or remove it"),
         (other_image, r"4.png is 30x20 pixels, .*train.json says 50x80"),

@@ -116,6 +116,11 @@ def test_starts_from_a_classifiers_run(tmp_path):
     trained = classifier.network.state_dict()
     for key, value in detector.network.backbone.state_dict().items():
         assert torch.equal(value, trained[key]), key
+    torch.save(detector.network.state_dict(), tmp_path / "whole.pth")
+    whole = detr(weights=str(tmp_path / "whole.pth"), backbone_weights="nowhere")
+    trainer(tmp_path).validate(whole, datamodule=scenes(), verbose=False)
+    for key, value in whole.network.state_dict().items():
+        assert torch.equal(value, detector.network.state_dict()[key]), key
     with pytest.raises(InputError, match="does not fit"):
         load_backbone(ResNet(10, num_classes=0), tmp_path)
 
