@@ -3,19 +3,21 @@
 import contextlib
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import corners
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from corners import Corners, predict
 from PIL import Image
 from pycocotools.coco import COCO
-from torch import Tensor
 
 from attention_vision.detection.data import DigitScenes
 from attention_vision.detection.predictions import DetectionResults
 from attention_vision.errors import InputError
-from attention_vision.metrics_csv import MetricsCSV
 
 FILES = {  # modes and sizes (width, height) as they come
     "a.png": ("RGB", (64, 48)),
@@ -26,49 +28,21 @@ FILES = {  # modes and sizes (width, height) as they come
 }
 
 
-class Corners(LightningModule):
-    """Finds one box in the middle of each image, and a better one in its corner."""
-
-    score = 0.9
-
-    def predict_step(self, batch: tuple, batch_idx: int) -> list[dict[str, Tensor]]:
-        found = []
-        for target in batch[2]:
-            height, width = target["orig_size"].tolist()
-            middle = [width / 4, height / 3, width / 2, height / 2]
-            found.append(
-                {
-                    "boxes": torch.tensor([middle, [0.0, 0.0, width / 2, height / 2]]),
-                    "scores": torch.tensor([0.1, self.score]),
-                    "labels": torch.tensor([9, 2]),
-                }
-            )
-        return found
-
-
-def predict(tmp_path: Path, **options: object) -> tuple[list[dict], DigitScenes]:
+def write_images(folder: Path) -> None:
     for name, (mode, size) in FILES.items():
-        file = tmp_path / "images" / name
+        file = folder / "images" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new(mode, size).save(file)
-    data = DigitScenes(batch_size=2, images=str(tmp_path / "images"))
-    trainer(tmp_path, DetectionResults(**options)).predict(
-        Corners(), data, return_predictions=False
-    )
-    return json.loads((tmp_path / "run" / "results.json").read_text()), data
 
 
-def trainer(tmp_path: Path, results: DetectionResults) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        logger=MetricsCSV(str(tmp_path / "run")),
-        callbacks=[results],
-        enable_progress_bar=False,
-    )
+def predicted(folder: Path, **options: object) -> tuple[list[dict], DigitScenes]:
+    write_images(folder)
+    data = predict(folder, "run", DetectionResults(**options))
+    return json.loads((folder / "run" / "results.json").read_text()), data
 
 
 def test_results_are_read_by_pycocotools(tmp_path: Path) -> None:
-    rows, data = predict(tmp_path)
+    rows, data = predicted(tmp_path)
     assert [row["file_name"] for row in rows] == [name for name in FILES for _ in range(2)]
     images = [
         {"id": number, "file_name": name, "width": size[0], "height": size[1]}
@@ -94,7 +68,7 @@ def test_results_are_read_by_pycocotools(tmp_path: Path) -> None:
 
 
 def test_every_image_has_its_own_picture(tmp_path: Path) -> None:
-    predict(tmp_path)
+    predicted(tmp_path)
     folder = tmp_path / "run" / "pictures"
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.png"))]
     assert names == [
@@ -109,7 +83,7 @@ def test_every_image_has_its_own_picture(tmp_path: Path) -> None:
 
 
 def test_pictures_can_be_left_out(tmp_path: Path) -> None:
-    rows, _ = predict(tmp_path, pictures=False)
+    rows, _ = predicted(tmp_path, pictures=False)
     assert len(rows) == 10
     assert not (tmp_path / "run" / "pictures").exists()
 
@@ -121,11 +95,24 @@ def test_nothing_found_is_an_empty_list(tmp_path: Path, monkeypatch) -> None:
         "labels": torch.zeros(0).long(),
     }
     monkeypatch.setattr(Corners, "predict_step", lambda _, batch, __: [nothing] * len(batch[2]))
-    rows, _ = predict(tmp_path)
+    rows, _ = predicted(tmp_path)
     assert rows == []
 
 
 def test_diverged_predictions_are_one_line(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Corners, "score", float("nan"))
     with pytest.raises(InputError, match=r"predicted for a.png is not finite"):
-        predict(tmp_path)
+        predicted(tmp_path)
+
+
+def test_two_processes_leave_what_one_leaves(tmp_path: Path) -> None:
+    """Five images are parts of three and two, in two batches and one."""
+    one, _ = predicted(tmp_path)
+    command = [sys.executable, corners.__file__, str(tmp_path)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert [row["file_name"] for row in one] == [name for name in FILES for _ in range(2)]
+    files = {path.relative_to(tmp_path / "run") for path in (tmp_path / "run").rglob("*.*")}
+    assert len(files) == 1 + len(FILES)
+    assert files == {path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*.*")}
+    for file in files:
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "run" / file).read_bytes()
