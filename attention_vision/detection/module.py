@@ -16,7 +16,7 @@ from attention_vision.callbacks import (
 from attention_vision.checkpoints import load_backbone, load_official
 from attention_vision.classes import check_classes
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
-from attention_vision.detection.average_precision import COCOAveragePrecision
+from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
 from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.criterion import SetCriterion
 from attention_vision.detection.data import Batch, Target
@@ -46,6 +46,8 @@ class Detector(LightningModule):
             not read where there are `weights`, which hold the backbone too.
         fine_tune: see `weights`.
         engine: of the metric; "faster_coco_eval" gives the same numbers sooner.
+        size_limits: of the metric, sides in pixels of the squares up to which objects are small
+            and medium. Those of COCO leave images of 64 pixels without a large one.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Detector(LightningModule):
         backbone_weights: str | None,
         fine_tune: bool,
         engine: str,
+        size_limits: tuple[float, float],
     ):
         super().__init__()
         self.network = network
@@ -66,7 +69,10 @@ class Detector(LightningModule):
         self.weights, self.backbone_weights, self.fine_tune = weights, backbone_weights, fine_tune
         self.train_loss = EpochMean()
         self.average_precision = nn.ModuleDict(
-            {split: COCOAveragePrecision(engine=engine) for split in ("val", "test")}
+            {
+                split: COCOAveragePrecision(engine=engine, size_limits=size_limits)
+                for split in ("val", "test")
+            }
         )
 
     of_classes: tuple[str, ...]  # starts of the keys that belong to the classes, for `fine_tune`
@@ -148,8 +154,8 @@ class DETRDetector(Detector):
         class_cost, box_cost, giou_cost: of the matching, see `HungarianMatcher`.
         no_object_weight, class_weight, box_weight, giou_weight, auxiliary, sync_class_weight: of
             the loss, see `SetCriterion`.
-        optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune, engine: see
-            `Detector`.
+        optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune, engine,
+            size_limits: see `Detector`.
     """
 
     of_classes = ("class_head.",)
@@ -173,10 +179,11 @@ class DETRDetector(Detector):
         backbone_weights: str | None = None,
         fine_tune: bool = False,
         engine: str = "pycocotools",
+        size_limits: tuple[float, float] = COCO_SIZES,
     ):
         super().__init__(
             network, optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune,
-            engine,
+            engine, size_limits,
         )  # fmt: skip
         self.criterion = SetCriterion(
             network.num_classes,
@@ -208,8 +215,8 @@ class RCNNDetector(Detector):
 
     Args:
         network: AttentionRCNN.
-        optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune, engine: see
-            `Detector`.
+        optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune, engine,
+            size_limits: see `Detector`.
     """
 
     def __init__(
@@ -222,10 +229,11 @@ class RCNNDetector(Detector):
         backbone_weights: str | None = None,
         fine_tune: bool = False,
         engine: str = "pycocotools",
+        size_limits: tuple[float, float] = COCO_SIZES,
     ):
         super().__init__(
             network, optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune,
-            engine,
+            engine, size_limits,
         )  # fmt: skip
 
     @property

@@ -33,11 +33,11 @@ def detr(**options) -> DETRDetector:
     return DETRDetector(network, optimizer=partial(torch.optim.AdamW, lr=1e-3), **options)
 
 
-def rcnn() -> RCNNDetector:
+def rcnn(**options) -> RCNNDetector:
     network = AttentionRCNN(
         10, backbone(), head=partial(PlainBoxHead, hidden=16), pyramid_channels=8
     )
-    return RCNNDetector(network, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    return RCNNDetector(network, optimizer=partial(torch.optim.AdamW, lr=1e-3), **options)
 
 
 def scenes() -> DigitScenes:
@@ -123,6 +123,12 @@ def test_starts_from_a_classifiers_run(tmp_path):
         assert torch.equal(value, detector.network.state_dict()[key]), key
     with pytest.raises(InputError, match="does not fit"):
         load_backbone(ResNet(10, num_classes=0), tmp_path)
+
+
+@pytest.mark.parametrize("make", [detr, rcnn])
+def test_sizes_are_parted_where_asked(make, tmp_path):
+    (numbers,) = trainer(tmp_path).validate(make(size_limits=(12, 20)), scenes(), verbose=False)
+    assert min(numbers[f"val/ar_{size}"] for size in ("small", "medium", "large")) >= 0
 
 
 def test_other_classes_than_the_data_are_refused(tmp_path):
