@@ -127,7 +127,8 @@ def test_starts_from_a_classifiers_run(tmp_path):
 
 @pytest.mark.parametrize("make", [detr, rcnn])
 def test_sizes_are_parted_where_asked(make, tmp_path):
-    (numbers,) = trainer(tmp_path).validate(make(size_limits=(12, 20)), scenes(), verbose=False)
+    data = DigitScenes(scenes=1, val_scenes=20)
+    (numbers,) = trainer(tmp_path).validate(make(size_limits=(12, 20)), data, verbose=False)
     assert min(numbers[f"val/ar_{size}"] for size in ("small", "medium", "large")) >= 0
 
 
