@@ -222,7 +222,7 @@ def test_torchvisions_other_detectors_are_refused(build):
 
 def test_sizes_of_the_two_heads_are_as_the_docstring_says():
     sizes = [sum(p.numel() for p in head(256, 91).parameters()) for head in HEADS.values()]
-    assert sizes == [14_362_055, 1_722_823]
+    assert sizes == [14_362_055, 3_824_583]
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
@@ -239,10 +239,11 @@ def test_attention_starts_as_the_mean_under_torchvisions_predictor():
     proposals = torch.randn(3, 16, 7, 7)
     with record_attention(head) as maps:
         logits, deltas = head(proposals)
-    torch.testing.assert_close(maps["pool"], torch.full((3, 1, 6, 49), 1 / 49))
+    torch.testing.assert_close(maps["pool"], torch.full((3, 1, 6, 9), 1 / 9))
     plain = FastRCNNPredictor(24, 6)
     plain.load_state_dict(head.predictor.state_dict())
-    expected = plain(head.layers(proposals).mean((2, 3)))
+    places = head.layers(proposals).flatten(2).mT + head.position()
+    expected = plain(places.relu().mean(1))
     torch.testing.assert_close((logits, deltas), expected)
 
 
@@ -336,7 +337,7 @@ def test_any_backbone_trains_and_detects(name, first_stage):
         assert one["boxes"].min() >= 0
         assert one["boxes"].max() <= 1
     weights = maps["roi_heads.box_head.pool"]
-    assert weights.shape[1:] == (1, 6, 49)
+    assert weights.shape[1:] == (1, 6, 9)
     assert len(weights) <= 100
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
 
