@@ -72,8 +72,9 @@ def test_profile_merges_with_an_experiment(path, profile, tmp_path):
     given = yaml.safe_load(profile.read_text())
     assert set(given) <= {"trainer", "threads"}, "a profile is about hardware and loggers alone"
     arguments = with_root(path, tmp_path)
-    plain = Parsed("classification", "fit", arguments).config
-    merged = Parsed("classification", "fit", [*arguments, "-c", str(profile)]).config
+    task = yaml.safe_load(path.read_text())["task"]
+    plain = Parsed(task, "fit", arguments).config
+    merged = Parsed(task, "fit", [*arguments, "-c", str(profile)]).config
     for key, value in given["trainer"].items():
         if not isinstance(value, dict | list):
             assert merged.trainer[key] == value
