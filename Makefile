@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUNS := runs/demo
 FIT := $(BIN)/attention-vision classification fit
 
-.PHONY: help setup demo demo-detection test lint bench
+.PHONY: help setup demo test lint bench
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -13,19 +13,12 @@ help:  ## show this list
 setup: $(VENV)/.demo  ## make .venv with the package and the demo's data
 	@echo "ready: source $(BIN)/activate; attention-vision --help"
 
-demo: $(VENV)/.demo  ## train ViT and SE-ResNet on the embedded digits: about 2 minutes on 2 cores
+demo: $(VENV)/.demo  ## classify digits, then find them in scenes: about 6 minutes on 2 cores
 	@rm -rf $(RUNS)
 	$(FIT) -c experiments/demo/vit_digits.yaml --run $(RUNS)/vit_digits
 	$(FIT) -c experiments/demo/se_resnet_digits.yaml --run $(RUNS)/se_resnet_digits
-	$(BIN)/python experiments/demo/report.py $(RUNS)
-
-demo-detection: $(RUNS)/se_resnet_digits  ## then DETR on scenes of digits through that SE-ResNet
-	@rm -rf $(RUNS)/detr_digits
 	$(BIN)/attention-vision detection fit -c experiments/demo/detr_digits.yaml --run $(RUNS)/detr_digits
 	$(BIN)/python experiments/demo/report.py $(RUNS)
-
-$(RUNS)/se_resnet_digits:
-	$(MAKE) demo
 
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest

@@ -5,7 +5,8 @@ Handwritten Digits", UCI, 1998). A stratified fifth is held out once and for all
 on the order of the scans alone, so that accuracies of different seeds and versions can be compared.
 
 `scene` puts several of them on one cluttered ground, for detection: scenes of either split hold
-that split's scans only. `write_scenes` leaves them as a data set in COCO format.
+that split's scans only. `write_scenes` leaves them as a data set in COCO format. In between,
+`cluttered_digits` shows one of them on such a ground, so that a classifier learns to see there.
 """
 
 import json
@@ -22,6 +23,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from attention_vision.errors import InputError
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
+MEAN, STD = 0.305, 0.323  # of single digits at 32 pixels
 
 
 def scans() -> tuple[Tensor, Tensor]:
@@ -84,25 +86,39 @@ def scene(split: Literal["train", "val"], index: int, size: int = 64, seed: int 
     stream = np.random.SeedSequence((seed, int(split == "val"), index))
     random = np.random.Generator(np.random.PCG64(stream))
     image = _ground(random, size)
-    glyphs, of_glyph = _glyphs(split)
     boxes, labels = [], []
     count = random.choice(len(DIGITS), p=DIGITS)
     heights = size * np.exp(random.uniform(*np.log(HEIGHTS), count))
     for height in np.sort(heights)[::-1]:  # large ones first: small ones find a place beside them
-        chosen = random.integers(len(of_glyph))
-        level = next((k for k, side in enumerate((8, 16)) if height <= 1.5 * side), 2)
-        opacity = _turned(glyphs[level][chosen], height, random)
-        place = _free_place(opacity, boxes, size, random)
-        if place is not None:
-            _paint(image, opacity, place, random)
-            boxes.append((*place, place[0] + opacity.shape[1], place[1] + opacity.shape[0]))
-            labels.append(of_glyph[chosen])
-    image += random.normal(0, random.uniform(0.01, 0.05), image.shape)
+        _add(image, height, split, boxes, labels, random)
     return Scene(
-        (image.clip(0, 1) * 255).round().astype(np.uint8),
+        _noisy(image, random),
         np.array(boxes, dtype=np.float32).reshape(-1, 4),
         np.array(labels, dtype=np.int64),
     )
+
+
+def cluttered_digits(
+    split: Literal["train", "val"], count: int, size: int = 32, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Scenes of one digit each: images (count, 3, size, size) float in 0..1, labels (count,) int64.
+
+    Where the side is 32 a digit is 8 to 36 pixels high (log-uniformly), as large as in the scenes
+    of 64 pixels.
+    """
+    images, labels = [], []
+    for index in range(count):
+        # The 1 parts these streams from those of `scene`.
+        stream = np.random.SeedSequence((seed, int(split == "val"), index, 1))
+        random = np.random.Generator(np.random.PCG64(stream))
+        image, label = _ground(random, size), []
+        while not label:  # a large one, turned, may not fit
+            height = size * np.exp(random.uniform(*np.log((8 / 32, 36 / 32))))
+            _add(image, height, split, [], label, random)
+        images.append(_noisy(image, random))
+        labels += label
+    stacked = torch.from_numpy(np.array(images, dtype=np.uint8).reshape(-1, size, size, 3))
+    return stacked.permute(0, 3, 1, 2).float() / 255, torch.tensor(labels, dtype=torch.int64)
 
 
 def write_scenes(
@@ -182,6 +198,32 @@ def _ground(random: np.random.Generator, size: int) -> np.ndarray:
         opacity = (thickness + 0.5 - distance).clip(0, 1)[..., None] * random.uniform(0.3, 0.8)
         image += opacity * (random.uniform(0.05, 0.7, 3) - image)
     return image
+
+
+def _add(
+    image: np.ndarray,
+    height: float,
+    split: str,
+    boxes: list[tuple],
+    labels: list[int],
+    random: np.random.Generator,
+) -> None:
+    """Paints one digit more, if there is a free place for it, and notes its box and label."""
+    glyphs, of_glyph = _glyphs(split)
+    chosen = random.integers(len(of_glyph))
+    level = next((k for k, side in enumerate((8, 16)) if height <= 1.5 * side), 2)
+    opacity = _turned(glyphs[level][chosen], height, random)
+    place = _free_place(opacity, boxes, len(image), random)
+    if place is not None:
+        _paint(image, opacity, place, random)
+        boxes.append((*place, place[0] + opacity.shape[1], place[1] + opacity.shape[0]))
+        labels.append(int(of_glyph[chosen]))
+
+
+def _noisy(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """(size, size, 3) uint8, with a sensor's noise."""
+    image = image + random.normal(0, random.uniform(0.01, 0.05), image.shape)
+    return (image.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _turned(glyph: np.ndarray, height: float, random: np.random.Generator) -> np.ndarray:

@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from attention_vision.digits import CLASS_NAMES, held_out, scans, single_digits
+from attention_vision.classification import Digits
+from attention_vision.digits import CLASS_NAMES, cluttered_digits, held_out, scans, single_digits
 from attention_vision.errors import InputError
 
 
@@ -32,6 +33,29 @@ def test_images_keep_range_and_brightness(size: int) -> None:
     assert images.max() <= 1
     assert labels.dtype == torch.int64
     assert images.mean() == pytest.approx(0.3055, abs=2e-3)
+
+
+def test_cluttered_digits_are_drawn_by_split_index_and_seed() -> None:
+    images, labels = cluttered_digits("train", 40)
+    assert images.shape == (40, 3, 32, 32)
+    assert labels.dtype == torch.int64
+    assert 0 <= images.min() < 0.2 < 0.6 < images.max() <= 1
+    assert set(labels.tolist()) == set(range(10))
+    fewer, of_fewer = cluttered_digits("train", 5)
+    assert torch.equal(fewer, images[:5])
+    assert torch.equal(of_fewer, labels[:5])
+    for others in (cluttered_digits("val", 5), cluttered_digits("train", 5, seed=1)):
+        assert not torch.equal(others[0], fewer)
+    assert cluttered_digits("train", 0)[0].shape == (0, 3, 32, 32)
+
+
+def test_digits_train_among_clutter_and_validate_on_clean_scans() -> None:
+    data = Digits(cluttered=30, image_size=16)
+    assert (len(data.source("train")), len(data.source("val"))) == (1442 + 30, 355)
+    clean, cluttered = data.source("train")[0][0], data.source("train")[1450][0]
+    assert clean.shape == cluttered.shape == (3, 16, 16)
+    with pytest.raises(InputError, match=r"data.cluttered: -1; give a number"):
+        Digits(cluttered=-1)
 
 
 def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch) -> None:

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from attention_vision.callbacks import run_seed
 from attention_vision.classification.transforms import Photographs, Recipe, SmallImages
-from attention_vision.digits import CLASS_NAMES, single_digits
+from attention_vision.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.errors import InputError
 from attention_vision.images import (
     EXTENSIONS,
@@ -224,13 +224,19 @@ class LabelledFiles:
 
 
 class Digits(ClassificationData):
-    """The 8x8 digits of scikit-learn, upscaled; 1,442 to train on, 355 held out."""
+    """The 8x8 digits of scikit-learn, upscaled; 1,442 to train on, 355 held out.
+
+    Args:
+        cluttered: training images more, see `digits.cluttered_digits`: a detector of digits in
+            scenes starts better from a network that has seen clutter.
+    """
 
     class_names = CLASS_NAMES
-    mean, std = (0.305,) * 3, (0.323,) * 3
+    mean, std = (MEAN,) * 3, (STD,) * 3
 
     def __init__(
         self,
+        cluttered: int = 0,
         recipe: SmallImages = HANDWRITING,
         image_size: int = 32,
         batch_size: int = 64,
@@ -239,10 +245,16 @@ class Digits(ClassificationData):
         images: str | None = None,
     ):
         super().__init__(image_size, batch_size, num_workers, seed, images)
-        self.recipe = recipe
+        if cluttered < 0:
+            raise InputError(f"data.cluttered: {cluttered}; give a number of images, 0 for none")
+        self.recipe, self.cluttered = recipe, cluttered
 
     def source(self, split: str) -> Source:
         images, labels = single_digits(split, self.image_size)
+        if split == "train" and self.cluttered:
+            more, of_more = cluttered_digits(split, self.cluttered, self.image_size)
+            images = torch.cat((images.expand(-1, 3, -1, -1), more))
+            labels = torch.cat((labels, of_more))
         return InMemory((images * 255).round().byte(), labels.tolist())
 
 

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 from attention_vision.callbacks import mix, run_seed
 from attention_vision.detection.transforms import Scales
-from attention_vision.digits import CLASS_NAMES, scene
+from attention_vision.digits import CLASS_NAMES, MEAN, STD, scene
 from attention_vision.errors import InputError
 from attention_vision.images import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
 from attention_vision.sampling import (
@@ -298,7 +298,7 @@ class DigitScenes(DetectionData):
     """
 
     class_names = CLASS_NAMES
-    mean, std = (0.25,) * 3, (0.2,) * 3
+    mean, std = (MEAN,) * 3, (STD,) * 3  # as the classifier has seen them
     category_ids = tuple(range(1, len(CLASS_NAMES) + 1))
 
     def __init__(

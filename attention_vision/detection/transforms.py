@@ -40,16 +40,20 @@ class Scales:
     evaluation: int = 800
 
     def train(self, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
+        geometry: list[v2.Transform] = [v2.RandomHorizontalFlip(self.flip)] if self.flip else []
         resize = RandomShortSide(self.short_sides, self.longest)
-        part = v2.Compose(
-            [
-                RandomShortSide(self.crop_short_sides, None),
-                RandomPart(self.crop_least, self.crop_most),
-                resize,
-            ]
-        )
-        scaled = v2.RandomChoice([resize, part], p=[1 - self.crop, self.crop])
-        return _normalise([v2.RandomHorizontalFlip(self.flip), scaled], mean, std)
+        if self.crop:
+            part = v2.Compose(
+                [
+                    RandomShortSide(self.crop_short_sides, None),
+                    RandomPart(self.crop_least, self.crop_most),
+                    resize,
+                ]
+            )
+            geometry.append(v2.RandomChoice([resize, part], p=[1 - self.crop, self.crop]))
+        else:
+            geometry.append(resize)
+        return _normalise(geometry, mean, std)
 
     def evaluate(self, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
         return _normalise([RandomShortSide((self.evaluation,), self.longest)], mean, std)

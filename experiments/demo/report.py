@@ -76,23 +76,38 @@ def where_they_look(
     return sheet(rows, titles, names)
 
 
+def average_precision(model: LightningModule, data: DetectionData) -> dict[str, float]:
+    """Of the held-out scenes, in the data's batches."""
+    metric = COCOAveragePrecision()
+    with torch.inference_mode():
+        for index, batch in enumerate(data.val_dataloader()):
+            metric.update(model.predict_step(batch, index), batch[2])
+    return metric.compute()
+
+
 def detection(folder: Path) -> list[Path]:
     """Prints AP, size and speed; returns pictures of boxes and of what queries attend to."""
     data: DetectionData = DigitScenes(batch_size=50)
     data.setup("validate")
-    model, metric = load_run(folder / DETECTOR), COCOAveragePrecision()
-    batches = list(data.val_dataloader())
+    model = load_run(folder / DETECTOR)
+    images, padding_mask, targets = next(iter(data.val_dataloader()))
+    numbers = average_precision(model, data)
     with torch.inference_mode():
-        for batch in batches:
-            metric.update(model.predict_step(batch, 0), batch[2])
-        images, padding_mask, targets = batches[0]
         rate = speed(lambda: model.detect(images, padding_mask), len(images))
-    numbers = metric.compute()
     print(f"\n{len(data.val_images)} held-out scenes of digits\n")
     print(f"{'model':<14}{'AP':>10}{'AP50':>10}{'parameters':>12}{'images/s':>10}")
     print(
         f"{'DETR':<14}{numbers['ap']:>10.3f}{numbers['ap50']:>10.3f}{size(model):>12,}{rate:>10,.0f}"
     )
+    print("\nAP by the batch that scenes are evaluated in (all are of one size: nothing is padded)")
+    for mask_padding in (False, True):
+        model.network.mask_padding = mask_padding
+        words = []
+        for data.batch_size in (1, 8):
+            words.append(f"batch {data.batch_size}: {average_precision(model, data)['ap']:.4f}")
+        print(f"  mask_padding {str(mask_padding).lower():<8}{'   '.join(words)}")
+    model.network.mask_padding = False
+
     names = list(data.class_names)
     with torch.inference_mode():
         pictures = [picture_of(pixels) for pixels in rgb(images[:6])]
@@ -108,10 +123,9 @@ def detection(folder: Path) -> list[Path]:
 
 def main(folder: Path) -> None:
     looks = classification(folder)
+    boxes, queries = detection(folder)
     print(f"\nwhere each classifier looks: {looks}")
-    if (folder / DETECTOR).is_dir():
-        boxes, queries = detection(folder)
-        print(f"\nwhat DETR finds: {boxes}\nwhere its queries look: {queries}")
+    print(f"what DETR finds: {boxes}\nwhere its queries look: {queries}")
 
 
 if __name__ == "__main__":
