@@ -1,0 +1,1 @@
+"""Image generation: SAGAN and Attention U-Net, data and scores."""

@@ -1,0 +1,27 @@
+"""The training of generators: what SAGAN and image-to-image networks share, and SAGAN itself."""
+
+from lightning.pytorch import Callback, LightningModule
+from torch import nn
+
+from attention_vision.callbacks import StepLog, StepSeed
+from attention_vision.classes import check_classes
+
+
+class GenerationModule(LightningModule):
+    """What every module of this task shares: the check of classes and the callbacks of steps.
+
+    A subclass names its `networks`, adds its pictures to `configure_callbacks`, and logs
+    `val/score`, which chooses the best checkpoint: more is better.
+    """
+
+    def networks(self) -> list[nn.Module]:
+        """The networks whose `num_classes` must be that of the data."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Raises InputError when a network and the data disagree about the number of classes."""
+        for network in self.networks():
+            check_classes(network, self.trainer.datamodule)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [StepSeed(), StepLog()]
