@@ -10,6 +10,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from inspect import signature
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import lightning
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -38,6 +40,7 @@ from attention_vision.progress import ProgressLines
 from attention_vision.runs import default_run, find_checkpoint, holds_run, read_state
 
 RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
+dumping = ContextVar("dumping", default=False)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,44 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
 
+class ArgumentParser(LightningArgumentParser):
+    """A class that the user names starts from its own defaults, not from those of another one.
+
+    jsonargparse fills in the arguments of a default class before it merges what is given, and what
+    the named class accepts of them stays: SGD in the place of AdamW would decay weights by 0.01.
+    Here a default class is bare until then. The parser of each class inside is one of these too.
+    """
+
+    def get_defaults(self, skip_validation: bool = False) -> Namespace:
+        defaults = super().get_defaults(skip_validation)
+        for action in self._actions:
+            bare = isinstance(action.default, dict) and action.default.keys() == {"class_path"}
+            if bare and action.dest in defaults and not dumping.get():
+                defaults[action.dest] = Namespace(action.default)
+        return defaults
+
+    def parse_object(
+        self,
+        obj: Namespace | dict[str, Any],
+        namespace: Namespace | None = None,
+        env: bool | None = None,
+        defaults: bool = True,
+    ) -> Namespace:
+        # The parser of an inner class fills in defaults when it has merged the namespace, but not
+        # yet `obj`: what was given has to stand in both.
+        if defaults and isinstance(obj, Namespace):
+            namespace = namespace.clone() if namespace else Namespace()
+            namespace.update(obj.clone())
+        return super().parse_object(obj, namespace, env, defaults)
+
+    def dump(self, *arguments: Any, **options: Any) -> str:
+        token = dumping.set(True)  # `skip_default` compares with defaults that are filled in
+        try:
+            return super().dump(*arguments, **options)
+        finally:
+            dumping.reset(token)
+
+
 class SaveConfig(SaveConfigCallback):
     """Writes RUN/config.yaml when training starts, and gives the config to the loggers."""
 
@@ -139,6 +180,7 @@ class Command(LightningCLI):
             self.task.data,
             save_config_callback=SaveConfig if verb == "fit" else None,
             save_config_kwargs={"save_to_log_dir": False},
+            parser_class=ArgumentParser,
             seed_everything_default=0,
             parser_kwargs={
                 "prog": f"attention-vision {name} {verb}",

@@ -30,6 +30,18 @@ model:
     class_path: ViT
     init_args: {image_size: 16, patch_size: 4, width: 16, depth: 1, heads: 2}
 """
+DETECTION = """
+trainer: {max_epochs: 1, limit_train_batches: 1, limit_val_batches: 1, accelerator: cpu, devices: 1}
+data: {class_path: DigitScenes, init_args: {scenes: 2, val_scenes: 1, batch_size: 2}}
+model:
+  class_path: RCNNDetector
+  init_args:
+    network:
+      class_path: AttentionRCNN
+      init_args:
+        pyramid_channels: 8
+        backbone: {class_path: ResNet, init_args: {depth: 8, width: 8, dilation: true}}
+"""
 SPEC = "init_args: {image_size: 16"
 MULTI_HEAD = "{class_path: MultiHeadAttention"
 ADAMW = "  optimizer: {class_path: torch.optim.AdamW"
@@ -250,6 +262,77 @@ def test_bad_input_in_one_line(flags, line, capsys):
     errors = [text for text in capsys.readouterr().err.splitlines() if "error:" in text]
     assert len(errors) == 1
     assert line in errors[0]
+
+
+# A chosen class has no argument that was meant for another one
+
+
+def optimizer(*flags: str) -> torch.optim.Optimizer:
+    model = Command("classification", "fit", ["-c", "experiment.yaml", *flags]).model
+    return model.optimizer([torch.zeros(1, requires_grad=True)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "lr", "weight_decay"),
+    [
+        ("", torch.optim.AdamW, 1e-3, 0.01),
+        ("--model.optimizer.lr 0.1", torch.optim.AdamW, 0.1, 0.01),
+        ("--model.optimizer SGD", torch.optim.SGD, 1e-3, 0),
+        ("--model.optimizer SGD --model.optimizer.lr 0.1", torch.optim.SGD, 0.1, 0),
+        ("--model.optimizer.lr 0.1 --model.optimizer SGD", torch.optim.SGD, 0.1, 0),
+        ("--model.optimizer AdamW --model.optimizer SGD", torch.optim.SGD, 1e-3, 0),
+        ("--model.optimizer SGD --model.optimizer AdamW", torch.optim.AdamW, 1e-3, 0.01),
+    ],
+)
+def test_an_optimizer_has_its_own_defaults(flags, kind, lr, weight_decay):
+    chosen = optimizer(*flags.split())
+    assert type(chosen) is kind
+    assert (chosen.defaults["lr"], chosen.defaults["weight_decay"]) == (lr, weight_decay)
+
+
+def test_an_optimizer_in_a_file_has_its_own_defaults():
+    Path("experiment.yaml").write_text(f"{EXPERIMENT}  optimizer: {{class_path: torch.optim.SGD}}")
+    assert optimizer().defaults["weight_decay"] == 0
+    assert optimizer("--model.optimizer.weight_decay=0.1").defaults["weight_decay"] == 0.1
+    assert optimizer("--model.optimizer=AdamW").defaults["weight_decay"] == 0.01
+
+
+def test_printed_config_is_whole(capsys):
+    def printed(flags: str) -> dict:
+        with pytest.raises(SystemExit):
+            fit("--model.optimizer=SGD", flags)
+        return yaml.safe_load(capsys.readouterr().out)["model"]
+
+    whole, changed = printed("--print_config"), printed("--print_config=skip_default")
+    assert whole["optimizer"]["init_args"].items() >= {"lr": 1e-3, "weight_decay": 0.0}.items()
+    assert whole["schedule"]["init_args"] == {"warmup_epochs": 0.0, "min_lr": 0.0}
+    assert whole["network"]["init_args"]["attention"]["init_args"]["bias"] is True
+    assert changed["optimizer"] == {"class_path": "torch.optim.SGD"}
+    assert changed.keys() == {"network", "optimizer"}
+    assert "attention" not in changed["network"]["init_args"]
+
+
+@pytest.mark.parametrize(("head", "hidden"), [("AttentionBoxHead", 512), ("PlainBoxHead", 1024)])
+def test_a_class_inside_a_class_has_its_own_defaults_and_is_saved(head, hidden):
+    given = yaml.safe_load(DETECTION)
+    if head != "AttentionBoxHead":  # the default
+        given["model"]["init_args"]["network"]["init_args"]["head"] = {"class_path": head}
+        given["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD"}
+    Path("detection.yaml").write_text(yaml.safe_dump(given))
+    assert main(["detection", "fit", "-c", "detection.yaml", "--run", "run"]) == 0
+
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())["model"]["init_args"]
+    assert saved["network"]["init_args"]["head"]["init_args"] == {"hidden": hidden}
+    loaded = load_run("run", "last")
+    assert type(loaded.network.roi_heads.box_head).__name__ == head
+    again = Command("detection", "fit", ["-c", "run/config.yaml", "--run", "again"])
+    rebuilt = again.model.state_dict()
+    assert {name: value.shape for name, value in loaded.state_dict().items()} == {
+        name: value.shape for name, value in rebuilt.items()
+    }
+    config = yaml.safe_load(again.parser.dump(again.config, skip_unset=False))
+    assert config["model"]["init_args"]["optimizer"] == saved["optimizer"]
+    assert saved["optimizer"]["init_args"]["weight_decay"] == (0.01 if hidden == 512 else 0)
 
 
 # Run folders
