@@ -67,14 +67,12 @@ def test_experiment_builds(path, tmp_path):
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=name)
-@pytest.mark.parametrize("path", FILES[:1], ids=name)
-def test_profile_merges_with_an_experiment(path, profile, tmp_path):
+def test_profile_merges_with_an_experiment(profile, tmp_path):
     given = yaml.safe_load(profile.read_text())
     assert set(given) <= {"trainer", "threads"}, "a profile is about hardware and loggers alone"
-    arguments = with_root(path, tmp_path)
-    task = yaml.safe_load(path.read_text())["task"]
-    plain = Parsed(task, "fit", arguments).config
-    merged = Parsed(task, "fit", [*arguments, "-c", str(profile)]).config
+    arguments = with_root(EXPERIMENTS / "classification" / "vit_cifar10.yaml", tmp_path)
+    plain = Parsed("classification", "fit", arguments).config
+    merged = Parsed("classification", "fit", [*arguments, "-c", str(profile)]).config
     for key, value in given["trainer"].items():
         if not isinstance(value, dict | list):
             assert merged.trainer[key] == value
