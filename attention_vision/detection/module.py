@@ -27,13 +27,15 @@ from attention_vision.detection.predictions import DetectionResults
 from attention_vision.optim import WarmupCosine, configure
 
 Detections = dict[str, Tensor]
+MOST_CLASSES = 100  # COCO has 80; with more, metrics.csv would be nothing but them
 
 
 class Detector(LightningModule):
     """What every detector shares: batches, predictions, the metric, the optimiser.
 
     A subclass gives `losses` and `detect`; the criterion is its own affair. Batches are those of
-    `DetectionData`.
+    `DetectionData`. Logs what `COCOAveragePrecision` measures, as `val/ap` and so on; of up to 100
+    classes each one's AP too, as `val/ap_of/NAME`.
 
     Args:
         network: has `num_classes` and a `backbone`.
@@ -134,6 +136,9 @@ class Detector(LightningModule):
         numbers = metric.compute()  # of all processes
         for name, value in numbers.items():
             self.log(f"{split}/{name}", value, prog_bar=name in ("ap", "ap50"))
+        per_class = metric.per_class()
+        if len(per_class) <= MOST_CLASSES:
+            self.log_dict({f"{split}/ap_of/{name}": ap for name, ap in per_class.items()})
         metric.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Detections]:

@@ -1,5 +1,6 @@
 """The detectors behind one module: they train, measure, resume and start from a classifier."""
 
+import csv
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from attention_vision.detection import (
     PlainBoxHead,
     RCNNDetector,
 )
+from attention_vision.detection.boxes import to_corners
+from attention_vision.detection.module import in_pixels
 from attention_vision.errors import InputError
+from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.progress import ProgressLines
 
 
 def backbone() -> ResNet:
@@ -130,6 +135,39 @@ def test_sizes_are_parted_where_asked(make, tmp_path):
     data = DigitScenes(scenes=1, val_scenes=20)
     (numbers,) = trainer(tmp_path).validate(make(size_limits=(12, 20)), data, verbose=False)
     assert min(numbers[f"val/ar_{size}"] for size in ("small", "medium", "large")) >= 0
+
+
+def test_logs_the_ap_of_each_class(tmp_path, capsys, monkeypatch):
+    def find(batch, batch_idx):
+        """Every object, but those above 4 are taken for a 4."""
+        found = []
+        for target in batch[2]:
+            labels, boxes = target["labels"].clamp(max=4), to_corners(target["boxes"])
+            one = {"boxes": boxes, "scores": torch.ones(len(labels)), "labels": labels}
+            found.append(in_pixels(one, target))
+        return found
+
+    detector = detr()
+    monkeypatch.setattr(detector, "predict_step", find)
+    logger, lines = MetricsCSV(str(tmp_path)), ProgressLines()
+    run = trainer(tmp_path, logger=logger, callbacks=[lines], max_epochs=1)
+    run.fit(detector, DigitScenes(scenes=4, val_scenes=20, batch_size=4))
+    (row,) = csv.DictReader((tmp_path / "metrics.csv").open())
+    per_class = [float(row[f"val/ap_of/{digit}"]) for digit in range(10)]
+    assert per_class[:4] + per_class[5:] == pytest.approx([1] * 4 + [0] * 5)
+    assert 0 < per_class[4] < 1
+    assert float(row["val/ap"]) == pytest.approx(sum(per_class) / 10)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert "val/ap " in line
+    assert "val/ap_of/" not in line
+
+
+def test_does_not_log_the_ap_of_very_many_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr("attention_vision.detection.module.MOST_CLASSES", 9)
+    data = DigitScenes(scenes=1, val_scenes=20)
+    (numbers,) = trainer(tmp_path).validate(detr(), data, verbose=False)
+    assert "val/ap" in numbers
+    assert not any(key.startswith("val/ap_of/") for key in numbers)
 
 
 def test_other_classes_than_the_data_are_refused(tmp_path):
