@@ -1,0 +1,341 @@
+"""SAGAN's generator and discriminator, with a slot for attention."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from attention_vision.attention import FeatureAttention, SelfAttention2d
+from attention_vision.backbones.backbone import misfit
+from attention_vision.errors import InputError
+
+Start = Literal["orthogonal", "xavier"]
+Upsampling = Literal["nearest", "bilinear"]
+
+
+class ConditionalBatchNorm2d(nn.Module):
+    """Batch norm whose scale and shift belong to the class of the image.
+
+    Shape: (B, C, H, W), labels (B,) int64 -> (B, C, H, W)
+
+    They are parameters of their own, not an embedding: spectral norm leaves them alone, as in the
+    release. StudioGAN takes them from linear layers, which it does normalise.
+    """
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.scale = nn.Parameter(torch.ones(num_classes, channels))
+        self.shift = nn.Parameter(torch.zeros(num_classes, channels))
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        scale, shift = self.scale[labels], self.shift[labels]  # (B, C)
+        return self.norm(x) * scale[..., None, None] + shift[..., None, None]
+
+
+class PlainBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that knows no classes, for the place of `ConditionalBatchNorm2d`."""
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        return super().forward(x)
+
+
+class ResidualBlock2d(nn.Module):
+    """x + conv(relu(conv(relu(x)))), as many parameters as `SelfAttention2d`: the paper's control.
+
+    Shape: (B, C, H, W) -> (B, C, H, W)
+
+    SAGAN (arXiv 1805.08318, Table 1) asks whether attention helps or depth does. Attention has
+    5/4 C² parameters, two 3x3 convolutions through 5/72 C channels have as many, up to rounding.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(1, round(channels * 5 / 72))
+        self.conv1 = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.conv1(x.relu()).relu())
+
+
+class GeneratorBlock(nn.Module):
+    """Norm, ReLU, twice as large, 3x3; norm, ReLU, 3x3; plus the shortcut; then attention.
+
+    Shape: (B, inputs, H, W), labels (B,) -> (B, outputs, 2H, 2W)
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, num_classes: int,
+        attention: nn.Module, upsampling: Upsampling,
+    ):  # fmt: skip
+        super().__init__()
+        self.upsampling = upsampling
+        self.norm1 = _norm(inputs, num_classes)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = _norm(outputs, num_classes)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
+        self.attention = attention
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        y = self.conv1(self._enlarge(self.norm1(x, labels).relu()))
+        y = self.conv2(self.norm2(y, labels).relu())
+        # The release enlarges first: the same numbers for four times the work.
+        return self.attention(self._enlarge(self.shortcut(x)) + y)
+
+    def _enlarge(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode=self.upsampling)
+
+
+class DiscriminatorBlock(nn.Module):
+    """ReLU, 3x3, ReLU, 3x3, half as large; plus the shortcut; then attention.
+
+    Shape: (B, inputs, H, W) -> (B, outputs, H / 2, W / 2)
+
+    Args:
+        first: it sees images, which no ReLU may cut.
+        halve: without it the size stays, and so does the shortcut, if the channels do too.
+        rectified_shortcut: the shortcut starts behind the first ReLU.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, attention: nn.Module,
+        first: bool, halve: bool, rectified_shortcut: bool,
+    ):  # fmt: skip
+        super().__init__()
+        self.first = first
+        self.halve = halve
+        self.rectified_shortcut = rectified_shortcut
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        changes = halve or inputs != outputs
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if changes else nn.Identity()
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x if self.first else x.relu()
+        x = y if self.rectified_shortcut else x
+        y = self._shrink(self.conv2(self.conv1(y).relu()))
+        # The release shrinks after the 1x1 convolution, except in the first block: the same numbers
+        # for four times the work.
+        return self.attention(self.shortcut(self._shrink(x)) + y)
+
+    def _shrink(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2) if self.halve else x
+
+
+class Generator(nn.Module):
+    """Noise and a class to an image (Zhang et al., SAGAN, arXiv 1805.08318).
+
+    Shape: z (B, latent), labels (B,) int64 -> images (B, 3, size, size) in -1..1
+
+    A linear layer to 4x4, one `GeneratorBlock` for each doubling, batch norm, ReLU, 3x3, tanh. At
+    128 pixels it is the release (brain-research/self-attention-gan); at 32 it is StudioGAN's and
+    mimicry's CIFAR-10 generator, 4,386,308 parameters with attention at 16. Spectral norm is put on
+    from outside: `add_spectral_norm`.
+
+    Args:
+        size: of the images: 16, 32, 64, 128 or another power of two.
+        num_classes: 0 is unconditional, with plain batch norm.
+        latent: numbers of noise per image.
+        width: channels of the widest map, at 4x4. Up to 32 pixels all maps have as many; beyond,
+            the last has a 16th and each one before it twice as many, up to `width`. By default 256
+            up to 32 pixels (StudioGAN, mimicry) and 1024 beyond (the release).
+        attention: the factory of the slot; `torch.nn.Identity` is SNGAN.
+        attention_at: sides of the maps that have the slot, after the block that makes them. By
+            default half of `size`, at most 32: the release's at 128, StudioGAN's at 32.
+        init: of all linear, convolution and embedding layers, those of attention too, with biases
+            0: Xavier is the release's, orthogonal StudioGAN's. Weights that are all 0 stay so.
+        upsampling: nearest neighbours, but mimicry has bilinear.
+
+    Raises:
+        InputError: a size or width that does not fit, a side without a map, attention that does not
+            map maps to their shape; in `forward` labels that are missing or outside the classes
+            (on a GPU, where looking at them would wait for it, the indexing fails by itself).
+    """
+
+    def __init__(
+        self,
+        size: int = 32,
+        num_classes: int = 10,
+        latent: int = 128,
+        width: int | None = None,
+        attention: FeatureAttention = SelfAttention2d,
+        attention_at: Sequence[int] | None = None,
+        init: Start = "orthogonal",
+        upsampling: Upsampling = "nearest",
+    ):
+        super().__init__()
+        doublings = _doublings("Generator", size)
+        width = width or (256 if size <= 32 else 1024)
+        _check_width("Generator", size, width)
+        sides = [4 * 2**i for i in range(doublings + 1)]
+        channels = [width if size <= 32 else min(width, width * size // (16 * s)) for s in sides]
+        slots = _slots("Generator", attention, attention_at, size, sides[1:], channels[1:])
+        self.size, self.num_classes, self.latent = size, num_classes, latent
+        self.linear = nn.Linear(latent, width * 4 * 4)
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(channels[i], channels[i + 1], num_classes, slots[i], upsampling)
+            for i in range(doublings)
+        )
+        self.norm = nn.BatchNorm2d(channels[-1])
+        self.conv = nn.Conv2d(channels[-1], 3, 3, padding=1)
+        _start(self, init)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = _check_labels(self, labels)
+        x = self.linear(z).unflatten(1, (-1, 4, 4))
+        for block in self.blocks:
+            x = block(x, labels)
+        return self.conv(self.norm(x).relu()).tanh()
+
+
+class Discriminator(nn.Module):
+    """An image and its class to a logit, high where it takes the image for a real one.
+
+    Shape: images (B, 3, size, size), labels (B,) int64 -> (B,)
+
+    Residual blocks down to 8x8 (up to 32 pixels) or 4x4, ReLU, the sum over the map, and the
+    projection of Miyato & Koyama (arXiv 1802.05637): linear(h) + <embedding(label), h>. Release and
+    peers as in `Generator`; 1,075,586 parameters at 32 pixels.
+
+    Args:
+        size: of the images: 16, 32, 64, 128 or another power of two.
+        num_classes: 0 is unconditional: without the projection.
+        width: channels of the widest map, the last. Up to 32 pixels all maps have as many; beyond,
+            the first has a 16th and each one after it twice as many. By default 128 up to 32 pixels
+            (StudioGAN, mimicry) and 1024 beyond (the release).
+        attention: the factory of the slot; `torch.nn.Identity` is SNGAN.
+        attention_at: sides of the maps that have the slot, after the first block that makes them.
+            By default half of `size`, at most 32: the release's at 128, StudioGAN's at 32, where
+            mimicry has 8.
+        init: as in `Generator`.
+        rectified_shortcut: the shortcut of a block starts behind the block's first ReLU. So it is
+            in mimicry and StudioGAN, whose ReLU works in place; in the release it is not.
+
+    Raises:
+        InputError: as in `Generator`.
+    """
+
+    def __init__(
+        self,
+        size: int = 32,
+        num_classes: int = 10,
+        width: int | None = None,
+        attention: FeatureAttention = SelfAttention2d,
+        attention_at: Sequence[int] | None = None,
+        init: Start = "orthogonal",
+        rectified_shortcut: bool = False,
+    ):
+        super().__init__()
+        doublings = _doublings("Discriminator", size)
+        width = width or (128 if size <= 32 else 1024)
+        _check_width("Discriminator", size, width)
+        if size <= 32:
+            halvings = 2
+            channels = [3, *[width] * 4]
+        else:
+            halvings = doublings
+            channels = [3, *(min(width, width // 16 * 2**i) for i in range(doublings)), width]
+        sides = [size // 2 ** min(i + 1, halvings) for i in range(len(channels) - 1)]
+        slots = _slots("Discriminator", attention, attention_at, size, sides, channels[1:])
+        self.size, self.num_classes = size, num_classes
+        self.blocks = nn.ModuleList(
+            DiscriminatorBlock(
+                channels[i], channels[i + 1], slot, i == 0, i < halvings, rectified_shortcut
+            )
+            for i, slot in enumerate(slots)
+        )
+        self.linear = nn.Linear(width, 1)
+        self.embedding = nn.Embedding(num_classes, width) if num_classes else None
+        _start(self, init)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = _check_labels(self, labels)
+        x = images
+        for block in self.blocks:
+            x = block(x)
+        x = x.relu().sum((2, 3))  # (B, C)
+        logits = self.linear(x)[:, 0]
+        return logits if self.embedding is None else logits + (self.embedding(labels) * x).sum(1)
+
+
+def _norm(channels: int, num_classes: int) -> nn.Module:
+    if num_classes:
+        return ConditionalBatchNorm2d(channels, num_classes)
+    return PlainBatchNorm2d(channels)
+
+
+def _doublings(name: str, size: int) -> int:
+    """From 4x4 to size x size."""
+    if size < 16 or size & (size - 1):
+        raise InputError(f"{name}: size {size} is not 4 times a power of two: 16, 32, 64, 128 ...")
+    return (size // 4).bit_length() - 1
+
+
+def _check_width(name: str, size: int, width: int) -> None:
+    if size > 32 and width % 16:
+        raise InputError(
+            f"{name}: width {width} is no multiple of 16; at {size} pixels the narrowest maps have"
+            " a 16th of it"
+        )
+
+
+def _slots(
+    name: str, attention: FeatureAttention, attention_at: Sequence[int] | None,
+    size: int, sides: list[int], channels: list[int],
+) -> list[nn.Module]:  # fmt: skip
+    """One module per block: attention where a side of `attention_at` is first reached."""
+    if attention_at is None:
+        attention_at = (min(size // 2, 32),)
+    if missing := sorted(set(attention_at) - set(sides)):
+        raise InputError(
+            f"{name}: attention_at {missing[0]}, but at size {size} maps after blocks have the"
+            f" sides {', '.join(map(str, dict.fromkeys(sides)))}"
+        )
+    slots: list[nn.Module] = [nn.Identity() for _ in sides]
+    for side in attention_at:
+        first = sides.index(side)
+        slots[first] = attention(channels[first])
+        shape = (2, channels[first], side, side)
+        if reason := misfit(slots[first], torch.zeros(shape)):
+            raise InputError(
+                f"{name}: attention {type(slots[first]).__name__} does not map {shape} to itself:"
+                f" {reason}"
+            )
+    return slots
+
+
+def _start(network: nn.Module, init: Start) -> None:
+    if init not in ("orthogonal", "xavier"):
+        raise InputError(f"init {init!r} is neither orthogonal nor xavier")
+    start = nn.init.orthogonal_ if init == "orthogonal" else nn.init.xavier_uniform_
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | _ConvNd | nn.Embedding):
+            if layer.weight.any():
+                start(layer.weight)
+            if getattr(layer, "bias", None) is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _check_labels(network: Generator | Discriminator, labels: Tensor | None) -> Tensor | None:
+    if not network.num_classes:
+        return None
+    name = type(network).__name__
+    if labels is None:
+        raise InputError(
+            f"{name}: labels are missing; it has {network.num_classes} classes (num_classes: 0 is"
+            " a network without)"
+        )
+    if labels.device.type == "cpu" and labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= network.num_classes:
+            wrong = low if low < 0 else high
+            raise InputError(
+                f"{name}: label {wrong} is outside its classes, 0 to {network.num_classes - 1}"
+            )
+    return labels

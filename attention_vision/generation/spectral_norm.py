@@ -1,0 +1,101 @@
+"""Spectral normalisation, put on a finished network from outside."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
+
+
+class SpectralNorm(nn.Module):
+    """W / σ(W), σ by one step of power iteration (Miyato et al., arXiv 1802.05957, algorithm 1).
+
+    v = Wᵀu / |Wᵀu|, u' = Wv / |Wv|, σ = u' · Wv, with u and v constants to the gradient. Every pass
+    takes one step from the buffer `u`; a pass in training keeps u', unless `frozen`. So does the
+    released SAGAN (brain-research/self-attention-gan, ops.py), which updates D's vectors on the
+    real images only. `torch.nn.utils.parametrizations.spectral_norm` departs in three points: it
+    moves the vectors in every pass in training, of D's on fake images and of G's step too; it warms
+    them up with 15 steps; in evaluation it takes no step but keeps both vectors.
+
+    Args:
+        weight: the weight it is for; any more axes than the `outputs` one are flattened to one.
+        outputs: the axis of the output channels.
+        eps: lower bound of the norms that vectors are divided by.
+    """
+
+    def __init__(self, weight: Tensor, outputs: int = 0, eps: float = 1e-12):
+        super().__init__()
+        self.outputs = outputs
+        self.eps = eps
+        self.frozen = False
+        u = torch.randn(weight.shape[outputs], device=weight.device)
+        self.register_buffer("u", F.normalize(u, dim=0))
+
+    def step(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """One step from `u`, in single precision whatever autocast says -> (u', σ)."""
+        with torch.autocast(weight.device.type, enabled=False):
+            matrix = weight.movedim(self.outputs, 0).flatten(1).float()
+            with torch.no_grad():
+                v = F.normalize(matrix.mT @ self.u, dim=0, eps=self.eps)
+                u = F.normalize(matrix @ v, dim=0, eps=self.eps)
+            return u, u @ (matrix @ v)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        u, sigma = self.step(weight)
+        # A weight of zeros, as layers that start as the identity have, stays: it has no direction.
+        if self.training and not self.frozen:
+            self.u.copy_(torch.where(sigma > 0, u, self.u))
+        return weight / torch.where(sigma > 0, sigma, 1.0).to(weight.dtype)
+
+
+def add_spectral_norm(network: nn.Module, eps: float = 1e-12) -> None:
+    """Normalise the weight of every linear, convolution and embedding layer in the network.
+
+    Layers that have it already keep it. Weights, for optimisers and `state_dict`, are afterwards
+    at `LAYER.parametrizations.weight.original`, the vectors at `LAYER.parametrizations.weight.0.u`.
+
+    Args:
+        eps: 1e-12 in the release, 1e-6 in StudioGAN, for half precision.
+    """
+    for layer in list(network.modules()):
+        wrapped = parametrize.is_parametrized(layer, "weight")
+        if isinstance(layer, nn.Linear | _ConvNd | nn.Embedding) and not wrapped:
+            outputs = 1 if isinstance(layer, _ConvTransposeNd) else 0
+            norm = SpectralNorm(layer.weight, outputs, eps)
+            # unsafe: without it the check of shapes is a first pass that moves u.
+            parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
+
+
+def _norms(network: nn.Module) -> dict[str, SpectralNorm]:
+    return {name: m for name, m in network.named_modules() if isinstance(m, SpectralNorm)}
+
+
+@contextmanager
+def frozen_spectral_norm(network: nn.Module) -> Iterator[None]:
+    """Passes inside the block normalise as ever but leave the vectors `u` where they are.
+
+    For every pass of D but the one on real images in its own step.
+    """
+    norms = [norm for norm in _norms(network).values() if not norm.frozen]
+    for norm in norms:
+        norm.frozen = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.frozen = False
+
+
+@torch.no_grad()
+def spectral_norms(network: nn.Module) -> dict[str, float]:
+    """Name of each normalised layer -> estimate of σ(W), what its weight is divided by."""
+    suffix = ".parametrizations.weight.0"
+    names = [name.removesuffix(suffix) for name in _norms(network)]
+    if not names:
+        return {}
+    layers = (network.get_submodule(name).parametrizations.weight for name in names)
+    sigmas = torch.stack([layer[0].step(layer.original)[1] for layer in layers])
+    return dict(zip(names, sigmas.tolist(), strict=True))  # one transfer for all
