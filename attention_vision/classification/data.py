@@ -236,13 +236,13 @@ class Digits(ClassificationData):
 
     def __init__(
         self,
-        cluttered: int = 0,
         recipe: SmallImages = HANDWRITING,
         image_size: int = 32,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int | None = None,
         images: str | None = None,
+        cluttered: int = 0,
     ):
         super().__init__(image_size, batch_size, num_workers, seed, images)
         if cluttered < 0:
