@@ -11,6 +11,7 @@ from attention_vision import __version__
 COMMANDS = {
     "classification": "train, validate, test and apply image classifiers",
     "detection": "the same for object detectors: DETR, Faster R-CNN and Attention R-CNN",
+    "generation": "the same for image generators: SAGAN, and Attention U-Net from image to image",
 }
 VERBS = {
     "fit": "train; writes config, metrics, checkpoints and pictures into a run folder",

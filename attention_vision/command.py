@@ -53,8 +53,9 @@ class Task:
         best: the logged key that chooses best.ckpt.
         higher_is_better: whether more of it is better.
         choose_model: whether the config names the model by `class_path`.
-        classes: the key that the data's number of classes goes to.
-        predictions: the file that predict writes into the run folder.
+        networks: the model's arguments that the data's number of classes goes to; of those of a
+            task, a model that is chosen has some.
+        predictions: what predict writes into the run folder.
     """
 
     model: type[LightningModule]
@@ -62,7 +63,7 @@ class Task:
     best: str
     higher_is_better: bool = True
     choose_model: bool = False
-    classes: str = "model.network.init_args.num_classes"
+    networks: tuple[str, ...] = ("network",)
     predictions: str = "predictions.csv"
 
 
@@ -75,18 +76,29 @@ def classification() -> Task:
 def detection() -> Task:
     from attention_vision.detection import DetectionData, Detector
 
-    classes = "model.init_args.network.init_args.num_classes"
     return Task(
-        Detector,
-        DetectionData,
-        best="val/ap",
-        choose_model=True,
-        classes=classes,
-        predictions="results.json",
+        Detector, DetectionData, best="val/ap", choose_model=True, predictions="results.json"
     )
 
 
-TASKS: dict[str, Callable[[], Task]] = {"classification": classification, "detection": detection}
+def generation() -> Task:
+    from attention_vision.generation import GenerationData, GenerationModule
+
+    return Task(
+        GenerationModule,
+        GenerationData,
+        best="val/score",
+        choose_model=True,
+        networks=("network", "generator", "discriminator"),
+        predictions="pictures",
+    )
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "classification": classification,
+    "detection": detection,
+    "generation": generation,
+}
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -150,9 +162,11 @@ class SaveConfig(SaveConfigCallback):
         text = self.parser.dump(config, skip_unset=False, skip_link_targets=False)
         plain = yaml.safe_load(text)
         # The dump drops what is linked into a model that is chosen by class_path.
-        network = (plain["model"].get("init_args") or plain["model"]).get("network", {})
-        if hasattr(pl_module.network, "num_classes") and "num_classes" not in network["init_args"]:
-            network["init_args"]["num_classes"] = pl_module.network.num_classes
+        arguments = plain["model"].get("init_args") or plain["model"]
+        for name, network in pl_module.named_children():
+            if name in arguments and hasattr(network, "num_classes"):
+                arguments[name]["init_args"].setdefault("num_classes", network.num_classes)
+        if plain != yaml.safe_load(text):
             header = [line for line in text.splitlines() if line.startswith("#")]
             text = "\n".join([*header, yaml.safe_dump(plain, sort_keys=False)])
         Path(config.run, "config.yaml").write_text(text)
@@ -228,7 +242,10 @@ class Command(LightningCLI):
         super().add_default_arguments_to_parser(parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("data.num_classes", self.task.classes, apply_on="instantiate")
+        model = "model.init_args" if self.task.choose_model else "model"
+        for network in self.task.networks:
+            key = f"{model}.{network}.init_args.num_classes"
+            parser.link_arguments("data.num_classes", key, apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         for file in config_files(args):
@@ -266,19 +283,23 @@ class Command(LightningCLI):
         Raises:
             InputError: the config names another number, which the link to the data would hide.
         """
-        network = (self.config.model.get("init_args") or self.config.model).get("network")
-        number = signature(type(self.model.network)).parameters.get("num_classes")
-        if network is None or number is None:
-            return
-        # Inside a model that is chosen by class_path, a key that was not given is absent.
-        default, actual = number.default, self.datamodule.num_classes
-        given = network.init_args.get("num_classes", default)
-        if given not in (actual, default):
-            raise InputError(
-                f"model.network.num_classes is {given}, but {type(self.datamodule).__name__} has "
-                f"{actual} classes: leave it out, the data sets it"
-            )
-        network.init_args.num_classes = actual
+        arguments = self.config.model.get("init_args") or self.config.model
+        for name in self.task.networks:
+            network = arguments.get(name)
+            if network is None:
+                continue
+            number = signature(type(getattr(self.model, name))).parameters.get("num_classes")
+            if number is None:
+                continue
+            # Inside a model that is chosen by class_path, a key that was not given is absent.
+            default, actual = number.default, self.datamodule.num_classes
+            given = network.init_args.get("num_classes", default)
+            if given not in (actual, default):
+                raise InputError(
+                    f"model.{name}.num_classes is {given}, but {type(self.datamodule).__name__} has"
+                    f" {actual} classes: leave it out, the data sets it"
+                )
+            network.init_args.num_classes = actual
 
     def choose_run(self) -> Path:
         """The run folder: of `--run`, of the config, of the config's own place, or a new one.

@@ -1,0 +1,173 @@
+"""Pictures of generated images: grids, sheets of classes, ways between images, attention."""
+
+from collections.abc import Callable, Sequence
+from math import isqrt
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from attention_vision.attention import record_attention
+from attention_vision.figures import overlay, scaled, sheet
+from attention_vision.generation.sagan import Generator
+
+EDGE = 2  # pixels of white between the images of a grid
+LEAST = 64  # an image smaller than this is enlarged by a whole factor
+
+
+def grid(images: Tensor, columns: int) -> np.ndarray:
+    """(B, 3, H, W) in -1..1, row by row -> (height, width, 3) uint8."""
+    pixels = enlarged(to_bytes(images))
+    count, high, wide = pixels.shape[:3]
+    rows = -(-count // columns)
+    page = np.full((rows * (high + EDGE) + EDGE, columns * (wide + EDGE) + EDGE, 3), 255, np.uint8)
+    for place, one in enumerate(pixels):
+        top = EDGE + place // columns * (high + EDGE)
+        left = EDGE + place % columns * (wide + EDGE)
+        page[top : top + high, left : left + wide] = one
+    return page
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in -1..1 -> (B, H, W, 3) uint8."""
+    pixels = (images.float().clamp(-1, 1) + 1) * 127.5
+    return pixels.round().byte().movedim(1, -1).cpu().numpy()
+
+
+def enlarged(pixels: np.ndarray) -> np.ndarray:
+    """(B, H, W, 3), small images by a whole factor, so that pixels stay squares."""
+    factor = max(1, -(-LEAST // pixels.shape[1]))
+    return pixels.repeat(factor, 1).repeat(factor, 2)
+
+
+def class_rows(
+    draw: Callable[[Tensor, Tensor], Tensor], num_classes: int, columns: int, rows: int = 10
+) -> Tensor:
+    """Images to show, a row for each of `rows` classes spread over all; the noise of row and
+    column does not depend on what is trained."""
+    device_rows = min(rows, num_classes) if num_classes else rows
+    indices = torch.arange(device_rows * columns)
+    chosen = torch.arange(device_rows) * max(1, num_classes) // device_rows
+    return draw(indices, chosen.repeat_interleave(columns))
+
+
+def between(generator: Generator, ends: Tensor, labels: Tensor, steps: int) -> Tensor:
+    """Images on the arc between two points of noise, one class a row.
+
+    Shape: ends (2, n, latent), labels (n,) -> (n · steps, 3, H, W)
+
+    The arc, not the line: between normal vectors the line runs through lengths that the generator
+    never saw.
+    """
+    first, last = ends
+    cosine = F.cosine_similarity(first, last)[:, None].clamp(-0.9999, 0.9999)
+    angle = cosine.acos()
+    shares = torch.linspace(0, 1, steps, device=ends.device)
+    path = [
+        (((1 - share) * angle).sin() * first + (share * angle).sin() * last) / angle.sin()
+        for share in shares
+    ]
+    z = torch.stack(path, 1)  # (n, steps, latent)
+    return generator(z.flatten(0, 1), labels.repeat_interleave(steps))
+
+
+def looks(
+    generator: Generator, z: Tensor, labels: Tensor, points: Sequence[tuple[float, float]]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Images, and per attention layer where each looked from some output points.
+
+    Shape: z (B, latent), labels (B,) -> images (B, 3, H, W), name -> (B, points, H, W) in 0..1
+
+    A point (x, y) in 0..1 of the image stands for the pixel of the layer's map that it lies in;
+    its row of the attention weights is what is shown. Layers without such rows (gates, say) are
+    left out.
+    """
+    with torch.no_grad(), record_attention(generator) as weights:
+        images = generator(z, labels)
+    high, wide = images.shape[2:]
+    maps = {}
+    for name, rows in weights.items():
+        if rows.ndim != 4 or len(rows) != len(z) or isqrt(rows.shape[2]) ** 2 != rows.shape[2]:
+            continue
+        queries, keys = isqrt(rows.shape[2]), isqrt(rows.shape[3])
+        if keys**2 != rows.shape[3]:
+            continue
+        places = [
+            min(int(y * queries), queries - 1) * queries + min(int(x * queries), queries - 1)
+            for x, y in points
+        ]
+        chosen = rows.float().mean(1)[:, places].unflatten(2, (keys, keys))
+        smooth = F.interpolate(chosen, (high, wide), mode="bilinear")
+        maps[name] = scaled(smooth.flatten(0, 1)).unflatten(0, (len(z), len(points)))
+    return images, maps
+
+
+def attention_sheet(
+    generator: Generator,
+    z: Tensor,
+    labels: Tensor,
+    points: Sequence[tuple[float, float]],
+    titles: Sequence[str] = (),
+) -> np.ndarray | None:
+    """Generated images, and below each where the generator looked from each point, marked green.
+
+    One row for each layer and point; None where no layer attends.
+    """
+    images, maps = looks(generator, z, labels, points)
+    if not maps:
+        return None
+    plain = torch.from_numpy(enlarged(to_bytes(images))).float() / 255
+    rows, names = [plain], ["generated"]
+    for name, of_layer in maps.items():
+        for place, point in enumerate(points):
+            covered = overlay(images, of_layer[:, place])
+            covered = torch.from_numpy(enlarged(covered.numpy()))
+            rows.append(marked(covered, point))
+            side = name.removesuffix(".attention")
+            names.append(f"{side}\nfrom {point[0]:g}, {point[1]:g}")
+    return sheet(rows, [list(titles), *[[] for _ in rows[1:]]], names)
+
+
+def marked(pictures: Tensor, point: tuple[float, float]) -> Tensor:
+    """(B, H, W, 3) in 0..1 with a green dot in a black ring at (x, y) in 0..1."""
+    high, wide = pictures.shape[1:3]
+    y, x = torch.meshgrid(torch.arange(high) + 0.5, torch.arange(wide) + 0.5, indexing="ij")
+    distance = torch.hypot(x - point[0] * wide, y - point[1] * high)
+    pictures = pictures.clone()
+    pictures[:, distance <= high / 16] = 0.0
+    pictures[:, distance <= high / 24] = torch.tensor([0.2, 1.0, 0.3])
+    return pictures
+
+
+class SampleGrid(Callback):
+    """Logs `val/samples`, a row of images per class, once per validation from rank zero.
+
+    The noise is the same in every validation, so that one sees the images change. Goes to every
+    logger that has `log_image`: W&B, and the run folder's pictures/.
+
+    Args:
+        columns: images per class.
+    """
+
+    def __init__(self, columns: int = 8):
+        self.columns = columns
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+        if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
+            return
+        with torch.no_grad():
+            page = grid(sample_rows(module, self.columns), self.columns)
+        for logger in loggers:
+            logger.log_image("val/samples", [page])
+
+
+def sample_rows(module: LightningModule, columns: int) -> Tensor:
+    """Images of the module's fixed noise, a row per class."""
+
+    def draw(indices: Tensor, labels: Tensor) -> Tensor:
+        return module.draw(indices, labels.to(module.device))
+
+    return class_rows(draw, module.average.num_classes, columns)
