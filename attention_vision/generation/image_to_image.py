@@ -80,7 +80,7 @@ class SegmentationMetrics(nn.Module):
         self.per_class.update(output.argmax(1), targets)
 
     def compute(self) -> dict[str, Tensor]:
-        per_class = self.per_class.compute()  # (num_classes - 1,)
+        per_class = self.per_class.compute().view(-1)  # (num_classes - 1,), which may be 1
         dice = per_class.nanmean()
         numbers = {"score": dice, "dice": dice}
         if len(per_class) > 1:

@@ -118,7 +118,8 @@ class AttentionUNet(nn.Module):
         gating: `channels -> module` on the lowest map before it steers its gate.
         deep_supervision: heads on all decoder levels, resized, concatenated and merged by a 1x1
             convolution, as released.
-        residual: add the input (its first `out_channels`) to the output: learn the correction.
+        residual: add the input (its first `out_channels`) to the output: learn the correction, from
+            none on.
 
     Raises:
         InputError: numbers that do not fit each other.
@@ -165,6 +166,9 @@ class AttentionUNet(nn.Module):
         for module in self.modules():
             if isinstance(module, CONV[dimensions]):
                 nn.init.kaiming_normal_(module.weight)
+        if residual:
+            for parameter in self.head.last.parameters():
+                nn.init.zeros_(parameter)
         # Behind all else: gates then do not move the random start of the rest.
         self.gating = gating(widths[-1])
         self.gates = nn.ModuleList(
@@ -221,10 +225,10 @@ class Head(nn.Module):
 
     def __init__(self, width: int, outputs: int, dimensions: int):
         super().__init__()
-        self.out = CONV[dimensions](width, outputs, 1)
+        self.last = CONV[dimensions](width, outputs, 1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        return self.out(maps[0])
+        return self.last(maps[0])
 
 
 class DeepSupervision(nn.Module):
@@ -237,7 +241,7 @@ class DeepSupervision(nn.Module):
         super().__init__()
         conv = CONV[dimensions]
         self.levels = nn.ModuleList(conv(width, outputs, 1) for width in widths)
-        self.merge = conv(outputs * len(widths), outputs, 1)
+        self.last = conv(outputs * len(widths), outputs, 1)
         self.mode = INTERPOLATION[dimensions]
 
     def forward(self, maps: list[Tensor]) -> Tensor:
@@ -246,7 +250,7 @@ class DeepSupervision(nn.Module):
             F.interpolate(level(x), size, mode=self.mode)
             for level, x in zip(self.levels, maps, strict=True)
         ]
-        return self.merge(torch.cat(outputs, 1))
+        return self.last(torch.cat(outputs, 1))
 
 
 def head(widths: Sequence[int], outputs: int, dimensions: int, deep_supervision: bool) -> nn.Module:
