@@ -181,7 +181,7 @@ class LabelledImages(GenerationData):
             )
         batch_size = min(self.batch_size, -(-count // processes))
         sampler = BatchesInTurn(drawn, processes, rank, batch_size)
-        return DataLoader(drawn, batch_size, sampler=sampler)
+        return DataLoader(drawn, batch_size=batch_size, sampler=sampler)
 
 
 class Flipped(Dataset):

@@ -188,10 +188,12 @@ class SAGAN(GenerationModule):
         return [*super().configure_callbacks(), SampleGrid(), GeneratedImages()]
 
     def configure_optimizers(self) -> list[dict]:
-        return [
+        pairs = (
             configure(self, self.generator, self.generator_optimizer, self.schedule),
             configure(self, self.discriminator, self.discriminator_optimizer, self.schedule),
-        ]
+        )
+        # Without the rest, which tells Lightning when to move a schedule: `training_step` does it.
+        return [pair | {"lr_scheduler": pair["lr_scheduler"]["scheduler"]} for pair in pairs]
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         images, labels = batch
