@@ -1,11 +1,10 @@
 """Scores of generated images that name their evaluator, exact at any number of processes.
 
-An Inception Score is only comparable to another one of the same evaluator, splits and number of
-samples: the same SAGAN weights were scored 8.68 and 9.12 by two evaluators, and FID against 10,000
-or 50,000 images differs by points. So every key carries all of these:
-`is_inception2015_10splits_50000`, `fid_inception2015_train50000_fake50000`. A network that is not
-the Inception of 2015 gives no Inception Score: of a classifier of this package it is
-`classifier_score_NAME_...`.
+An Inception Score compares with another one of the same evaluator, splits and number of samples
+only: the same SAGAN weights were scored 8.68 and 9.12 by two evaluators, and FID moves by points
+with the number of images. So every key carries all of these: `is_inception2015_10splits_50000`,
+`fid_inception2015_train50000_fake50000`. A network that is not the Inception of 2015 gives no
+Inception Score: of a classifier of this package it is `classifier_score_NAME_...`.
 
     evaluator.prepare(data, device)            # once: the network, statistics of training images
     evaluator.reset()
@@ -13,20 +12,26 @@ the Inception of 2015 gives no Inception Score: of a classifier of this package 
         evaluator.update(images, labels, indices)
     evaluator.compute()                        # key -> number, the same in all processes
 
-The formulas are torch-fidelity's own functions, in float64, on what all processes gathered, in the
-order of the samples' numbers. Images are scored as the 8-bit files that would be saved of them.
+The numbers are torch-fidelity's, in float64, of what all processes gathered, in the order of the
+samples' numbers. Images are scored as the 8-bit files that would be saved of them.
 """
 
 import hashlib
+import math
 import os
+from argparse import ArgumentError
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
@@ -35,7 +40,6 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     FeatureExtractorInceptionV3,
 )
 from torch_fidelity.metric_fid import fid_statistics_to_metric
-from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from attention_vision.backbones import Backbone
@@ -47,113 +51,7 @@ from attention_vision.generation.data import GenerationData
 # processes, and the parts added in one order: the last bit of a sum depends on the order.
 PARTS = 8
 REFERENCE_BATCH = 100
-
-
-class Inception2015(nn.Module):
-    """The Inception of TensorFlow's 2015 release, as the published scores use it, from a file.
-
-    Images (B, 3, H, W) uint8 -> features (B, 2048) and logits (B, 1008) without the bias, which the
-    original graph left out as well; resized to 299 x 299 as TensorFlow 1 did.
-
-    Raises InputError when the file is missing or is of another network.
-    """
-
-    def __init__(self, file: Path):
-        super().__init__()
-        read(file)  # tensors only: torch-fidelity would unpickle anything
-        try:
-            with torch.random.fork_rng(devices=[]):  # building draws weights that loading replaces
-                self.network = FeatureExtractorInceptionV3(
-                    "inception", ["2048", "logits_unbiased"], str(file)
-                )
-        except RuntimeError as error:
-            raise InputError(
-                f"{file} is not the 2015 Inception: give the file of {URL_INCEPTION_V3}"
-            ) from error
-        self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network(images)
-
-
-class RunClassifier(nn.Module):
-    """The best (else the last) network of a classification run, with its data's normalisation.
-
-    Images (B, 3, H, W) uint8 of any size -> pooled features (B, C) and logits (B, num_classes).
-
-    Raises InputError when the folder holds no such run, or no checkpoint.
-    """
-
-    def __init__(self, run: Path):
-        super().__init__()
-        if not (run / "config.yaml").is_file():
-            raise InputError(f"{run} holds no run: train the classifier that scores first")
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        if config.get("task") != "classification":
-            raise InputError(f"{run} is a run of {config.get('task')}, not of classification")
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(Backbone, "network")
-        parser.add_subclass_arguments(LightningDataModule, "data")
-        parts = {"network": config["model"]["network"], "data": config["data"]}
-        with torch.random.fork_rng(devices=[]):
-            built = parser.instantiate(parser.parse_object(parts))
-        kept = [run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
-        state = read(next((file for file in kept if file.is_file()), kept[0]))["state_dict"]
-        self.network = load_official(
-            built.network,
-            {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")},
-        )
-        self.num_classes, self.size = built.network.num_classes, built.data.image_size
-        self.register_buffer("mean", torch.tensor(built.data.mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(built.data.std).view(-1, 1, 1))
-        self.requires_grad_(False).eval()
-        digest = hashlib.sha256(str(self.size).encode())
-        for name, tensor in self.state_dict().items():
-            digest.update(name.encode() + tensor.numpy().tobytes())
-        self.fingerprint = digest.hexdigest()
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        images = images.float() / 255
-        if images.shape[2:] != (self.size, self.size):
-            images = interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
-        network = self.network
-        features = network.pool(network.tokens((images - self.mean) / self.std))
-        return features, network.head(features)
-
-
-class Moments:
-    """Mean and covariance of features, summed in float64."""
-
-    def __init__(self, width: int, device: torch.device):
-        self.count = 0
-        self.total = torch.zeros(width, dtype=torch.float64, device=device)
-        self.products = torch.zeros(width, width, dtype=torch.float64, device=device)
-
-    def add(self, features: Tensor) -> None:
-        """(B, width)"""
-        features = features.to(self.total)
-        self.count += len(features)
-        self.total += features.sum(0)
-        self.products += features.mT @ features
-
-    def merge(self, other: "Moments") -> None:
-        self.count += other.count
-        self.total += other.total
-        self.products += other.products
-
-    def statistics(self) -> dict[str, Any]:
-        """As torch-fidelity takes them: `mu` (width,) and `sigma` (width, width), unbiased."""
-        mean = self.total / self.count
-        covariance = (self.products - self.count * mean.outer(mean)) / (self.count - 1)
-        return {"mu": mean.cpu().numpy(), "sigma": covariance.cpu().numpy()}
-
-
-class Reference(NamedTuple):
-    """What is kept of the training images."""
-
-    count: int
-    statistics: dict[str, Any]
-    features: Tensor  # (n, C) of the images that stand for the manifold of real ones
+SHUFFLE = 2020  # torch-fidelity's seed: classes that come in turn must not decide the splits
 
 
 class Evaluator:
@@ -161,84 +59,85 @@ class Evaluator:
 
     Args:
         samples: generated images that are scored.
-        splits: parts of the samples whose scores are averaged, 10 in the paper of Salimans et al.
-        neighbours: k of precision and recall (Kynkaanniemi et al. 2019): an image lies on a
-            manifold when it is no farther from one of its images than that one's k-th neighbour.
-        manifold: images of each kind that stand for its manifold, 0 for no precision and recall.
-        cache: folder of the training images' statistics; ~/.cache/attention_vision by default.
+        splits: parts of the samples whose scores are averaged; the paper of the Inception Score
+            has 10.
+        neighbours: k of precision and recall (Kynkaanniemi et al. 2019): an image lies on the
+            manifold of others when it is as close to one of them as that one's k-th neighbour.
+        manifold: how many images of each kind stand for their manifold, 0 for no precision and
+            recall.
+        cache: folder for the statistics of training images; ~/.cache/attention_vision/statistics
+            where none is given.
 
     Raises:
         InputError: numbers that do not go together.
     """
 
-    network: nn.Module | None = None
-    reference: Reference | None = None
+    fid: str  # how the keys name the Frechet distance of this evaluator's features
 
     def __init__(
         self, samples: int, splits: int, neighbours: int, manifold: int, cache: str | None
     ):
-        if not 1 <= splits <= samples or samples < 2:
-            raise InputError(f"samples {samples} cannot be divided into splits {splits}")
-        if manifold and not 0 < neighbours < min(manifold, samples):
+        if samples < 2 or not 1 <= splits <= samples:
+            raise InputError(f"scorer: {samples} samples cannot be divided into {splits} splits")
+        if manifold and not 1 <= neighbours < min(manifold, samples):
             raise InputError(
-                f"neighbours {neighbours} is not in 1..{min(manifold, samples) - 1}: there are"
-                f" {min(manifold, samples)} images in a manifold"
+                f"scorer: neighbours {neighbours} is not in 1..{min(manifold, samples) - 1}, the"
+                " other images of a manifold"
             )
         self.samples, self.splits = samples, splits
         self.neighbours, self.manifold = neighbours, manifold
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self.cache = Path(cache or Path(home) / "attention_vision" / "statistics")
+        self.network: nn.Module | None = None
         self.reset()
 
     def build(self) -> nn.Module:
-        """Images (B, 3, H, W) uint8 -> features (B, C), logits (B, K); with a `fingerprint`."""
+        """A network that maps images (B, 3, H, W) uint8 to features (B, C) and logits (B, K).
+
+        Its `name` stands in the keys, its `fingerprint` changes with its weights. Raises InputError
+        when it cannot be had.
+        """
         raise NotImplementedError
 
-    def name(self) -> str:
-        """Of the evaluator, in keys; known once the network is built."""
-        raise NotImplementedError
+    def check(self, data: GenerationData) -> None:
+        """Raises InputError for data that the network cannot score."""
 
-    def numbers(self, logits: Tensor, labels: Tensor | None) -> dict[str, float]:
-        """What follows from the logits (n, K) of all samples; includes "score"."""
+    def numbers(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """What follows from the logits (n, K) and labels (n,) of all samples; "score" among it."""
         raise NotImplementedError
-
-    frechet: str  # start of the Frechet distance's key
 
     def prepare(self, data: GenerationData, device: torch.device | str) -> None:
         """Builds the network and takes the statistics of the training images, or their cache.
 
-        All processes call it. Raises InputError when the network cannot be had.
+        These are of `data.dataset("train", ...)` as evaluation sees it, without augmentation. All
+        processes call it. Raises InputError for a network that cannot be had or does not fit.
         """
         self.device = torch.device(device)
+        self.conditional = data.num_classes > 0
         if self.network is None:
-            self.network = self.build()
+            # A network built in inference mode, as validation is, could be used nowhere else; and
+            # building draws weights that loading replaces.
+            with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+                self.network = self.build().requires_grad_(False).eval()
+        self.check(data)
         self.network.to(self.device)
         images = data.dataset("train", 0)
-        found, file = None, None
-        if rank() == 0:
-            digest = hashlib.sha256(self.network.fingerprint.encode())
-            digest.update(f"{self.manifold} {fingerprint(images, data)}".encode())
-            file = self.cache / f"{self.name()}_{digest.hexdigest()[:16]}.pt"
-            found = read_reference(file)
-        if not broadcast(found is not None):
-            found = self.measure(images, data)
-            if found is not None:
-                write_reference(file, found)
-        self.reference = found
+        if len(images) <= self.neighbours:
+            raise InputError(f"{len(images)} training images are too few to compare with")
+        self.reference = self._reference(images, data.num_workers)
 
     def reset(self) -> None:
         """Forgets the samples."""
-        self._rows: list[tuple[Tensor, ...]] = []
+        self._rows: list[tuple[Tensor, ...]] = []  # indices, labels, features, logits
         self._seen = 0
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Numbers (B,) of the samples that this process makes, batch by batch.
+        """Numbers (B,) of the samples that this process is to make, batch by batch.
 
-        Batches go to the processes in turn, so that each holds the same samples at any number of
-        processes: convolutions round differently in batches of different sizes.
+        Whole batches go to the processes in turn: convolutions round differently in batches of
+        different sizes, so that the samples are the same at any number of processes.
         """
-        batches = torch.arange(self.samples).split(batch_size)
-        yield from batches[rank() :: processes()]
+        yield from torch.arange(self.samples).split(batch_size)[rank() :: processes()]
 
     def update(
         self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None
@@ -248,8 +147,9 @@ class Evaluator:
         Args:
             images: (B, 3, H, W) in -1..1.
             labels: (B,) classes that were asked for, None without classes.
-            indices: (B,) the samples' numbers over all processes, which decide their order, as
-                `batches` gives them. Without them the k-th image of process r of n is k * n + r.
+            indices: (B,) numbers of the samples over all processes, which decide their order: a
+                repeated one counts once. Without them the k-th image of process r of n is
+                k * n + r, as a DistributedSampler deals.
 
         Raises InputError for images that are not finite.
         """
@@ -258,122 +158,119 @@ class Evaluator:
                 "generated images are not finite: the generator has diverged, lower the learning"
                 " rates or start from an earlier checkpoint"
             )
+        if labels is None:
+            labels = torch.full((len(images),), -1)
         if indices is None:
             indices = torch.arange(self._seen, self._seen + len(images)) * processes() + rank()
         self._seen += len(images)
-        if labels is None:
-            labels = torch.full((len(images),), -1)
         features, logits = self._extract(images)
         self._rows.append((indices.cpu(), labels.cpu(), features.cpu(), logits.cpu()))
 
     def compute(self) -> dict[str, float]:
-        """Numbers by key, and the one that chooses the best checkpoint as "score".
+        """Numbers by key; the one under "score" chooses the best checkpoint.
 
         All processes call it, and get the same. Raises InputError for too few samples.
         """
-        rows = tuple(torch.cat(column) for column in zip(*self._rows, strict=True))
-        rows = tuple(
-            torch.cat(column) for column in zip(*filter(None, gathered(rows)), strict=True)
-        )
-        there = broadcast(len(rows[0].unique()) if rows else 0)
-        if there < self.samples:
+        rows = [row for rows in gathered(self._rows) for row in rows]
+        columns = [torch.cat(column) for column in zip(*rows, strict=True)]
+        found = broadcast(len(columns[0].unique()) if columns else 0)
+        if found < self.samples:
             raise InputError(
-                f"{there} generated images are too few for a score of {self.samples}: generate"
-                " more, or lower the evaluator's samples"
+                f"{found} generated images are fewer than the scorer's {self.samples} samples:"
+                " generate more, or lower samples"
             )
-        numbers = None
-        if rank() == 0:
-            indices, labels, features, logits = rows
-            order = first_of_each(indices)[: self.samples]
-            asked = labels[order] if (labels[order] >= 0).all() else None
-            numbers = self.numbers(logits[order], asked) | self.distances(features[order])
-        return broadcast(numbers)
+        if rank():
+            return broadcast(None)
+        order = first_of_each(columns[0])[: self.samples]
+        _, labels, features, logits = (column[order] for column in columns)
+        return broadcast(self.numbers(logits, labels) | self._distances(features))
 
-    def distances(self, features: Tensor) -> dict[str, float]:
-        """How far the samples' features (n, C) are from the training images'."""
-        if self.reference is None:
-            return {}
-        moments = Moments(features.shape[1], exact(self.device))
+    def _distances(self, features: Tensor) -> dict[str, float]:
+        """How the features (n, C) of all samples lie to those of the training images."""
+        device, name = self.device, self.network.name
+        moments = Moments()
         for chunk in features.split(5000):
-            moments.add(chunk)
+            moments.add(chunk.to(exact(device)))
         distance = fid_statistics_to_metric(
             moments.statistics(), self.reference.statistics, verbose=False
         )
-        of = f"train{self.reference.count}_fake{len(features)}"
-        numbers = {
-            f"{self.frechet}_{self.name()}_{of}": distance["frechet_inception_distance"],
-        }
-        real, fake = self.reference.features, features[: self.manifold]
-        if min(len(real), len(fake)) > self.neighbours:
+        counts = f"train{self.reference.count}_fake{len(features)}"
+        numbers = {f"{self.fid}_{name}_{counts}": distance["frechet_inception_distance"]}
+        if self.manifold:
+            real, fake = self.reference.features, features[some(len(features), self.manifold)]
             measured = prc_features_to_metric(
-                fake.to(self.device),
-                real.to(self.device),
+                fake.to(device),
+                real.to(device),
                 prc_neighborhood=self.neighbours,
                 prc_batch_size=5000,
                 save_cpu_ram=True,
                 verbose=False,
             )
-            of = f"{self.name()}_k{self.neighbours}_train{len(real)}_fake{len(fake)}"
+            of = f"{name}_k{self.neighbours}_train{len(real)}_fake{len(fake)}"
             numbers |= {f"{key}_{of}": measured[key] for key in ("precision", "recall")}
         return numbers
 
-    def measure(self, images: Dataset, data: GenerationData) -> Reference | None:
-        """The statistics of the training images on rank zero, None on the others."""
-        chosen = manifold_of(len(images), self.manifold)
+    def _reference(self, images: Dataset, num_workers: int) -> "Reference | None":
+        """Of the training images, on rank zero; from the cache where it holds the same images'."""
+        kept, file = None, None
+        if rank() == 0:
+            key = f"{self.network.fingerprint} {fingerprint(images, num_workers)} {self.manifold}"
+            digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+            file = self.cache / f"{self.network.name}_{digest}.pt"
+            kept = Reference.read(file)
+        if broadcast(kept is not None):
+            return kept
+        measured = self._measure(images, num_workers)
+        if measured is not None:
+            measured.write(file)
+        return measured
+
+    def _measure(self, images: Dataset, num_workers: int) -> "Reference | None":
+        """The statistics of the images, on rank zero; all processes take their share."""
+        chosen = some(len(images), self.manifold)
         batches = torch.arange(len(images)).split(REFERENCE_BATCH)
-        parts, kept = [], []
-        for part in range(rank(), PARTS, processes()):
-            moments = None
-            loaded = DataLoader(
-                images,
-                batch_sampler=[batch.tolist() for batch in batches[part::PARTS]],
-                num_workers=data.num_workers,
-            )
-            for indices, (batch, _) in zip(batches[part::PARTS], loaded, strict=True):
-                features, _ = self._extract(batch)
-                if moments is None:
-                    moments = Moments(features.shape[1], exact(self.device))
-                moments.add(features)
-                mine = torch.isin(indices, chosen)
-                kept.append((indices[mine], features.cpu()[mine]))
-            if moments is not None:
-                parts.append((part, moments.count, moments.total.cpu(), moments.products.cpu()))
-        everything = gathered((parts, kept))
+        mine = [n for n in range(len(batches)) if n % PARTS % processes() == rank()]
+        parts, rows = defaultdict(Moments), []
+        loaded = in_order(images, [batches[n] for n in mine], num_workers)
+        for n, (pixels, _) in zip(mine, loaded, strict=True):
+            features, _ = self._extract(pixels)
+            parts[n % PARTS].add(features.to(exact(self.device)))
+            wanted = torch.isin(batches[n], chosen)
+            rows.append((batches[n][wanted], features.cpu()[wanted]))
+        shares = gathered(({n: part.cpu() for n, part in parts.items()}, rows))
         if rank():
             return None
-        whole = None
-        for _, count, total, products in sorted(
-            (part for parts, _ in everything for part in parts), key=lambda part: part[0]
-        ):
-            if whole is None:
-                whole = Moments(len(total), torch.device("cpu"))
-            whole.count += count
-            whole.total += total
-            whole.products += products
-        rows = [pair for _, kept in everything for pair in kept]
-        indices, features = (torch.cat(column) for column in zip(*rows, strict=True))
+        parts = {n: part for share, _ in shares for n, part in share.items()}
+        whole = Moments()
+        for n in sorted(parts):
+            whole.merge(parts[n])
+        kept = (row for _, rows in shares for row in rows)
+        indices, features = (torch.cat(column) for column in zip(*kept, strict=True))
         return Reference(whole.count, whole.statistics(), features[indices.argsort()])
 
     @torch.no_grad()
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in -1..1 -> features (B, C), logits (B, K), in float32."""
+        """Images (B, 3, H, W) in -1..1 -> features (B, C) and logits (B, K), float32."""
         images = to_bytes(images.to(self.device))
-        with torch.autocast(self.device.type, enabled=False):  # bf16 would move the scores
+        with torch.autocast(self.device.type, enabled=False):  # half precision moves the scores
             return self.network(images)
 
 
 class InceptionEvaluator(Evaluator):
     """Inception Score (Salimans et al. 2016), FID (Heusel et al. 2017), precision and recall.
 
-    The published numbers are of 50,000 samples, 10 splits (1 in StudioGAN) and the Inception of
-    2015. With other weights the keys name these by the start of their SHA-256.
+    Published numbers are of 50,000 samples and the Inception of 2015, in 10 splits (1 in
+    StudioGAN), with FID against the training images. Other weights of that network are named in
+    the keys by the start of their SHA-256. Precision and recall in the paper are of VGG-16's
+    features; here of Inception's, as in StudioGAN.
 
     Args:
-        weights: torch-fidelity's file of weights; None takes it from torch.hub's folder, and
-            downloads it to there when it is missing.
+        samples, splits, neighbours, manifold, cache: see `Evaluator`.
+        weights: torch-fidelity's file; where none is given, that in torch.hub's folder, which is
+            downloaded if it is not there.
     """
 
-    frechet = "fid"
+    fid = "fid"
 
     def __init__(
         self,
@@ -390,26 +287,24 @@ class InceptionEvaluator(Evaluator):
     def build(self) -> nn.Module:
         return Inception2015(inception_file(self.weights))
 
-    def name(self) -> str:
-        start = self.network.fingerprint[:8]
-        return "inception2015" if start in URL_INCEPTION_V3 else f"inception-{start}"
-
-    def numbers(self, logits: Tensor, labels: Tensor | None) -> dict[str, float]:
+    def numbers(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         mean, std = inception_score(logits, self.splits)
-        of = f"{self.name()}_{self.splits}splits_{len(logits)}"
+        of = f"{self.network.name}_{self.splits}splits_{len(logits)}"
         return {"score": mean, f"is_{of}": mean, f"is_std_{of}": std}
 
 
 class ClassifierEvaluator(Evaluator):
-    """The same formulas with a classifier of this package, and how often it agrees with the label.
+    """The same numbers by a classifier of this package, and how often it sees the class asked for.
 
-    The classifier score is the formula of the Inception Score: at best the number of classes.
+    The classifier score has the formula of the Inception Score and is at most the number of
+    classes. It compares generators that one classifier scored, nothing else.
 
     Args:
-        run: folder of a classification run; its best checkpoint scores, else its last.
+        samples, splits, neighbours, manifold, cache: see `Evaluator`.
+        run: folder of a classification run, of which the best checkpoint is taken, else the last.
     """
 
-    frechet = "frechet_classifier"
+    fid = "frechet_classifier"
 
     def __init__(
         self,
@@ -421,114 +316,268 @@ class ClassifierEvaluator(Evaluator):
         cache: str | None = None,
     ):
         super().__init__(samples, splits, neighbours, manifold, cache)
-        self.run = Path(run)
-
-    def prepare(self, data: GenerationData, device: torch.device | str) -> None:
-        """Raises InputError when the data has other classes than the classifier."""
-        self.network = self.build()
-        if data.num_classes not in (0, self.network.num_classes):
-            raise InputError(
-                f"{self.run} tells {self.network.num_classes} classes apart, the data has"
-                f" {data.num_classes}: score with a classifier of the same classes"
-            )
-        super().prepare(data, device)
+        self.run = run
 
     def build(self) -> nn.Module:
-        return RunClassifier(self.run)
+        return RunClassifier(Path(self.run))
 
-    def name(self) -> str:
-        return self.run.name
+    def check(self, data: GenerationData) -> None:
+        """Raises InputError when the data has other classes than the classifier."""
+        if self.conditional and data.num_classes != self.network.num_classes:
+            raise InputError(
+                f"{self.run} tells {self.network.num_classes} classes apart and the data has"
+                f" {data.num_classes}: score with a classifier of the same classes"
+            )
 
-    def numbers(self, logits: Tensor, labels: Tensor | None) -> dict[str, float]:
+    def numbers(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         mean, std = inception_score(logits, self.splits)
-        of = f"{self.name()}_{self.splits}splits_{len(logits)}"
-        numbers = {
-            "score": mean,
-            f"classifier_score_{of}": mean,
-            f"classifier_score_std_{of}": std,
-        }
-        if labels is not None:
+        name, count = self.network.name, len(logits)
+        of = f"{name}_{self.splits}splits_{count}"
+        numbers = {"score": mean, f"classifier_score_{of}": mean, f"classifier_score_std_{of}": std}
+        if self.conditional:
             right = (logits.argmax(1) == labels).double().mean().item()
-            numbers[f"classifier_accuracy_{self.name()}_{len(logits)}"] = right
+            numbers[f"classifier_accuracy_{name}_{count}"] = right
         return numbers
 
 
-def inception_score(logits: Tensor, splits: int) -> tuple[float, float]:
-    """exp of the mean KL(p(y|x) || p(y)) of each split: mean and standard deviation over them.
+class Inception2015(nn.Module):
+    """The network of TensorFlow's release of 2015, by torch-fidelity, with weights from a file.
 
-    The samples (n, K) are shuffled first, always alike, since they may come class by class.
+    Images (B, 3, H, W) uint8 -> features (B, 2048) and logits (B, 1008); resized to 299 x 299 as
+    TensorFlow 1 did, and without the last bias, which the first implementation left out.
+
+    Raises InputError when the file is not readable or of another network.
     """
-    found = isc_features_to_metric(logits, splits)
-    return found["inception_score_mean"], found["inception_score_std"]
+
+    def __init__(self, file: Path):
+        super().__init__()
+        read(file)  # tensors and nothing else: torch-fidelity would unpickle anything
+        try:
+            self.network = FeatureExtractorInceptionV3(
+                "inception", ["2048", "logits_unbiased"], str(file)
+            )
+        except RuntimeError:
+            raise InputError(
+                f"{file} is not the Inception of 2015: take the file {URL_INCEPTION_V3}"
+            ) from None
+        self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
+        start = self.fingerprint[:8]  # the release has it in its file's name
+        self.name = "inception2015" if start in URL_INCEPTION_V3 else f"inception-{start}"
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network(images)
+
+
+class RunClassifier(nn.Module):
+    """The network of a classification run, with the image size and normalisation of its data.
+
+    Images (B, 3, H, W) uint8 of any size -> pooled features (B, C) and logits (B, num_classes).
+
+    Raises InputError when the folder holds no such run, or no checkpoint that fits.
+    """
+
+    def __init__(self, run: Path):
+        super().__init__()
+        file = run / "config.yaml"
+        if not file.is_file():
+            raise InputError(f"{run} holds no run: train the classifier that is to score first")
+        config = yaml.safe_load(file.read_text())
+        if config.get("task") != "classification":
+            raise InputError(f"{run} holds no run of classification, but of {config.get('task')}")
+        # Network and data are built as the run's command did, the data only to ask it.
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(Backbone, "network")
+        parser.add_subclass_arguments(LightningDataModule, "data")
+        parts = {"network": config["model"]["network"], "data": config["data"]}
+        try:
+            built = parser.instantiate(parser.parse_object(parts))
+        except ArgumentError as error:
+            raise InputError(f"{file}: {str(error).strip().splitlines()[0]}") from error
+        self.network = built.network
+        self._load(run)
+        self.num_classes, self.size = built.network.num_classes, built.data.image_size
+        self.register_buffer("mean", torch.tensor(built.data.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(built.data.std)[:, None, None])
+        self.name = run.absolute().name
+        digest = hashlib.sha256(str(self.size).encode())
+        for name, tensor in self.state_dict().items():
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        self.fingerprint = digest.hexdigest()
+        self._warn(config["model"].get("label_smoothing", 0.0))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        images = images.float() / 255
+        if images.shape[2:] != (self.size, self.size):
+            images = interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
+        features = self.network.pool(self.network.tokens((images - self.mean) / self.std))
+        return features, self.network.head(features)
+
+    def _load(self, run: Path) -> None:
+        kept = [run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+        file = next((file for file in kept if file.is_file()), None)
+        if file is None:
+            raise InputError(f"{run} holds no checkpoint: train the classifier to its end")
+        start = "network."  # a checkpoint of training holds the network beside its metrics
+        state = read(file).get("state_dict", {})
+        state = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
+        if not state:
+            raise InputError(f"{file} is no checkpoint of a classifier")
+        load_official(self.network, state)
+
+    def _warn(self, label_smoothing: float) -> None:
+        """A classifier that never was to be sure gives low scores, even to real images."""
+        if label_smoothing:
+            off = label_smoothing / self.num_classes
+            on = 1 - label_smoothing + off
+            entropy = -on * math.log(on) - (self.num_classes - 1) * off * math.log(off)
+            most = self.num_classes * math.exp(-entropy)
+            rank_zero_warn(
+                f"{self.name} was trained with label_smoothing {label_smoothing}: its scores end"
+                f" near {most:.1f} instead of {self.num_classes}"
+            )
+
+
+class Moments:
+    """Mean and covariance of features (n, C), summed in the features' order, in float64."""
+
+    def __init__(self):
+        self.count, self.total, self.products = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, features: Tensor) -> None:
+        features = features.double()
+        self.count += len(features)
+        self.total = features.sum(0) + self.total
+        self.products = features.mT @ features + self.products
+
+    def merge(self, other: "Moments") -> None:
+        self.count += other.count
+        self.total = other.total + self.total
+        self.products = other.products + self.products
+
+    def cpu(self) -> "Moments":
+        self.total, self.products = self.total.cpu(), self.products.cpu()
+        return self
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """As torch-fidelity takes them: `mu` (C,) and unbiased `sigma` (C, C)."""
+        mean = self.total / self.count
+        covariance = (self.products - self.count * mean.outer(mean)) / (self.count - 1)
+        return {"mu": mean.cpu().numpy(), "sigma": covariance.cpu().numpy()}
+
+
+class Reference(NamedTuple):
+    """What is kept of the training images."""
+
+    count: int
+    statistics: dict[str, np.ndarray]
+    features: Tensor  # of those that stand for the manifold, (n, C)
+
+    @classmethod
+    def read(cls, file: Path) -> "Reference | None":
+        """None where there is no file, or a damaged one."""
+        try:
+            kept = torch.load(file, weights_only=True)
+            statistics = {name: kept[name].numpy() for name in ("mu", "sigma")}
+            return cls(kept["count"], statistics, kept["features"])
+        except Exception:  # a damaged file fails anywhere in the unpickler
+            return None
+
+    def write(self, file: Path) -> None:
+        arrays = {name: torch.from_numpy(array) for name, array in self.statistics.items()}
+        part = file.with_suffix(f".{os.getpid()}")  # two runs may write at once
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"count": self.count, "features": self.features, **arrays}, part)
+            part.replace(file)
+        except OSError as error:  # a full or read-only disk costs time, not the run
+            rank_zero_warn(f"the statistics of the training images are not kept: {error}")
+
+
+def inception_score(logits: Tensor, splits: int) -> tuple[float, float]:
+    """exp of the mean KL(p(y|x) || p(y)) over a split: its mean and deviation over the splits.
+
+    The mean KL is the entropy of the mean less the mean entropy, which a probability of 0 does not
+    make NaN. The samples' logits (n, K) are shuffled first, always in the same way.
+    """
+    order = np.random.RandomState(SHUFFLE).permutation(len(logits))
+    probabilities = logits[order].double().softmax(1)
+    bounds = [split * len(logits) // splits for split in range(splits + 1)]
+    scores = []
+    for begin, end in pairwise(bounds):
+        split = probabilities[begin:end]
+        information = (
+            torch.special.entr(split.mean(0)).sum() - torch.special.entr(split).sum(1).mean()
+        )
+        scores.append(information.exp().item())
+    return float(np.mean(scores)), float(np.std(scores))
 
 
 def inception_file(weights: str | None) -> Path:
-    """The weights' file; downloaded if no other is named. Raises InputError where that fails."""
+    """The file of weights, downloaded where none is named. Raises InputError when there is none."""
     if weights is not None:
         if not Path(weights).is_file():
-            raise InputError(f"no Inception weights {weights}: download {URL_INCEPTION_V3} to it")
+            raise InputError(
+                f"no file of Inception weights {weights}: download {URL_INCEPTION_V3} to it"
+            )
         return Path(weights)
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(URL_INCEPTION_V3).name
-    if not file.is_file() and rank() == 0:
+    if rank() == 0 and not file.is_file():
+        start = file.stem.rsplit("-", 1)[1]  # of the SHA-256
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            start = file.stem.rsplit("-", 1)[1]
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), start, progress=False)
         except (OSError, RuntimeError):  # offline, or cut short
             pass
-    if not broadcast(file.is_file()):
+    broadcast(None)  # rank zero has tried
+    if not file.is_file():
         raise InputError(
-            f"no Inception weights {file}, and no way to download them: fetch {URL_INCEPTION_V3}"
-            " elsewhere and put it there, set the evaluator's weights to it, or score with a"
-            " classifier (ClassifierEvaluator)"
+            f"no Inception weights {file} and no connection: download {URL_INCEPTION_V3} to it or"
+            " to the scorer's weights, or score by a classifier, ClassifierEvaluator"
         )
     return file
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """-1..1 -> uint8, rounded as a saved image is."""
+    """-1..1 -> uint8, rounded as in a saved image."""
     return (images.float() * 127.5 + 127.5).round().clamp(0, 255).byte()
 
 
-def fingerprint(images: Dataset, data: GenerationData) -> str:
-    """SHA-256 of all images, as 8-bit numbers, and their labels, in their order."""
+def in_order(images: Dataset, batches: list[Tensor], num_workers: int) -> DataLoader:
+    """The batches of these indices; nothing is drawn from the run's random stream."""
+    rows, stream = [batch.tolist() for batch in batches], torch.Generator()
+    return DataLoader(images, batch_sampler=rows, num_workers=num_workers, generator=stream)
+
+
+def fingerprint(images: Dataset, num_workers: int) -> str:
+    """SHA-256 of all images, as 8-bit numbers, and of their labels.
+
+    Images whose `source` has `files` (path, label) are known by paths, sizes and times of change,
+    and the pixels of the first ones: to read a million of them at every start takes too long.
+    """
     digest = hashlib.sha256()
-    for batch, labels in DataLoader(images, REFERENCE_BATCH, num_workers=data.num_workers):
-        digest.update(str(tuple(batch.shape)).encode())
-        digest.update(to_bytes(batch).numpy().tobytes() + labels.numpy().tobytes())
+    batches = torch.arange(len(images)).split(REFERENCE_BATCH)
+    files = getattr(getattr(images, "source", None), "files", None)
+    if files is not None:
+        batches = batches[:1]
+        for path, label in files:
+            status = os.stat(path)
+            digest.update(f"{path} {label} {status.st_size} {status.st_mtime_ns}\n".encode())
+    for pixels, labels in in_order(images, batches, num_workers):
+        digest.update(str(tuple(pixels.shape)).encode())
+        digest.update(to_bytes(pixels).numpy().tobytes() + labels.numpy().tobytes())
     return digest.hexdigest()
 
 
-def manifold_of(count: int, manifold: int) -> Tensor:
-    """Which of `count` images stand for their manifold: always the same random ones."""
+def some(count: int, most: int) -> Tensor:
+    """Up to `most` of `count` indices, always the same random ones, ascending."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return order[:manifold]
-
-
-def read_reference(file: Path) -> Reference | None:
-    """What was kept; None where nothing was, or was cut short."""
-    try:
-        kept = torch.load(file, weights_only=True)
-    except Exception:
-        return None
-    statistics = {name: kept[name].numpy() for name in ("mu", "sigma")}
-    return Reference(kept["count"], statistics, kept["features"])
-
-
-def write_reference(file: Path, reference: Reference) -> None:
-    statistics = {name: torch.from_numpy(value) for name, value in reference.statistics.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}")  # two runs may write at once
-    torch.save({"count": reference.count, "features": reference.features, **statistics}, part)
-    part.replace(file)
+    return order[:most].sort().values
 
 
 def first_of_each(indices: Tensor) -> Tensor:
-    """Places of the distinct indices, in their order; of equal ones the first."""
-    places: dict[int, int] = {}
-    for place, index in enumerate(indices.tolist()):
-        places.setdefault(index, place)
-    return torch.tensor([places[index] for index in sorted(places)], dtype=torch.int64)
+    """Places of the distinct numbers among `indices`, ascending by number; of equals the first."""
+    ordered, places = indices.sort(stable=True)
+    return places[torch.cat((ordered[:1] == ordered[:1], ordered[1:] != ordered[:-1]))]
 
 
 def exact(device: torch.device) -> torch.device:
@@ -548,13 +597,13 @@ def gathered(value: Any) -> list[Any]:
     """The values of all processes on rank zero, none on the others; all of them call it."""
     if processes() == 1:
         return [value]
-    values = [None] * processes() if rank() == 0 else None
+    values = None if rank() else [None] * processes()
     torch.distributed.gather_object(value, values)
     return values or []
 
 
 def broadcast(value: Any) -> Any:
-    """Rank zero's value, in all processes."""
+    """Rank zero's value; all processes call it."""
     if processes() == 1:
         return value
     values = [value]
