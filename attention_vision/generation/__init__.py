@@ -13,6 +13,11 @@ from attention_vision.generation.image_to_image import ImageToImage, Restoration
 from attention_vision.generation.masks import DigitMasks, MaskFolder, VolumeFolder
 from attention_vision.generation.module import SAGAN, GenerationModule, MomentumFreeAdam
 from attention_vision.generation.sagan import Discriminator, Generator, ResidualBlock2d
+from attention_vision.generation.scores import (
+    ClassifierEvaluator,
+    Evaluator,
+    InceptionEvaluator,
+)
 from attention_vision.generation.spectral_norm import (
     add_spectral_norm,
     frozen_spectral_norm,
@@ -24,6 +29,7 @@ __all__ = [
     "SAGAN",
     "AttentionUNet",
     "CIFAR10Images",
+    "ClassifierEvaluator",
     "Degradation",
     "DegradedCIFAR10",
     "DegradedDigits",
@@ -32,6 +38,7 @@ __all__ = [
     "DigitImages",
     "DigitMasks",
     "Discriminator",
+    "Evaluator",
     "FolderImages",
     "GatingSignal",
     "GenerationData",
@@ -39,6 +46,7 @@ __all__ = [
     "Generator",
     "Holes",
     "ImageToImage",
+    "InceptionEvaluator",
     "LowResolution",
     "MaskFolder",
     "MomentumFreeAdam",

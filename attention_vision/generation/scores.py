@@ -122,7 +122,7 @@ class Evaluator:
         self.check(data)
         self.network.to(self.device)
         images = data.dataset("train", 0)
-        if len(images) <= self.neighbours:
+        if len(images) <= max(1, self.neighbours):
             raise InputError(f"{len(images)} training images are too few to compare with")
         self.reference = self._reference(images, data.num_workers)
 
