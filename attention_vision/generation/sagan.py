@@ -22,25 +22,22 @@ class ConditionalBatchNorm2d(nn.Module):
     Shape: (B, C, H, W), labels (B,) int64 -> (B, C, H, W)
 
     They are parameters of their own, not an embedding: spectral norm leaves them alone, as in the
-    release. StudioGAN takes them from linear layers, which it does normalise.
+    release. StudioGAN takes them from linear layers, which it does normalise. Without classes it is
+    a plain batch norm.
     """
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.scale = nn.Parameter(torch.ones(num_classes, channels))
-        self.shift = nn.Parameter(torch.zeros(num_classes, channels))
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        scale, shift = self.scale[labels], self.shift[labels]  # (B, C)
-        return self.norm(x) * scale[..., None, None] + shift[..., None, None]
-
-
-class PlainBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that knows no classes, for the place of `ConditionalBatchNorm2d`."""
+        self.norm = nn.BatchNorm2d(channels, affine=not num_classes)
+        self.scale = nn.Parameter(torch.ones(num_classes, channels)) if num_classes else None
+        self.shift = nn.Parameter(torch.zeros(num_classes, channels)) if num_classes else None
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        return super().forward(x)
+        x = self.norm(x)
+        if self.scale is None:
+            return x
+        scale, shift = self.scale[labels], self.shift[labels]  # (B, C)
+        return x * scale[..., None, None] + shift[..., None, None]
 
 
 class ResidualBlock2d(nn.Module):
@@ -74,9 +71,9 @@ class GeneratorBlock(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.upsampling = upsampling
-        self.norm1 = _norm(inputs, num_classes)
+        self.norm1 = ConditionalBatchNorm2d(inputs, num_classes)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = _norm(outputs, num_classes)
+        self.norm2 = ConditionalBatchNorm2d(outputs, num_classes)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1)
         self.attention = attention
@@ -140,7 +137,7 @@ class Generator(nn.Module):
 
     Args:
         size: of the images: 16, 32, 64, 128 or another power of two.
-        num_classes: 0 is unconditional, with plain batch norm.
+        num_classes: 0 is unconditional: plain batch norm, labels are not looked at.
         latent: numbers of noise per image.
         width: channels of the widest map, at 4x4. Up to 32 pixels all maps have as many; beyond,
             the last has a 16th and each one before it twice as many, up to `width`. By default 256
@@ -171,8 +168,7 @@ class Generator(nn.Module):
     ):
         super().__init__()
         doublings = _doublings("Generator", size)
-        width = width or (256 if size <= 32 else 1024)
-        _check_width("Generator", size, width)
+        width = _width("Generator", size, width, 256)
         sides = [4 * 2**i for i in range(doublings + 1)]
         channels = [width if size <= 32 else min(width, width * size // (16 * s)) for s in sides]
         slots = _slots("Generator", attention, attention_at, size, sides[1:], channels[1:])
@@ -205,7 +201,7 @@ class Discriminator(nn.Module):
 
     Args:
         size: of the images: 16, 32, 64, 128 or another power of two.
-        num_classes: 0 is unconditional: without the projection.
+        num_classes: 0 is unconditional: no projection, labels are not looked at.
         width: channels of the widest map, the last. Up to 32 pixels all maps have as many; beyond,
             the first has a 16th and each one after it twice as many. By default 128 up to 32 pixels
             (StudioGAN, mimicry) and 1024 beyond (the release).
@@ -233,8 +229,7 @@ class Discriminator(nn.Module):
     ):
         super().__init__()
         doublings = _doublings("Discriminator", size)
-        width = width or (128 if size <= 32 else 1024)
-        _check_width("Discriminator", size, width)
+        width = _width("Discriminator", size, width, 128)
         if size <= 32:
             halvings = 2
             channels = [3, *[width] * 4]
@@ -264,12 +259,6 @@ class Discriminator(nn.Module):
         return logits if self.embedding is None else logits + (self.embedding(labels) * x).sum(1)
 
 
-def _norm(channels: int, num_classes: int) -> nn.Module:
-    if num_classes:
-        return ConditionalBatchNorm2d(channels, num_classes)
-    return PlainBatchNorm2d(channels)
-
-
 def _doublings(name: str, size: int) -> int:
     """From 4x4 to size x size."""
     if size < 16 or size & (size - 1):
@@ -277,12 +266,18 @@ def _doublings(name: str, size: int) -> int:
     return (size // 4).bit_length() - 1
 
 
-def _check_width(name: str, size: int, width: int) -> None:
+def _width(name: str, size: int, width: int | None, small: int) -> int:
+    """`width`, or the default: `small` up to 32 pixels."""
+    if width is None:
+        return small if size <= 32 else 1024
+    if width < 1:
+        raise InputError(f"{name}: width {width} is not positive")
     if size > 32 and width % 16:
         raise InputError(
             f"{name}: width {width} is no multiple of 16; at {size} pixels the narrowest maps have"
             " a 16th of it"
         )
+    return width
 
 
 def _slots(

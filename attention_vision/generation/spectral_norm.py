@@ -13,12 +13,13 @@ from torch.nn.utils import parametrize
 class SpectralNorm(nn.Module):
     """W / σ(W), σ by one step of power iteration (Miyato et al., arXiv 1802.05957, algorithm 1).
 
-    v = Wᵀu / |Wᵀu|, u' = Wv / |Wv|, σ = u' · Wv, with u and v constants to the gradient. Every pass
-    takes one step from the buffer `u`; a pass in training keeps u', unless `frozen`. So does the
-    released SAGAN (brain-research/self-attention-gan, ops.py), which updates D's vectors on the
-    real images only. `torch.nn.utils.parametrizations.spectral_norm` departs in three points: it
-    moves the vectors in every pass in training, of D's on fake images and of G's step too; it warms
-    them up with 15 steps; in evaluation it takes no step but keeps both vectors.
+    v = Wᵀu / |Wᵀu|, u' = Wv / |Wv|, σ = u' · Wv, with u' and v constants to the gradient. Every
+    pass takes one step from the buffer `u`, passes in training keep u' for the next, unless
+    `frozen`: so it is in the released SAGAN (brain-research/self-attention-gan, ops.py), which
+    moves D's vectors on the real images only. The release has a random u at first and lets the
+    gradient into the step; neither is felt once u has converged, which here it has at the start.
+    `torch.nn.utils.parametrizations.spectral_norm` departs from both: it moves the vectors in every
+    pass in training, of D on fake images and in G's step too, and takes no step in evaluation.
 
     Args:
         weight: the weight it is for; any more axes than the `outputs` one are flattened to one.
@@ -31,15 +32,19 @@ class SpectralNorm(nn.Module):
         self.outputs = outputs
         self.eps = eps
         self.frozen = False
-        u = torch.randn(weight.shape[outputs], device=weight.device)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        u = torch.randn(weight.shape[outputs], dtype=dtype, device=weight.device)
         self.register_buffer("u", F.normalize(u, dim=0))
+        for _ in range(15):  # as many as torch's own
+            self(weight.detach())
 
     def step(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """One step from `u`, in single precision whatever autocast says -> (u', σ)."""
+        """One step from `u`, at least in single precision, autocast or not -> (u', σ)."""
+        dtype = torch.promote_types(weight.dtype, torch.float32)
         with torch.autocast(weight.device.type, enabled=False):
-            matrix = weight.movedim(self.outputs, 0).flatten(1).float()
+            matrix = weight.movedim(self.outputs, 0).flatten(1).to(dtype)
             with torch.no_grad():
-                v = F.normalize(matrix.mT @ self.u, dim=0, eps=self.eps)
+                v = F.normalize(matrix.mT @ self.u.to(dtype), dim=0, eps=self.eps)
                 u = F.normalize(matrix @ v, dim=0, eps=self.eps)
             return u, u @ (matrix @ v)
 
@@ -58,13 +63,13 @@ def add_spectral_norm(network: nn.Module, eps: float = 1e-12) -> None:
     at `LAYER.parametrizations.weight.original`, the vectors at `LAYER.parametrizations.weight.0.u`.
 
     Args:
-        eps: 1e-12 in the release, 1e-6 in StudioGAN, for half precision.
+        eps: 1e-12 in the release and mimicry, 1e-6 in StudioGAN.
     """
     for layer in list(network.modules()):
         wrapped = parametrize.is_parametrized(layer, "weight")
         if isinstance(layer, nn.Linear | _ConvNd | nn.Embedding) and not wrapped:
             outputs = 1 if isinstance(layer, _ConvTransposeNd) else 0
-            norm = SpectralNorm(layer.weight, outputs, eps)
+            norm = SpectralNorm(layer.weight, outputs, eps).train(layer.training)
             # unsafe: without it the check of shapes is a first pass that moves u.
             parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
 
@@ -77,7 +82,8 @@ def _norms(network: nn.Module) -> dict[str, SpectralNorm]:
 def frozen_spectral_norm(network: nn.Module) -> Iterator[None]:
     """Passes inside the block normalise as ever but leave the vectors `u` where they are.
 
-    For every pass of D but the one on real images in its own step.
+    In the release it holds for every pass of D but the one on real images. There D's step divides
+    real and fake images by the same σ: take the pass on fake images first.
     """
     norms = [norm for norm in _norms(network).values() if not norm.frozen]
     for norm in norms:
