@@ -552,6 +552,7 @@ def quiet() -> None:
         r"Be aware that when using `ckpt_path`",  # validate needs none of fit's callbacks
         r"It is recommended to use `self.log.*sync_dist=True",  # torchmetrics did it
         r".* does not have many workers",  # the recipe chose their number
+        r"Using ModelCheckpoint with manual optimization",  # weights after the step are meant
         r"This DataLoader will create \d+ worker processes",  # likewise
         r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's own call of torch
         r"'set_vital' is deprecated",  # torchdata's own call of torch

@@ -241,9 +241,9 @@ class SAGAN(GenerationModule):
         for images, labels in batches:
             with torch.no_grad():
                 generated, wanted = self.generate(len(images))
-            real = self.discriminator(self.augment(images), labels).float()
-            with frozen_spectral_norm(self.discriminator):
+            with frozen_spectral_norm(self.discriminator):  # first: both passes share their σ
                 fake = self.discriminator(self.augment(generated), wanted).float()
+            real = self.discriminator(self.augment(images), labels).float()
             loss = discriminator_loss(real, fake)
             self.manual_backward(loss / len(batches))
             numbers.append(torch.stack([real.mean(), fake.mean(), loss]).detach())
