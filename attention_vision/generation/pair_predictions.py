@@ -1,5 +1,6 @@
 """What `predict` of an image-to-image network leaves in the run folder."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,21 @@ class PairResults(Callback):
 
     A result is a restored image, or a mask with the grey levels of `data.values` (class numbers
     where the data has none), in the size of its file. The picture shows input and result side by
-    side, and the gates. NAME is the file's path below the folder of images.
+    side, and the gates. NAME is the file's path below the folder of images, without the ending
+    where no other file differs in that alone.
     """
+
+    def __init__(self) -> None:
+        self._names: dict[str, Path] = {}
+
+    def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
+        data = trainer.datamodule
+        paths = {file: Path(file).relative_to(data.images) for file in data.predict_images.files}
+        count = Counter(path.with_suffix("") for path in paths.values())
+        self._names = {
+            file: path.with_suffix("") if count[path.with_suffix("")] == 1 else path
+            for file, path in paths.items()
+        }
 
     def on_predict_batch_end(
         self,
@@ -35,27 +49,30 @@ class PairResults(Callback):
     ) -> None:
         data, folder = trainer.datamodule, run_folder(trainer)
         for inputs, result, path, size in zip(batch[0], outputs, batch[1], batch[2], strict=True):
-            name = Path(path).relative_to(data.images)
+            name = self._names[path]
             write(folder / RESULTS / name, result.cpu(), size, getattr(data, "values", None))
             picture = panel(module.network, module.objective, inputs[None])
-            file = folder / "pictures" / name.with_suffix(".png")
+            file = folder / "pictures" / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(file)
 
 
 def write(file: Path, result: Tensor, size: torch.Size, values: Any) -> None:
-    """An image (3, H, W) in 0..1, a mask (H, W), or one (D, H, W), as large as `size` says."""
+    """An image (3, H, W) in 0..1, a mask (H, W), or one (D, H, W), as large as `size` says.
+
+    Args:
+        file: without the ending.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     if result.is_floating_point():
         pixels = (result * 255).round().byte().movedim(0, -1).numpy()
-        Image.fromarray(pixels).save(file.with_suffix(".png"))
+        Image.fromarray(pixels).save(f"{file}.png")
         return
     if tuple(result.shape) != tuple(size):
         result = F.interpolate(result[None, None].float(), tuple(size), mode="nearest-exact")[0, 0]
     mask = result.numpy().astype(np.uint8)
     if mask.ndim == 3:
-        np.save(file.with_suffix(".npy"), mask)
+        np.save(f"{file}.npy", mask)
         return
-    Image.fromarray(mask if values is None else np.array(values, np.uint8)[mask]).save(
-        file.with_suffix(".png")
-    )
+    levels = mask if values is None else np.array(values, np.uint8)[mask]
+    Image.fromarray(levels).save(f"{file}.png")

@@ -14,7 +14,7 @@ Parameters of the 3-D network of width 16, one channel in and four classes out, 
 | with `deep_supervision` | 6,407,018 | 6.40 M |
 | and `gating=GatingSignal`: unet_CT_multi_att_dsv_3D | 6,473,322 | |
 
-The paper draws one gate per level; its 6.40 M are those of two, without the gating signal's layer.
+The paper draws one gate per level; its count is that of two, without the gating signal's layer.
 """
 
 from collections.abc import Callable, Sequence

@@ -95,6 +95,11 @@ def test_volumes_train(tmp_path):
         "val/dice_of/spleen",
     } <= trainer.callback_metrics.keys()
     assert list((tmp_path / "run" / "pictures").glob("*.png"))
+    data.images = str(tmp_path / "images")
+    trainer.predict(net, data)
+    mask = np.load(tmp_path / "run" / "results" / "1.npy")
+    assert mask.shape == (9, 12, 10)
+    assert mask.max() < 3
 
 
 def naive_psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -264,6 +269,18 @@ def test_command_of_segmentation(tmp_path):
         assert set(np.unique(mask)) <= {0, 255}
         assert (folder / "pictures" / f"{number}.png").is_file()
     assert load_run(folder).network.num_classes == 2
+
+
+def test_results_have_names_of_their_own(tmp_path):
+    """Also where two files differ in their ending alone; volumes give volumes."""
+    data = DigitMasks(size=16, images=str(tmp_path))
+    for name in ("a.png", "a.bmp", "b.png"):
+        Image.new("RGB", (9, 5)).save(tmp_path / name)
+    trainer = Trainer(**TRAINER | {"default_root_dir": str(tmp_path / "run")})
+    trainer.predict(module(Segmentation(), 3, 2), data)
+    for folder in ("results", "pictures"):
+        written = {path.name for path in (tmp_path / "run" / folder).iterdir()}
+        assert written == {"a.png.png", "a.bmp.png", "b.png"}
 
 
 def test_command_of_restoration(tmp_path, capsys):
