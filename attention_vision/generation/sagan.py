@@ -195,9 +195,10 @@ class Discriminator(nn.Module):
 
     Shape: images (B, 3, size, size), labels (B,) int64 -> (B,)
 
-    Residual blocks down to 8x8 (up to 32 pixels) or 4x4, ReLU, the sum over the map, and the
-    projection of Miyato & Koyama (arXiv 1802.05637): linear(h) + <embedding(label), h>. Release and
-    peers as in `Generator`; 1,075,586 parameters at 32 pixels.
+    Residual blocks, of which up to 32 pixels the first two of four halve the map and beyond all but
+    the last, down to 4x4; ReLU, the sum over the map, and the projection of Miyato & Koyama (arXiv
+    1802.05637): linear(h) + <embedding(label), h>. Release and peers as in `Generator`; 1,075,586
+    parameters at 32 pixels.
 
     Args:
         size: of the images: 16, 32, 64, 128 or another power of two.
@@ -262,7 +263,9 @@ class Discriminator(nn.Module):
 def _doublings(name: str, size: int) -> int:
     """From 4x4 to size x size."""
     if size < 16 or size & (size - 1):
-        raise InputError(f"{name}: size {size} is not 4 times a power of two: 16, 32, 64, 128 ...")
+        raise InputError(
+            f"{name}: size {size} is not 4 times a power of two, 16 at least: 16, 32, 64, 128 ..."
+        )
     return (size // 4).bit_length() - 1
 
 
