@@ -24,6 +24,7 @@ from attention_vision.classification import Classifier, Digits
 from attention_vision.errors import InputError
 from attention_vision.generation import scores
 from attention_vision.generation.data import FolderImages, GenerationData
+from attention_vision.generation.extractors import RunClassifier
 from attention_vision.generation.scores import (
     ClassifierEvaluator,
     Evaluator,
@@ -405,7 +406,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_classifier_sees_images_as_its_own_data_shows_them(run: Path) -> None:
-    ours = scores.RunClassifier(run).eval()
+    ours = RunClassifier(run).eval()
     data = Digits(image_size=16)
     data.setup("validate")
     images = torch.stack([data.val_images[index][0] for index in range(20)])
@@ -429,7 +430,7 @@ def test_a_classifier_scores_under_its_own_name(run: Path, tmp_path: Path) -> No
         f"precision_{name}_k3_train23_fake37",
         f"recall_{name}_k3_train23_fake37",
     ]
-    logits = scores.RunClassifier(run).eval()(bytes_of(pictures(torch.arange(SAMPLES))))[1]
+    logits = RunClassifier(run).eval()(bytes_of(pictures(torch.arange(SAMPLES))))[1]
     accuracy = (logits.argmax(1) == torch.arange(SAMPLES) % 10).double().mean().item()
     assert numbers[f"classifier_accuracy_{name}_37"] == accuracy
     expected = isc_features_to_metric(logits.detach(), splits=4)["inception_score_mean"]
@@ -450,10 +451,10 @@ def test_a_classifier_trained_with_smoothed_labels_is_a_warning(run: Path) -> No
     config["model"]["label_smoothing"] = 0.1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores.RunClassifier(run)
+        RunClassifier(run)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.warns(UserWarning, match=r"label_smoothing 0.1: its scores end near 6.1 instead"):
-        scores.RunClassifier(run)
+        RunClassifier(run)
 
 
 def test_other_folders_are_one_line(run: Path, tmp_path: Path) -> None:
