@@ -1,0 +1,139 @@
+"""A GAN's data: folders, order, balance, what is drawn; and the augmentation of both kinds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_gan import few_digits
+
+from attention_vision.errors import InputError
+from attention_vision.generation import CIFAR10Images, DiffAugment, DigitImages, FolderImages
+from attention_vision.generation.data import BalancedSampler, BatchesInTurn, Drawn
+
+
+def write(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 12)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (*size[::-1], 3) if mode == "RGB" else size[::-1]
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels, mode).save(path)
+
+
+def test_a_folder_of_classes_grey_ones_among_them(tmp_path: Path) -> None:
+    write(tmp_path / "cat" / "deep" / "1.png")
+    write(tmp_path / "cat" / "2.png", "L")
+    write(tmp_path / "dog" / "1.png")
+    data = FolderImages(str(tmp_path), size=16, flip=0.0)
+    assert (data.num_classes, data.class_names, data.size) == (2, ("cat", "dog"), 16)
+    images = data.dataset("train", 0)
+    assert [images[index][1] for index in range(3)] == [0, 0, 1]
+    grey = images[0][0]  # 2.png comes before deep/1.png
+    assert grey.shape == (3, 16, 16)
+    assert grey.dtype == torch.float32
+    assert -1 <= grey.min() < -0.5 < 0.5 < grey.max() <= 1
+    assert torch.equal(grey[0], grey[1])
+
+    (tmp_path / "all" / "train").mkdir(parents=True)
+    for name in ("cat", "dog"):
+        (tmp_path / name).rename(tmp_path / "all" / "train" / name)
+    assert FolderImages(str(tmp_path / "all")).class_names == ("cat", "dog")
+
+
+def test_a_folder_without_classes_is_unconditional(tmp_path: Path) -> None:
+    write(tmp_path / "1.png")
+    data = FolderImages(str(tmp_path), size=16)
+    assert data.num_classes == 0
+    assert data.dataset("train", 0)[0][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: FolderImages(f"{root}/no").num_classes, "/no: set data.root to one that"),
+        (lambda root: FolderImages(root).dataset("train", 0), "no images in"),
+        (lambda root: CIFAR10Images(root).dataset("train", 0), "no readable data in"),
+        (lambda root: DigitImages(size=0), "data.size 0 is not positive"),
+        (lambda root: DigitImages(flip=1.5), "data.flip 1.5 is no probability"),
+        (lambda root: DigitImages(count=0), "data.count 0 is not positive"),
+        (lambda root: DigitImages(batch_size=0), "data.batch_size 0 is not positive"),
+    ],
+)
+def test_refuses_what_is_not_there(make, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        make(str(tmp_path))
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_training_images_are_mirrored_by_epoch_and_index_alone() -> None:
+    images = few_digits().dataset("train", 5)
+    plain = [images[index][0] for index in range(60)]
+    first, again, second = ([images[e, i][0] for i in range(60)] for e in (0, 0, 1))
+    mirrored = [not torch.equal(one, other) for one, other in zip(first, plain, strict=True)]
+    assert 15 < sum(mirrored) < 45
+    for one, other, is_mirrored in zip(first, plain, mirrored, strict=True):
+        assert torch.equal(one, other.flip(-1) if is_mirrored else other)
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_balanced_batches_hold_all_classes_alike() -> None:
+    class Labels(list):
+        targets = [0] * 80 + [1] * 15 + [2] * 5
+
+    def order(epoch: int, processes: int = 1, rank: int = 0) -> list[int]:
+        sampler = BalancedSampler(Labels(range(100)), processes, rank, seed=1)
+        sampler.set_epoch(epoch)
+        return sampler.order()
+
+    whole = order(0)
+    counts = np.bincount(np.array(Labels.targets)[whole[:99]].reshape(-1, 9).flatten())
+    assert counts.tolist() == [33, 33, 33]
+    for start in range(0, 99, 9):
+        batch = [Labels.targets[index] for index in whole[start : start + 9]]
+        assert sorted(batch) == [0] * 3 + [1] * 3 + [2] * 3
+    large = [index for index in whole if index < 80]
+    assert len(set(large)) == len(large)  # none twice while there are others
+    assert whole != order(1)
+    halves = order(0, 2, 0), order(0, 2, 1)
+    assert [index for pair in zip(*halves, strict=True) for index in pair] == whole
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_batches_to_draw_are_the_same_at_any_number_of_processes(processes: int) -> None:
+    drawn = Drawn(23, 10)
+    parts = [list(BatchesInTurn(drawn, processes, rank, 4)) for rank in range(processes)]
+    batches = [part[place : place + 4] for part in parts for place in range(0, len(part), 4)]
+    assert sorted(batches) == [list(range(start, min(start + 4, 23))) for start in range(0, 23, 4)]
+    assert [drawn[index] for index in (0, 9, 10)] == [(0, 0), (9, 9), (10, 0)]
+
+
+def test_diff_augment() -> None:
+    images = (torch.rand(64, 3, 16, 16) * 2 - 1).requires_grad_()
+    assert DiffAugment()(images) is images
+    for part in ("colour", "translation", "cutout"):
+        augmented = DiffAugment([part])(images)
+        assert augmented.shape == images.shape
+        (gradient,) = torch.autograd.grad(augmented.sum(), images)
+        assert gradient.abs().sum() > 0, part
+        assert not torch.equal(augmented, DiffAugment([part])(images)), part
+    with pytest.raises(InputError, match="no part 'color' of DiffAugment"):
+        DiffAugment(["color"])
+
+
+def test_translation_moves_and_cutout_cuts() -> None:
+    image = torch.zeros(200, 3, 16, 16)
+    image[:, :, 8, 8] = 1.0
+    moved = DiffAugment(["translation"])(image).amax(1).flatten(1).argmax(1)
+    assert set((moved // 16).tolist()) == set((moved % 16).tolist()) == set(range(6, 11))
+    cut = DiffAugment(["cutout"])(torch.ones(200, 3, 16, 16))
+    gone = (cut == 0).sum((1, 2, 3)) // 3
+    assert gone.max() == 64  # half of each side
+    assert gone.min() >= 16  # the centre lies inside, so a quarter of it at least
+
+
+def test_colour_keeps_what_it_should() -> None:
+    grey = torch.rand(4, 1, 8, 8).expand(-1, 3, -1, -1)
+    augmented = DiffAugment(["colour"])(grey)
+    assert torch.allclose(augmented, augmented.mean(1, keepdim=True).expand_as(grey), atol=1e-5)
