@@ -20,10 +20,13 @@ from attention_vision.detection import COCOAveragePrecision, DetectionData, Digi
 from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.figures import attention_sheet, panel, picture_of
 from attention_vision.figures import overlay, rgb, sheet
+from attention_vision.generation import SAGAN, ClassifierEvaluator, DigitImages
+from attention_vision.generation import figures as generated
 from attention_vision.runs import load_run
 
 CLASSIFIERS = {"ViT": "vit_digits", "SE-ResNet-8": "se_resnet_digits"}
 DETECTOR = "detr_digits"
+GENERATOR = "sagan_digits"
 
 
 def speed(forward: Callable[[], object], images: int, repeats: int = 5) -> float:
@@ -121,11 +124,44 @@ def detection(folder: Path) -> list[Path]:
     return files
 
 
+def generation(folder: Path, count: int = 2000) -> list[Path]:
+    """Prints what the classifier says of generated digits; returns a sample sheet and attention."""
+    model: SAGAN = load_run(folder / GENERATOR)
+    evaluator = ClassifierEvaluator(run=str(folder / CLASSIFIERS["SE-ResNet-8"]), samples=count)
+    evaluator.prepare(DigitImages(size=model.average.size), "cpu")
+    with torch.inference_mode():
+        for indices in evaluator.batches(100):
+            labels = indices % model.average.num_classes
+            evaluator.update(model.draw(indices, labels), labels, indices)
+        rate = speed(lambda: model.draw(torch.arange(100), torch.arange(100) % 10), 100)
+    numbers = {key.split("_se_resnet")[0]: value for key, value in evaluator.compute().items()}
+    score, right = numbers["classifier_score"], numbers["classifier_accuracy"]
+    print(f"\n{count} generated digits, as SE-ResNet-8 sees them (at best a score of 10)\n")
+    print(f"{'model':<14}{'score':>10}{'recognised':>11}{'parameters':>12}{'images/s':>10}")
+    parameters = sum(parameter.numel() for parameter in model.average.parameters())
+    print(f"{'SAGAN':<14}{score:>10.2f}{right:>11.1%}{parameters:>12,}{rate:>10,.0f}")
+
+    labels = torch.arange(10)
+    with torch.inference_mode():
+        digits = generated.grid(generated.sample_rows(model, 10), 10)
+        noise = model.noise(torch.arange(10))
+        points = model.attention_points
+        attention = generated.attention_sheet(
+            model.average, noise, labels, points, [str(label) for label in labels.tolist()]
+        )
+    files = [folder / "generated_digits.png", folder / "where_the_generator_looked.png"]
+    for file, picture in zip(files, (digits, attention), strict=True):
+        Image.fromarray(picture).save(file)
+    return files
+
+
 def main(folder: Path) -> None:
     looks = classification(folder)
     boxes, queries = detection(folder)
+    digits, attention = generation(folder)
     print(f"\nwhere each classifier looks: {looks}")
     print(f"what DETR finds: {boxes}\nwhere its queries look: {queries}")
+    print(f"what SAGAN makes: {digits}\nwhere it looked: {attention}")
 
 
 if __name__ == "__main__":
