@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from redraw import redraw
 from torch import Tensor, nn
 from torchvision.models.detection import (
@@ -23,6 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from attention_vision.attention import record_attention
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.checkpoints import LAYOUTS, load_official
+from attention_vision.command import ArgumentParser
 from attention_vision.detection.attention_rcnn import (
     AttentionBoxHead,
     AttentionRCNN,
