@@ -29,6 +29,7 @@ from attention_vision.images import (
     image_files,
     read_image,
 )
+from attention_vision.published import CIFAR10_NAMES, published
 from attention_vision.sampling import (
     EpochSampler,
     check_loading,
@@ -42,7 +43,6 @@ SMALL_IMAGES, PHOTOGRAPHS = SmallImages(), Photographs()
 # No flips, which would make other digits; small turns, shifts and zooms instead.
 HANDWRITING = SmallImages(padding=0, flip=0.0, rotation=10.0, shift=0.08, zoom=0.1)
 
-CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100_NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
 camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
@@ -288,31 +288,18 @@ class Published(ClassificationData):
 
     def prepare_data(self) -> None:
         if self.download:
-            self._open("train", download=True)
-            self._open("val", download=True)
+            for split in ("train", "val"):
+                published(self.dataset, self.root, split, download=True)
 
     def source(self, split: str) -> Source:
-        opened = self._open(split)
-        images = torch.as_tensor(opened.data)  # (n, H, W, 3) or (n, H, W) uint8
-        images = images[:, None] if images.ndim == 3 else images.movedim(-1, 1)
-        return InMemory(images, torch.as_tensor(opened.targets).tolist())
-
-    def _open(self, split: str, download: bool = False) -> Any:
-        try:
-            return self.dataset(self.root, train=split == "train", download=download)
-        except (RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            advice = "" if download else "; set data.root to it, or download: true"
-            raise InputError(
-                f"{type(self).__name__}: no readable data in {self.root}{advice} ({reason})"
-            ) from None
+        return InMemory(*published(self.dataset, self.root, split))
 
 
 class CIFAR10(Published):
     """50,000 training and 10,000 test images of 32x32 pixels."""
 
     dataset = torchvision.datasets.CIFAR10
-    class_names = tuple(CIFAR10_NAMES.split())
+    class_names = CIFAR10_NAMES
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 

@@ -22,6 +22,7 @@ from attention_vision.callbacks import mix, run_seed
 from attention_vision.digits import CLASS_NAMES, single_digits
 from attention_vision.errors import InputError
 from attention_vision.images import EXTENSIONS, read_image
+from attention_vision.published import CIFAR10_NAMES, published
 from attention_vision.sampling import (
     EpochSampler,
     check_loading,
@@ -32,7 +33,6 @@ from attention_vision.sampling import (
 )
 
 Batch = tuple[Tensor, Tensor]
-CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 
 
 class GenerationData(LightningDataModule):
@@ -320,7 +320,7 @@ class CIFAR10Images(LabelledImages):
         flip, balanced, batch_size, num_workers, seed, count: see `LabelledImages`.
     """
 
-    class_names = tuple(CIFAR10_NAMES.split())
+    class_names = CIFAR10_NAMES
 
     def __init__(
         self,
@@ -338,21 +338,10 @@ class CIFAR10Images(LabelledImages):
 
     def prepare_data(self) -> None:
         if self.download:
-            self._open(download=True)
+            published(torchvision.datasets.CIFAR10, self.root, "train", download=True)
 
     def source(self) -> Source:
-        opened = self._open()
-        return InMemory(torch.from_numpy(opened.data).movedim(-1, 1), opened.targets)
-
-    def _open(self, download: bool = False) -> torchvision.datasets.CIFAR10:
-        try:
-            return torchvision.datasets.CIFAR10(self.root, train=True, download=download)
-        except (RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            advice = "" if download else "; set data.root to it, or download: true"
-            raise InputError(
-                f"{type(self).__name__}: no readable data in {self.root}{advice} ({reason})"
-            ) from None
+        return InMemory(*published(torchvision.datasets.CIFAR10, self.root, "train"))
 
 
 class FolderImages(LabelledImages):

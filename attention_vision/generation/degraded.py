@@ -9,10 +9,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from attention_vision.digits import single_digits
-from attention_vision.errors import InputError
 from attention_vision.generation.degradations import Degradation
 from attention_vision.generation.pairs import EVALUATION, PairData, cut
 from attention_vision.images import image_files, read_image
+from attention_vision.published import published
 from attention_vision.sampling import random_stream
 
 
@@ -191,20 +191,10 @@ class DegradedCIFAR10(DegradedImages):
     def prepare_data(self) -> None:
         if self.download:
             for split in ("train", "val"):
-                self._open(split, download=True)
+                published(torchvision.datasets.CIFAR10, self.root, split, download=True)
 
     def pictures(self, split: str) -> Sequence[Tensor]:
-        return torch.from_numpy(self._open(split).data).movedim(-1, 1)
-
-    def _open(self, split: str, download: bool = False) -> torchvision.datasets.CIFAR10:
-        try:
-            return torchvision.datasets.CIFAR10(self.root, split == "train", download=download)
-        except (RuntimeError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            advice = "" if download else "; set data.root to it, or download: true"
-            raise InputError(
-                f"{type(self).__name__}: no readable data in {self.root}{advice} ({reason})"
-            ) from None
+        return published(torchvision.datasets.CIFAR10, self.root, split)[0]
 
 
 class DegradedDigits(DegradedImages):
