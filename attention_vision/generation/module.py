@@ -185,6 +185,13 @@ class SAGAN(GenerationModule):
             )
 
     def configure_callbacks(self) -> list[Callback]:
+        """Raises InputError for what the trainer cannot do to two networks; asked before it is."""
+        if self.trainer.gradient_clip_val:
+            raise InputError("trainer.gradient_clip_val clips no GAN: set model.clip instead")
+        if self.trainer.accumulate_grad_batches != 1:
+            raise InputError(
+                "trainer.accumulate_grad_batches counts no GAN's batches: set model.accumulate"
+            )
         return [*super().configure_callbacks(), SampleGrid(), GeneratedImages()]
 
     def configure_optimizers(self) -> list[dict]:

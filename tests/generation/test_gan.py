@@ -271,3 +271,15 @@ def test_refuses_networks_that_do_not_fit(tmp_path: Path) -> None:
         train(tmp_path, module=module)
     with pytest.raises(InputError, match="the network has 7 classes, FewDigits 10"):
         train(tmp_path, module=gan(num_classes=7))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gradient_clip_val": 1.0}, "trainer.gradient_clip_val clips no GAN: set model.clip"),
+        ({"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches counts no GAN's batches"),
+    ],
+)
+def test_refuses_what_the_trainer_cannot_do(tmp_path: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        train(tmp_path, **arguments)
