@@ -17,7 +17,7 @@ VERBS = {
     "fit": "train; writes config, metrics, checkpoints and pictures into a run folder",
     "validate": "measure a run's best checkpoint on the validation set",
     "test": "measure a run's best checkpoint on the test set",
-    "predict": "apply a run's best checkpoint to a folder of images",
+    "predict": "apply a run's best checkpoint to a folder of images; a GAN draws new ones",
 }
 
 
