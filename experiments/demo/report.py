@@ -49,7 +49,7 @@ def classification(folder: Path) -> Path:
     data = Digits(image_size=32, batch_size=1000)
     data.setup("validate")
     images, labels = next(iter(data.val_dataloader()))
-    print(f"\n{len(images)} held-out digits, {torch.get_num_threads()} threads\n")
+    print(f"\n{len(images)} held-out digits, 1 thread\n")
     print(f"{'model':<14}{'accuracy':>10}{'parameters':>12}{'images/s':>10}")
     models = {name: load_run(folder / run) for name, run in CLASSIFIERS.items()}
     for name, model in models.items():
@@ -156,6 +156,7 @@ def generation(folder: Path, count: int = 2000) -> list[Path]:
 
 
 def main(folder: Path) -> None:
+    torch.set_num_threads(1)  # as the runs: where cores are busy a second thread costs time
     looks = classification(folder)
     boxes, queries = detection(folder)
     digits, attention = generation(folder)
