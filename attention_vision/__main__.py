@@ -36,7 +36,8 @@ what to do with it:
 
 Experiments are files in experiments/; a second -c merges a profile from experiments/profiles/.
   attention-vision classification fit -c experiments/demo/vit_digits.yaml
-  attention-vision classification fit --help       every key, with its default
+  attention-vision classification fit --help       keys with their defaults
+  attention-vision classification fit --data.help CIFAR10   those of one class
   attention-vision --version
 """
 

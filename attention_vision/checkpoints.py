@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TypeVar
 
 import torch
@@ -309,6 +310,11 @@ def read(path: str | Path) -> Mapping[str, Tensor]:
 
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # torch's own text advises to load it unsafely
+        raise InputError(
+            f"{path}: not readable as a state dict: a broken file, another format, or objects that"
+            " are no tensors, which could run code and are refused"
+        ) from error
     except Exception as error:
         raise InputError(f"{path}: not readable as a state dict ({first_line(error)})") from error
 

@@ -544,7 +544,8 @@ def say(line: str) -> None:
 
 
 def quiet() -> None:
-    """Silences advice and warnings that tell a user of this command nothing."""
+    """Silences advice and warnings that tell a user of this command nothing; the rest, one line."""
+    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(worth_reading)
     for message in (
         r"Checkpoint directory .* exists and is not empty",  # a continued run

@@ -1,5 +1,6 @@
 """The training of detectors: what DETR and R-CNN share, and what they do not."""
 
+import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -78,6 +79,12 @@ class Detector(LightningModule):
         )
 
     of_classes: tuple[str, ...]  # starts of the keys that belong to the classes, for `fine_tune`
+
+    def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> list[Detections]:
+        """`detect`, for use outside of training; without a mask nothing is padded."""
+        if padding_mask is None:
+            padding_mask = images.new_zeros((len(images), *images.shape[2:]), dtype=torch.bool)
+        return self.detect(images, padding_mask)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars, among them `total`, which is trained on."""

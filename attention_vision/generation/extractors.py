@@ -144,6 +144,7 @@ def inception_file(weights: str | None) -> Path:
     if not file.is_file():
         raise InputError(
             f"no Inception weights {file} and no connection: download {URL_INCEPTION_V3} to it or"
-            " to the scorer's weights, or score by a classifier, ClassifierEvaluator"
+            " to model.scorer.weights; or set model.scorer to ClassifierEvaluator and"
+            " model.scorer.run to a run of classification"
         )
     return file

@@ -174,3 +174,13 @@ def test_other_classes_than_the_data_are_refused(tmp_path):
     network = DETR(7, 6, backbone(), width=16, heads=2, encoder_layers=1, decoder_layers=1)
     with pytest.raises(InputError, match="7 classes, DigitScenes 10"):
         trainer(tmp_path).fit(DETRDetector(network), datamodule=scenes())
+
+
+def test_a_loaded_detector_takes_images_alone():
+    module, images = detr().eval(), torch.rand(2, 3, 64, 64)
+    padding_mask = torch.zeros(2, 64, 64, dtype=torch.bool)
+    with torch.no_grad():
+        found, masked = module(images), module.detect(images, padding_mask)
+    assert len(found) == 2
+    for one, other in zip(found, masked, strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in ("boxes", "scores", "labels"))
