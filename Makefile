@@ -13,7 +13,7 @@ help:  ## show this list
 setup: $(VENV)/.demo  ## make .venv with the package and the demo's data
 	@echo "ready: source $(BIN)/activate; attention-vision --help"
 
-demo: $(VENV)/.demo  ## classify digits, find them in scenes, make new ones: about 9 minutes on 2 cores
+demo: $(VENV)/.demo  ## classify digits, find them in scenes, make new ones: about 10 minutes on 2 cores
 	@rm -rf $(RUNS)
 	$(FIT) -c experiments/demo/vit_digits.yaml --run $(RUNS)/vit_digits
 	$(FIT) -c experiments/demo/se_resnet_digits.yaml --run $(RUNS)/se_resnet_digits
