@@ -1,6 +1,6 @@
 """Pictures of generated images: grids, sheets of classes, ways between images, attention."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import isqrt
 
 import numpy as np
@@ -42,15 +42,10 @@ def enlarged(pixels: np.ndarray) -> np.ndarray:
     return pixels.repeat(factor, 1).repeat(factor, 2)
 
 
-def class_rows(
-    draw: Callable[[Tensor, Tensor], Tensor], num_classes: int, columns: int, rows: int = 10
-) -> Tensor:
-    """Images to show, a row for each of `rows` classes spread over all; the noise of row and
-    column does not depend on what is trained."""
-    device_rows = min(rows, num_classes) if num_classes else rows
-    indices = torch.arange(device_rows * columns)
-    chosen = torch.arange(device_rows) * max(1, num_classes) // device_rows
-    return draw(indices, chosen.repeat_interleave(columns))
+def shown_classes(num_classes: int, most: int = 10) -> Tensor:
+    """(rows,) classes spread evenly over all; without classes `most` zeros."""
+    rows = min(most, num_classes) if num_classes else most
+    return torch.arange(rows) * num_classes // rows
 
 
 def between(generator: Generator, ends: Tensor, labels: Tensor, steps: int) -> Tensor:
@@ -89,10 +84,9 @@ def looks(
     high, wide = images.shape[2:]
     maps = {}
     for name, rows in weights.items():
-        if rows.ndim != 4 or len(rows) != len(z) or isqrt(rows.shape[2]) ** 2 != rows.shape[2]:
-            continue
-        queries, keys = isqrt(rows.shape[2]), isqrt(rows.shape[3])
-        if keys**2 != rows.shape[3]:
+        queries, keys = (isqrt(length) for length in rows.shape[2:4])
+        square = len(rows) == len(z) and rows.shape[2:] == (queries**2, keys**2)
+        if not square or (rows.float().sum(-1) - 1).abs().max() > 0.05:  # a gate's do not sum to 1
             continue
         places = [
             min(int(y * queries), queries - 1) * queries + min(int(x * queries), queries - 1)
@@ -165,9 +159,6 @@ class SampleGrid(Callback):
 
 
 def sample_rows(module: LightningModule, columns: int) -> Tensor:
-    """Images of the module's fixed noise, a row per class."""
-
-    def draw(indices: Tensor, labels: Tensor) -> Tensor:
-        return module.draw(indices, labels.to(module.device))
-
-    return class_rows(draw, module.average.num_classes, columns)
+    """Images (rows · columns, 3, H, W) of the module's fixed noise, a row per class."""
+    labels = shown_classes(module.average.num_classes).repeat_interleave(columns)
+    return module.draw(torch.arange(len(labels)), labels.to(module.device))

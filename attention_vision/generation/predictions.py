@@ -11,6 +11,7 @@ from attention_vision.generation.figures import (
     between,
     grid,
     sample_rows,
+    shown_classes,
     to_bytes,
 )
 from attention_vision.predictions import run_folder
@@ -67,8 +68,8 @@ def pages(trainer: Trainer, module: LightningModule) -> dict[str, np.ndarray]:
         images = module.draw(torch.arange(SHEET), labels)
         found[f"class_{file_name(trainer, label)}"] = grid(images, 8)
 
-    rows = min(10, num_classes or 10)
-    labels = torch.arange(rows, device=device) * max(1, num_classes) // rows
+    labels = shown_classes(num_classes).to(device)
+    rows = len(labels)
     ends = torch.stack([module.noise(torch.arange(rows) + start) for start in (0, rows)])
     found["interpolation"] = grid(between(generator, ends, labels, steps=9), 9)
 

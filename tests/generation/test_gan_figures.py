@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from tiny_gan import few_digits, gan
 
-from attention_vision.attention import record_attention
+from attention_vision.attention import SpatialGate, SqueezeExcite, record_attention
 from attention_vision.generation import Generator
 from attention_vision.generation.figures import attention_sheet, between, grid, looks, to_bytes
 
@@ -51,7 +51,9 @@ def test_looks_are_the_rows_of_the_chosen_points() -> None:
 
 def test_without_attention_there_is_no_sheet() -> None:
     z, labels = torch.randn(2, 4), torch.tensor([1, 7])
-    assert attention_sheet(generator(attention=torch.nn.Identity), z, labels, [(0.5, 0.5)]) is None
+    for attention in (torch.nn.Identity, SpatialGate, SqueezeExcite):
+        network = generator(attention=attention, attention_at=(16,))
+        assert attention_sheet(network, z, labels, [(0.5, 0.5)]) is None
     assert attention_sheet(generator(), z, labels, [(0.5, 0.5)]).ndim == 3
 
 
