@@ -356,6 +356,8 @@ class COCOFolder(DetectionData):
 
     def source(self, split: str) -> Source:
         instances = self._read(split)
+        if split == "train" and instances.files and (instances.iscrowd != 0).all():
+            raise InputError(f"{instances.path}: no objects to train on, all images are empty")
         for number, name in instances.categories.items():
             if (expected := self.categories.get(number, "unknown")) != name:
                 raise InputError(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coco_folder import fitted, load, save
+from coco_folder import fitted, load, opened, save
 from PIL import Image
 from pycocotools.coco import COCO as Pycocotools
 from pycocotools.cocoeval import COCOeval
@@ -236,6 +236,14 @@ def test_real_folders(tmp_path: Path, recwarn) -> None:
                 assert (target["boxes"][:, :2] <= 1).all()
                 assert (target["labels"] < data.num_classes).all()
     assert not [w for w in recwarn if ".json" in str(w.message)]
+
+
+def test_a_training_set_without_an_object_is_refused(folder: Path) -> None:
+    save(folder, "train", load(folder) | {"annotations": []})
+    with pytest.raises(InputError, match=r"train.json: no objects to train on"):
+        opened(folder).source("train")
+    save(folder, "val", load(folder, "val") | {"annotations": []})
+    assert len(opened(folder).source("val")) == 6
 
 
 @needs_data
