@@ -21,7 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from attention_vision.attention import record_attention
 from attention_vision.backbones import ResNet, ViT
-from attention_vision.checkpoints import LAYOUTS, load_official
+from attention_vision.checkpoints import load_official
 from attention_vision.command import ArgumentParser
 from attention_vision.detection.attention_rcnn import (
     AttentionBoxHead,
@@ -33,8 +33,8 @@ from attention_vision.detection.attention_rcnn import (
 from attention_vision.detection.boxes import to_centres, to_pixels
 from attention_vision.detection.module import RCNNDetector
 from attention_vision.errors import InputError
+from attention_vision.layouts.faster_rcnn import TORCHVISION
 
-TORCHVISION = next(one for one in LAYOUTS if one.name == "Faster R-CNN of torchvision")
 HEADS = {"plain": PlainBoxHead, "attention": AttentionBoxHead}
 LOSSES = {
     "rpn_class": "loss_objectness",

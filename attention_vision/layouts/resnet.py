@@ -1,0 +1,33 @@
+"""ResNets: torchvision, timm (SE-ResNet as well), and those inside Hugging Face's detectors."""
+
+from attention_vision.layouts.layout import Layout
+
+RESNET = (
+    (r"conv1\.", "stem.conv."),
+    (r"bn1\.", "stem.norm."),
+    # Stages count from 1 there and from 0 here.
+    *((rf"layer{stage + 1}\.", f"stages.{stage}.") for stage in range(4)),
+    (r"(stages\.\d+\.\d+)\.bn(\d)\.", r"\1.norm\2."),
+    (r"(stages\.\d+\.\d+)\.downsample\.", r"\1.shortcut."),
+    (r"(stages\.\d+\.\d+)\.se\.fc1\.", r"\1.attention.squeeze."),
+    (r"(stages\.\d+\.\d+)\.se\.fc2\.", r"\1.attention.excite."),
+    (r"fc\.", "head."),
+)
+
+# The ResNet of Hugging Face, which counts stages, layers and convolutions from 0.
+HUGGING_FACE_RESNET = (
+    (r"embedder\.embedder\.convolution\.", "stem.conv."),
+    (r"embedder\.embedder\.normalization\.", "stem.norm."),
+    (r"encoder\.stages\.(\d)\.layers\.(\d+)\.", r"stages.\1.\2."),
+    (r"(stages\.\d\.\d+)\.shortcut\.convolution\.", r"\1.shortcut.0."),
+    (r"(stages\.\d\.\d+)\.shortcut\.normalization\.", r"\1.shortcut.1."),
+    *(
+        (rf"(stages\.\d\.\d+)\.layer\.{number}\.{theirs}\.", rf"\1.{ours}{number + 1}.")
+        for number in range(3)
+        for theirs, ours in (("convolution", "conv"), ("normalization", "norm"))
+    ),
+)
+
+TORCHVISION_OR_TIMM = Layout(
+    "ResNet of torchvision or timm", ("conv1.weight", "layer1.0.conv1.weight"), RESNET
+)

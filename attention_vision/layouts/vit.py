@@ -1,0 +1,36 @@
+"""ViT and DeiT."""
+
+from attention_vision.layouts.layout import Layout
+
+TIMM = Layout(
+    "ViT or DeiT of timm",
+    ("cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
+    (
+        (r"cls_token$", "pool.token"),
+        (r"pos_embed$", "position.table"),
+        (r"patch_embed\.proj\.", "patches."),
+        (r"(blocks\.\d+)\.attn\.qkv\.", r"\1.attention.qkv."),
+        (r"(blocks\.\d+)\.attn\.proj\.", r"\1.attention.out."),
+        (r"(blocks\.\d+)\.mlp\.fc1\.", r"\1.mlp.expand."),
+        (r"(blocks\.\d+)\.mlp\.fc2\.", r"\1.mlp.reduce."),
+    ),
+)
+
+TORCHVISION = Layout(
+    "ViT of torchvision",
+    ("class_token", "conv_proj.weight", "encoder.pos_embedding"),
+    (
+        (r"class_token$", "pool.token"),
+        (r"encoder\.pos_embedding$", "position.table"),
+        (r"conv_proj\.", "patches."),
+        (r"encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+        (r"encoder\.ln\.", "norm."),
+        (r"(blocks\.\d+)\.ln_(\d)\.", r"\1.norm\2."),
+        (r"(blocks\.\d+)\.self_attention\.in_proj_", r"\1.attention.qkv."),
+        (r"(blocks\.\d+)\.self_attention\.out_proj\.", r"\1.attention.out."),
+        # linear_1 and linear_2 before torchvision 0.13, places in a Sequential since.
+        (r"(blocks\.\d+)\.mlp\.(0|linear_1)\.", r"\1.mlp.expand."),
+        (r"(blocks\.\d+)\.mlp\.(3|linear_2)\.", r"\1.mlp.reduce."),
+        (r"heads\.head\.", "head."),
+    ),
+)
