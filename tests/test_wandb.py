@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,13 @@ def fit(folder: Path, environment: dict[str, str], *flags: str) -> None:
 
 
 def test_online_only_with_a_key(folder, environment):
-    answer = run([sys.executable, "-c", MODES], folder, environment)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        # A server that never answers, so that a question to it would hang.
+        host = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        answer = run([sys.executable, "-c", MODES], folder, environment | host)
+        server.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
     none, malformed, key, offline = json.loads(answer.splitlines()[-1])
     assert none == "offline"
     assert "WANDB_API_KEY" in malformed
