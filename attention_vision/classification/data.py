@@ -4,6 +4,7 @@ Batches are (images (B, 3, H, W) float normalised, labels (B,) int64); in predic
 paths).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -258,6 +259,17 @@ class Digits(ClassificationData):
         return InMemory((images * 255).round().byte(), labels.tolist())
 
 
+def first_of_each(labels: Sequence[int], count: int) -> list[int]:
+    """Where the first `count` of each label stand, or all of a label that has fewer."""
+    seen: Counter[int] = Counter()
+    kept = []
+    for index, label in enumerate(labels):
+        seen[label] += 1
+        if seen[label] <= count:
+            kept.append(index)
+    return kept
+
+
 class Published(ClassificationData):
     """Base of torchvision's small data sets, held in memory; their test images are "val" here.
 
@@ -265,6 +277,7 @@ class Published(ClassificationData):
         root: folder of the data, as torchvision lays it out.
         image_size: in pixels; the images' own size where none is given.
         download: fetch the data into `root` first.
+        per_class: training images of each class, the first ones; all where none is given.
     """
 
     dataset: type
@@ -280,10 +293,13 @@ class Published(ClassificationData):
         num_workers: int = 2,
         seed: int | None = None,
         images: str | None = None,
+        per_class: int | None = None,
     ):
         size = image_size or self.own_size
         super().__init__(size, batch_size, num_workers, seed, images)
-        self.recipe = recipe
+        if per_class is not None and per_class < 1:
+            raise InputError(f"data.per_class {per_class} is not positive")
+        self.recipe, self.per_class = recipe, per_class
         self.root, self.download = root, download
 
     def prepare_data(self) -> None:
@@ -292,7 +308,11 @@ class Published(ClassificationData):
                 published(self.dataset, self.root, split, download=True)
 
     def source(self, split: str) -> Source:
-        return InMemory(*published(self.dataset, self.root, split))
+        images, labels = published(self.dataset, self.root, split)
+        if split == "train" and self.per_class is not None:
+            kept = first_of_each(labels, self.per_class)
+            images, labels = images[kept], [labels[index] for index in kept]
+        return InMemory(images, labels)
 
 
 class CIFAR10(Published):

@@ -144,6 +144,17 @@ def test_fashion_mnist_is_normalised_rgb(fashion: Path) -> None:
     assert next(iter(data.train_dataloader()))[0].shape == (8, 3, 32, 32)
 
 
+def test_the_first_images_of_each_class(fashion: Path) -> None:
+    few = FashionMNIST(str(fashion), num_workers=0, per_class=2)
+    source = few.source("train")
+    assert sorted(source.targets) == sorted([*range(10)] * 2)
+    whole = FashionMNIST(str(fashion), num_workers=0).source("train")
+    assert all(torch.equal(source[i][0], whole[i][0]) for i in range(20))  # labels go round
+    assert len(few.source("val")) == 11
+    with pytest.raises(InputError, match="data.per_class 0"):
+        FashionMNIST(str(fashion), per_class=0)
+
+
 @pytest.mark.parametrize("data", [Digits, CIFAR10, CIFAR100, FashionMNIST, ImageNet])
 def test_classes_are_known_before_there_is_data(data: type[ClassificationData]) -> None:
     built = data() if data is Digits else data("nowhere")
