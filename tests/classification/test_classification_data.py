@@ -151,7 +151,7 @@ def test_the_first_images_of_each_class(fashion: Path) -> None:
     whole = FashionMNIST(str(fashion), num_workers=0).source("train")
     assert all(torch.equal(source[i][0], whole[i][0]) for i in range(20))  # labels go round
     assert len(few.source("val")) == 11
-    with pytest.raises(InputError, match="data.per_class 0"):
+    with pytest.raises(InputError, match="per_class 0 is not positive"):
         FashionMNIST(str(fashion), per_class=0)
 
 
