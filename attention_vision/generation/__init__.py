@@ -10,7 +10,7 @@ from attention_vision.generation.degradations import Degradation, Holes, LowReso
 from attention_vision.generation.degraded import DegradedCIFAR10, DegradedDigits, DegradedFolder
 from attention_vision.generation.diff_augment import DiffAugment
 from attention_vision.generation.image_to_image import ImageToImage, Restoration, Segmentation
-from attention_vision.generation.masks import DigitMasks, MaskFolder, VolumeFolder
+from attention_vision.generation.masks import DigitMasks, MaskFolder
 from attention_vision.generation.module import SAGAN, GenerationModule, MomentumFreeAdam
 from attention_vision.generation.sagan import Discriminator, Generator, ResidualBlock2d
 from attention_vision.generation.scores import (
@@ -24,6 +24,7 @@ from attention_vision.generation.spectral_norm import (
     spectral_norms,
 )
 from attention_vision.generation.unet import AttentionUNet, GatingSignal, MultiGate, SkipAttention
+from attention_vision.generation.volumes import VolumeFolder
 
 __all__ = [
     "SAGAN",
