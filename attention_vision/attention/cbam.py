@@ -1,5 +1,7 @@
 """CBAM: the channel gate, the spatial gate, and one after the other."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -11,24 +13,42 @@ class ChannelGate(nn.Module):
 
     Shape: (B, C, H, W) -> (B, C, H, W)
 
-    The shared MLP is biased and the two results are added before the sigmoid, as in the released
-    code (Jongchan/attention-module).
+    The shared MLP is biased (from 0) and the two results are added before the sigmoid, as in the
+    released code (Jongchan/attention-module).
+
+    Args:
+        channels: C.
+        reduction: the hidden width is C // reduction, at least 1.
+        pooling: what the MLP sees: `"avg"`, the mean alone, which is squeeze and excite, `"max"`,
+            or `"both"`. The paper's Table 1 has errors of 23.14, 23.20 and 22.80 % with them.
 
     Raises:
-        ValueError: `reduction` is not positive.
+        ValueError: `reduction` is not positive, or an unknown `pooling`.
     """
 
-    def __init__(self, channels: int, reduction: int = 16):
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        pooling: Literal["avg", "max", "both"] = "both",
+    ):
         super().__init__()
         if reduction < 1:
             raise ValueError(f"ChannelGate: reduction {reduction} is not positive")
+        if pooling not in ("avg", "max", "both"):
+            raise ValueError(f"ChannelGate: pooling {pooling!r} is none of avg, max, both")
         hidden = max(1, channels // reduction)
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
         )
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.zeros_(layer.bias)
+        self.mean, self.max = pooling != "max", pooling != "avg"
 
     def forward(self, x: Tensor) -> Tensor:
-        score = self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))
+        means = [x.mean((2, 3))] if self.mean else []
+        maxima = [x.amax((2, 3))] if self.max else []
+        score = sum(self.mlp(pooled) for pooled in means + maxima)
         gate = score.sigmoid()[..., None, None]  # (B, C, 1, 1)
         note(gate)
         return x * gate
@@ -46,7 +66,8 @@ class SpatialGate(nn.Module):
     Args:
         channels: not used; the gate is the same for all of them. It keeps the FeatureAttention
             contract.
-        kernel_size: odd, of the convolution over the map.
+        kernel_size: odd, of the convolution over the map; errors are 22.68 % with 3 and 22.66 %
+            with 7 in the paper's Table 2.
 
     Raises:
         ValueError: `kernel_size` is even.
@@ -57,26 +78,55 @@ class SpatialGate(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"SpatialGate: kernel_size {kernel_size} is not odd")
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
         self.norm = nn.BatchNorm2d(1, momentum=0.01)
         nn.init.zeros_(self.norm.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        summary = torch.stack((x.amax(1), x.mean(1)), 1)  # (B, 2, H, W)
+    def forward(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+        """x, gated by what `source` (B, C, H, W) shows; x itself where none is given."""
+        source = x if source is None else source
+        summary = torch.stack((source.amax(1), source.mean(1)), 1)  # (B, 2, H, W)
         gate = self.norm(self.conv(summary)).sigmoid()  # (B, 1, H, W)
         note(gate)
         return x * gate
 
 
 class CBAM(nn.Module):
-    """Channel gate, then spatial gate (arXiv 1807.06521; the order that its Table 3 finds best).
+    """Channel gate, then spatial gate (Woo et al., arXiv 1807.06521).
 
     Shape: (B, C, H, W) -> (B, C, H, W)
+
+    Args:
+        channels: C.
+        reduction, pooling: of the `ChannelGate`.
+        kernel_size: of the `SpatialGate`.
+        order: `"channel_first"`, the spatial gate looking at what the channel gate leaves;
+            `"spatial_first"`; or `"parallel"`, both looking at x and multiplying it, which is our
+            reading: the paper does not say how it joins them. Its Table 3 has errors of 22.66,
+            22.78 and 22.95 %.
+
+    Raises:
+        ValueError: an unknown `order`, or what the gates refuse.
     """
 
-    def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7):
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        pooling: Literal["avg", "max", "both"] = "both",
+        order: Literal["channel_first", "spatial_first", "parallel"] = "channel_first",
+    ):
         super().__init__()
-        self.channel = ChannelGate(channels, reduction)
+        if order not in ("channel_first", "spatial_first", "parallel"):
+            raise ValueError(
+                f"CBAM: order {order!r} is none of channel_first, spatial_first, parallel"
+            )
+        self.channel = ChannelGate(channels, reduction, pooling)
         self.spatial = SpatialGate(channels, kernel_size)
+        self.order = order
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.spatial(self.channel(x))
+        if self.order == "spatial_first":
+            return self.channel(self.spatial(x))
+        return self.spatial(self.channel(x), source=x if self.order == "parallel" else None)

@@ -74,6 +74,7 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, 1x1 convolutions; the 3x3 carries the stride (as torchvision, "ResNet v1.5")."""
 
     expansion = 4
+    stride_first = False
 
     def __init__(
         self, inputs: int, width: int, stride: int, dilation: int,
@@ -81,10 +82,11 @@ class Bottleneck(nn.Module):
     ):  # fmt: skip
         super().__init__()
         outputs = width * self.expansion
+        first, second = (stride, 1) if self.stride_first else (1, stride)
         self.stride = stride
-        self.conv1 = conv(inputs, width, 1)
+        self.conv1 = conv(inputs, width, 1, first)
         self.norm1 = norm(width)
-        self.conv2 = conv(width, width, 3, stride, dilation)
+        self.conv2 = conv(width, width, 3, second, dilation)
         self.norm2 = norm(width)
         self.conv3 = conv(width, outputs, 1)
         self.norm3 = norm(outputs)
@@ -99,10 +101,16 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         after = shrink(padding, self.stride)
         y = self.norm1(self.conv1(x)).relu()
-        y = self.norm2(self.conv2(hide(y, padding))).relu()
+        y = self.norm2(self.conv2(hide(y, after if self.stride_first else padding))).relu()
         y = self.norm3(self.conv3(y))
         y = self.attention(hide(y, after))
         return hide((self.shortcut(x) + self.drop(y)).relu(), after)
+
+
+class StrideFirstBottleneck(Bottleneck):
+    """The first 1x1 carries the stride (He et al., 2015, and the Caffe models)."""
+
+    stride_first = True
 
 
 class Stem(nn.Sequential):
@@ -157,7 +165,13 @@ class ResNet(Backbone):
     Shape: images (B, in_channels, H, W) -> logits (B, num_classes)
 
     `ResNet(50, partial(SqueezeExcite, reduction=16))` is SE-ResNet-50 and `ResNet(50, CBAM)` is
-    CBAM-ResNet-50. Without attention the network is torchvision's.
+    CBAM-ResNet-50, both with the stride where torchvision and CBAM's released code have it. Without
+    attention the network is torchvision's.
+
+    SENet's released Caffe models of ResNets have the stride in the first 1x1 (`stride_first`), and
+    their 3x3 pool of stride 2 starts at the image's corner and rounds up, where ours starts one
+    pixel before it: those weights would not give their accuracy here and are not known to
+    `load_official`.
 
     Args:
         depth: 18, 34, 50, 101, 152, or 10; 8, 20, 56, 110 have three stages (CIFAR).
@@ -171,6 +185,10 @@ class ResNet(Backbone):
             convolution of stride 1.
         width: channels of the first stage (before a bottleneck's expansion); doubled in each stage.
         dilation: the last stage dilates in place of its stride ("DC5" in DETR).
+        stride_first: the first convolution of a bottleneck carries the stride, not the 3x3. The
+            costs in SENet's and CBAM's tables are of this network, 3.858 G multiply-adds for
+            ResNet-50; torchvision's, and the one that CBAM released, needs 4.089 G. Depths of two
+            convolutions a block do not change.
         norm: e.g. `torchvision.ops.FrozenBatchNorm2d` in detection.
         trainable_stages: how many are trained, counted from the end, 5 being all and 3 what DETR
             does; the first is the stem. The others get no gradient; their batch norms follow the
@@ -197,6 +215,7 @@ class ResNet(Backbone):
         stem: Literal["imagenet", "cifar"] = "imagenet",
         width: int = 64,
         dilation: bool = False,
+        stride_first: bool = False,
         norm: Norm = nn.BatchNorm2d,
         trainable_stages: int = 5,
         pool: Callable[[int], nn.Module] = MeanPool,
@@ -216,6 +235,8 @@ class ResNet(Backbone):
         if width < 1:
             raise InputError(f"ResNet: width {width} is not positive")
         block, blocks = DEPTHS[depth]
+        if stride_first and block is Bottleneck:
+            block = StrideFirstBottleneck
         self.num_classes = num_classes
 
         self.stem = Stem(in_channels, width, stem, norm)
