@@ -62,14 +62,18 @@ def attend(
         dropout: probability of dropping a weight; the caller passes 0 outside training.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if _backend == "fused" and not recording():
+    if _backend == "fused" and not recording("rows", "scores"):
         return _fused(query, key, value, bias, mask, scale, dropout)
 
     scores = (query * scale) @ key.mT
-    weights = masked_softmax(scores if bias is None else scores + bias, mask)
+    if bias is not None:
+        scores = scores + bias
+    if recording("scores"):
+        note(scores if mask is None else scores.masked_fill(~mask, 0), "scores")
+    weights = masked_softmax(scores, mask)
     if _backend == "fp8":
         weights = quantise_rows(weights)
-    note(weights)
+    note(weights, "rows")
     return F.dropout(weights, dropout).to(value.dtype) @ value
 
 

@@ -6,30 +6,62 @@ that is not recorded keeps the fused kernels and pays nothing.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-# One listener per hooked module whose forward is running, innermost last.
-_listeners: list[Callable[[Tensor], None]] = []
+Kind = Literal["rows", "gates", "scores"]
 
 
-def recording() -> bool:
-    """Whether the layer that is running now is being recorded."""
-    return bool(_listeners)
+class Listener(NamedTuple):
+    module: nn.Module
+    kinds: Collection[Kind]
+    keep: Callable[[Tensor], None]
 
 
-def note(weights: Tensor) -> None:
-    """Hand the weights of the running layer to whoever records it."""
-    if _listeners:
-        _listeners[-1](weights)
+# Those of every hooked module whose forward is running, innermost last.
+_listeners: list[Listener] = []
+
+
+def listeners(kind: Kind) -> list[Listener]:
+    """Who records what the layer that is running now has of this kind."""
+    return [
+        listener
+        for listener in _listeners
+        if listener.module is _listeners[-1].module and kind in listener.kinds
+    ]
+
+
+def recording(*kinds: Kind) -> bool:
+    """Whether any of these kinds is recorded of the layer that is running now."""
+    return any(listeners(kind) for kind in kinds)
+
+
+def note(weights: Tensor, kind: Kind = "gates") -> None:
+    """Hand the weights of the running layer to whoever records them."""
+    for listener in listeners(kind):
+        listener.keep(weights)
+
+
+def check_layers(model: nn.Module, layers: Sequence[str] | None) -> None:
+    """Raises ValueError when a name is no module of the model; gives the nearest names."""
+    modules = dict(model.named_modules())
+    for name in layers or ():
+        if name not in modules:
+            nearest = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+            hint = f"nearest: {', '.join(nearest)}" if nearest else "see model.named_modules()"
+            raise ValueError(f"record_attention: the model has no layer {name!r}; {hint}")
 
 
 @contextmanager
 def record_attention(
-    model: nn.Module, layers: Sequence[str] | None = None, gradients: bool = False
+    model: nn.Module,
+    layers: Sequence[str] | None = None,
+    gradients: bool = False,
+    kinds: Collection[Kind] = ("rows", "gates"),
 ) -> Iterator[dict[str, Tensor]]:
     """Record the exact attention weights of named layers while the output stays the same.
 
@@ -50,6 +82,9 @@ def record_attention(
             that are not named keep the fused path.
         gradients: keep the maps in the graph, for penalties and distillation. Without it they are
             detached.
+        kinds: `"rows"`, the weights of softmax attention; `"gates"`; `"scores"`, what the softmax
+            is taken of, bias included, 0 where a mask hides a key. Of a layer that has several of
+            the named kinds the last is kept. Recording gates leaves softmax attention fused.
 
     Yields:
         name of the layer -> its weights in the last forward pass. Memory is that of the named
@@ -59,12 +94,7 @@ def record_attention(
         ValueError: a name is no module of the model; the nearest names are given.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper prefixes every name
-    modules = dict(model.named_modules())
-    for name in layers or ():
-        if name not in modules:
-            nearest = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
-            hint = f"nearest: {', '.join(nearest)}" if nearest else "see model.named_modules()"
-            raise ValueError(f"record_attention: the model has no layer {name!r}; {hint}")
+    check_layers(model, layers)
 
     def wanted(name: str) -> bool:
         return layers is None or any(
@@ -78,7 +108,7 @@ def record_attention(
             maps[name] = weights if gradients else weights.detach()
 
         def enter(*_) -> None:
-            _listeners.append(keep)
+            _listeners.append(Listener(module, kinds, keep))
 
         def leave(*_) -> None:
             _listeners.pop()
@@ -88,7 +118,7 @@ def record_attention(
             module.register_forward_hook(leave, always_call=True),
         ]
 
-    chosen = [(module, name) for name, module in modules.items() if wanted(name)]
+    chosen = [(module, name) for name, module in model.named_modules() if wanted(name)]
     hooks = [handle for module, name in chosen for handle in hook(module, name)]
     try:
         # Compiled code has no hooks: run it as written while something is recorded.

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from attention_vision.attention import CBAM, attention_backend, record_attention
+from attention_vision.attention import (
+    CBAM,
+    MultiHeadAttention,
+    attention_backend,
+    record_attention,
+)
 from attention_vision.backbones import ResNet, ViT
 
 N = 17  # tokens: 4 x 4 patches and the class token
@@ -100,6 +105,28 @@ def test_gates_of_a_resnet_are_recorded(images):
     assert sorted(maps) == sorted(
         f"stages.3.{block}.attention.{gate}" for block in (0, 1) for gate in ("channel", "spatial")
     )
+
+
+def test_scores_are_what_the_softmax_is_taken_of():
+    layer = MultiHeadAttention(8, 2)
+    x, bias = torch.randn(3, 5, 8), torch.randn(2, 5, 5)
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    with (
+        record_attention(layer, kinds=["scores"]) as scores,
+        record_attention(layer, kinds=["rows"]) as rows,  # one inside the other: both hear
+    ):
+        layer(x, mask=mask, bias=bias)
+    assert scores[""].shape == (3, 2, 5, 5)
+    assert (scores[""][..., ~mask] == 0).all()
+    hidden = scores[""].masked_fill(~mask, float("-inf"))
+    torch.testing.assert_close(hidden.softmax(-1), rows[""])
+
+
+def test_recording_gates_leaves_softmax_attention_fused(vit, images):
+    expected = vit(images)
+    with record_attention(vit, kinds=["gates"]) as maps:
+        assert torch.equal(vit(images), expected)
+    assert maps == {}
 
 
 def test_fp8_maps_are_the_rounded_ones(vit, images):
