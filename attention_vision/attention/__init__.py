@@ -10,24 +10,25 @@ Three contracts say where a mechanism fits:
   AxialAttention2d, LocalGlobalAttention2d, and torch.nn.Identity for none. Those of the softmax
   kind are residual and start as the identity, so that any of them can be put anywhere.
 * TokenAttention, a factory `width, heads -> module` whose module maps (B, N, C) -> (B, N, C):
-  MultiHeadAttention, WindowAttention.
+  MultiHeadAttention; on a map row by row, without class token, WindowAttention, AxialAttention,
+  LocalGlobalAttention, whose forward also takes the `grid` (H, W) of a map that is not square.
 * Cross, by name, where queries look at another source: MultiHeadAttention, CrossAttention2d,
-  AttentionPool, AttentionGate.
+  AttentionPool, SequencePool, AttentionGate.
 """
 
 from collections.abc import Callable
 
 from torch import nn
 
-from attention_vision.attention.axial import AxialAttention2d
+from attention_vision.attention.axial import AxialAttention, AxialAttention2d
 from attention_vision.attention.cbam import CBAM, ChannelGate, SpatialGate
 from attention_vision.attention.cross_attention2d import CrossAttention2d
 from attention_vision.attention.efficient_channel import EfficientChannelAttention
 from attention_vision.attention.gate import AttentionGate
 from attention_vision.attention.kernel import attend, attention_backend
-from attention_vision.attention.local_global import LocalGlobalAttention2d
+from attention_vision.attention.local_global import LocalGlobalAttention, LocalGlobalAttention2d
 from attention_vision.attention.multi_head import MultiHeadAttention
-from attention_vision.attention.pool import AttentionPool
+from attention_vision.attention.pool import AttentionPool, SequencePool
 from attention_vision.attention.positions import (
     LearnedPosition,
     RelativePositionBias,
@@ -45,16 +46,19 @@ __all__ = [
     "CBAM",
     "AttentionGate",
     "AttentionPool",
+    "AxialAttention",
     "AxialAttention2d",
     "ChannelGate",
     "CrossAttention2d",
     "EfficientChannelAttention",
     "FeatureAttention",
     "LearnedPosition",
+    "LocalGlobalAttention",
     "LocalGlobalAttention2d",
     "MultiHeadAttention",
     "RelativePositionBias",
     "SelfAttention2d",
+    "SequencePool",
     "SinePosition2d",
     "SpatialGate",
     "SqueezeExcite",

@@ -3,16 +3,46 @@
 import torch
 from torch import Tensor, nn
 
+from attention_vision.attention.grid import to_map
 from attention_vision.attention.multi_head import MultiHeadAttention
 
 
-class AxialAttention2d(nn.Module):
-    """Every pixel attends to its row and, apart from that, to its column (Ho et al., 1912.12180).
+class AxialAttention(nn.Module):
+    """Every token attends to its row and, apart from that, to its column (Ho et al., 1912.12180).
+
+    Shape: (B, N, C) -> (B, N, C), the N tokens being a map row by row, without class token
+
+    Along the row + along the column. O(HW(H + W)) in place of O((HW)²); two of them in sequence
+    connect every pair of places.
+
+    Args:
+        width: C.
+        heads: h, a divisor of C.
+
+    Raises:
+        ValueError: `heads` does not divide `width`; the tokens are not the `grid`, or not square
+            without.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.row = MultiHeadAttention(width, heads)
+        self.column = MultiHeadAttention(width, heads)
+
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Attend; `grid` is (H, W), a square when not given."""
+        batch = len(x)
+        x = to_map(x, grid, "AxialAttention")
+        along_row = self.row(x.flatten(0, 1)).unflatten(0, (batch, -1))  # (B, H, W, C)
+        columns = x.transpose(1, 2).flatten(0, 1)  # (BW, H, C)
+        along_column = self.column(columns).unflatten(0, (batch, -1)).transpose(1, 2)
+        return (along_row + along_column).flatten(1, 2)
+
+
+class AxialAttention2d(AxialAttention):
+    """Axial attention of a feature map, residual: x + gamma · y, gamma = 0 at the start.
 
     Shape: (B, C, H, W) -> (B, C, H, W)
-
-    x + gamma · (along the row + along the column), gamma = 0 at the start. O(HW(H + W)) in place of
-    O((HW)²); two of them in sequence connect every pair of pixels.
 
     Args:
         channels: C.
@@ -20,15 +50,10 @@ class AxialAttention2d(nn.Module):
     """
 
     def __init__(self, channels: int, heads: int = 1):
-        super().__init__()
-        self.row = MultiHeadAttention(channels, heads)
-        self.column = MultiHeadAttention(channels, heads)
+        super().__init__(channels, heads)
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch = len(x)
-        rows = x.permute(0, 2, 3, 1).flatten(0, 1)  # (BH, W, C)
-        columns = x.permute(0, 3, 2, 1).flatten(0, 1)  # (BW, H, C)
-        along_row = self.row(rows).unflatten(0, (batch, -1)).permute(0, 3, 1, 2)
-        along_column = self.column(columns).unflatten(0, (batch, -1)).permute(0, 3, 2, 1)
-        return x + self.gamma * (along_row + along_column)
+        grid = x.shape[2:]
+        y = super().forward(x.flatten(2).mT, grid)
+        return x + self.gamma * y.mT.unflatten(2, grid)

@@ -69,6 +69,28 @@ class AttentionPool(nn.Module):
         else:
             pairs = self.of_token(tokens)[:, None] + self.of_query(query)[:, :, None]
             weights = masked_softmax(self.score(pairs.tanh())[..., 0], visible)  # (B, Q, N)
-            note(weights[:, None])  # (B, 1, Q, N), as attend does
+            note(weights[:, None], "rows")  # (B, 1, Q, N), as attend does
             z = weights.to(tokens.dtype) @ tokens
         return z[:, 0] if learned and z.shape[1] == 1 else z
+
+
+class SequencePool(nn.Module):
+    """z = Σ softmax(g(x))_i x_i with a learned linear g (Hassani et al., CCT, arXiv 2104.05704).
+
+    Shape: tokens (B, N, C) -> (B, C)
+
+    `AttentionPool` with unscaled dot products. The bias that g has in the release cancels in the
+    softmax; there is none here.
+
+    Args:
+        width: C.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(1, width))
+        nn.init.trunc_normal_(self.query, std=0.02)  # as released
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query = self.query.expand(len(tokens), 1, 1, -1)  # (B, h, Q, C), one head and one query
+        return attend(query, tokens[:, None], tokens[:, None], scale=1.0)[:, 0, 0]

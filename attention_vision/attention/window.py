@@ -1,11 +1,10 @@
 """Shifted-window attention, and maps cut into windows."""
 
-from math import isqrt
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention_vision.attention.grid import to_map
 from attention_vision.attention.multi_head import MultiHeadAttention
 from attention_vision.attention.positions import RelativePositionBias
 
@@ -60,13 +59,9 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Attend; `grid` is (H, W), a square when not given."""
-        grid = grid or (isqrt(x.shape[1]),) * 2
-        if grid[0] * grid[1] != x.shape[1]:
-            raise ValueError(
-                f"WindowAttention: {x.shape[1]} tokens are no {grid[0]} x {grid[1]} map; pass grid="
-                "(H, W), and no class token"
-            )
-        x = pad_to_windows(x.unflatten(1, grid), self.window)
+        x = to_map(x, grid, "WindowAttention")
+        grid = x.shape[1:3]
+        x = pad_to_windows(x, self.window)
         size = x.shape[1:3]
         shift = tuple(self.shift if length > self.window else 0 for length in size)
 

@@ -147,20 +147,25 @@ def multi_head_cross(m, query, source):
     return torch.stack([heads_over(m, token, list(source)) for token in query])
 
 
-@each
-def axial(m, x):
-    at, y = pixels(x), {}
+def axially(m, at):
+    """Axial attention of {(i, j): vector}."""
+    y = {}
     for (i, j), vector in at.items():
         row = [v for (p, _), v in at.items() if p == i]
         column = [v for (_, q), v in at.items() if q == j]
         y[i, j] = heads_over(m.row, vector, row) + heads_over(m.column, vector, column)
-    return x + m.gamma * to_map(y, x)
+    return y
 
 
 @each
-def local_global(m, x):
-    at, g, y = pixels(x), m.global_grid, {}
-    height, width = x.shape[1:]
+def axial(m, x):
+    return x + m.gamma * to_map(axially(m, pixels(x)), x)
+
+
+def locally_globally(m, at):
+    """Attention of {(i, j): vector} to windows and to the means of a g x g grid."""
+    g, y = m.global_grid, {}
+    height, width = (last + 1 for last in max(at))
     summary = []
     for a in range(g):
         for b in range(g):
@@ -174,7 +179,30 @@ def local_global(m, x):
             if (p // m.window, q // m.window) == (i // m.window, j // m.window)
         ]  # fmt: skip
         y[i, j] = heads_over(m.attention, vector, same + summary)
-    return x + m.gamma * to_map(y, x)
+    return y
+
+
+@each
+def local_global(m, x):
+    return x + m.gamma * to_map(locally_globally(m, pixels(x)), x)
+
+
+def of_tokens(function):
+    """A function of {(i, j): vector} for the tokens of a grid, row by row."""
+
+    def on(grid):
+        places = [(i, j) for i in range(grid[0]) for j in range(grid[1])]
+
+        @each
+        def naive(m, x):
+            return torch.stack(list(function(m, dict(zip(places, x, strict=True))).values()))
+
+        return naive
+
+    return on
+
+
+axial_tokens, local_global_tokens = of_tokens(axially), of_tokens(locally_globally)
 
 
 def window(grid):
@@ -238,6 +266,12 @@ def attention_pool(m, tokens):
         exps = [torch.exp(score) for score in scores]
         pooled.append(sum(e * x for e, x in zip(exps, tokens, strict=True)) / sum(exps))
     return pooled[0] if len(pooled) == 1 else torch.stack(pooled)
+
+
+@each
+def sequence_pool(m, tokens):
+    exps = [torch.exp((m.query[0] * x).sum()) for x in tokens]
+    return sum(e * x for e, x in zip(exps, tokens, strict=True)) / sum(exps)
 
 
 @each

@@ -14,13 +14,16 @@ from attention_vision.attention import (
     CBAM,
     AttentionGate,
     AttentionPool,
+    AxialAttention,
     AxialAttention2d,
     ChannelGate,
     CrossAttention2d,
     EfficientChannelAttention,
+    LocalGlobalAttention,
     LocalGlobalAttention2d,
     MultiHeadAttention,
     SelfAttention2d,
+    SequencePool,
     SpatialGate,
     SqueezeExcite,
     WindowAttention,
@@ -33,9 +36,9 @@ GRID = (7, 5)  # odd and not square
 
 
 class OnGrid(nn.Module):
-    """WindowAttention on a map that is not square."""
+    """Attention of the tokens of a map that is not square."""
 
-    def __init__(self, attention: WindowAttention, grid: tuple[int, int]):
+    def __init__(self, attention: nn.Module, grid: tuple[int, int]):
         super().__init__()
         self.attention, self.grid = attention, grid
 
@@ -60,12 +63,15 @@ def feature(make, loop, shape=MAP):
     return Case(make, (shape,), shape, loop)
 
 
-def windowed(window, shift, grid=GRID):
+def on_grid(make, loop, grid=GRID):
     tokens = (grid[0] * grid[1], C)
     return Case(
-        lambda: OnGrid(WindowAttention(C, 2, window, shift), grid),
-        (tokens,), tokens, lambda m, x: naive.window(grid)(m.attention, x),
-    )  # fmt: skip
+        lambda: OnGrid(make(), grid), (tokens,), tokens, lambda m, x: loop(grid)(m.attention, x)
+    )
+
+
+def windowed(window, shift, grid=GRID):
+    return on_grid(lambda: WindowAttention(C, 2, window, shift), naive.window, grid)
 
 
 CASES = {
@@ -88,6 +94,10 @@ CASES = {
     "local-global one window": feature(
         lambda: LocalGlobalAttention2d(C, 2, 8, 2), naive.local_global
     ),
+    "axial tokens": on_grid(lambda: AxialAttention(C, 2), naive.axial_tokens),
+    "local-global tokens": on_grid(
+        lambda: LocalGlobalAttention(C, 2, 3, 2), naive.local_global_tokens
+    ),
     "multi-head": Case(lambda: MultiHeadAttention(C, 4), (TOKENS,), TOKENS, naive.multi_head),
     "multi-head unbiased": Case(
         lambda: MultiHeadAttention(C, 4, bias=False), (TOKENS,), TOKENS, naive.multi_head
@@ -109,6 +119,7 @@ CASES = {
     "pool additive": Case(
         lambda: AttentionPool(C, 2, "additive", 8), (TOKENS,), (2, C), naive.attention_pool
     ),
+    "pool sequence": Case(lambda: SequencePool(C), (TOKENS,), (C,), naive.sequence_pool),
     "gate": Case(lambda: AttentionGate(C, 6), (MAP, (6, 3, 2)), MAP, naive.attention_gate),
     "gate 3d": Case(
         lambda: AttentionGate(C, 6, dims=3), ((C, 4, 6, 5), (6, 2, 3, 2)), (C, 4, 6, 5)
@@ -280,6 +291,17 @@ def test_axial_attention_sees_its_row_and_column_only():
     assert torch.equal(seen, expected)
 
 
+@pytest.mark.parametrize("kind", [WindowAttention, AxialAttention, LocalGlobalAttention])
+def test_tokens_are_a_square_map_unless_the_grid_is_given(kind):
+    module = redraw(kind(C, 2), 0)
+    tokens = torch.randn(2, 36, C)
+    assert torch.equal(module(tokens), module(tokens, (6, 6)))
+    assert not torch.equal(module(tokens), module(tokens, (4, 9)))
+    for grid in (None, (5, 7)):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}: 37 tokens are no . x . map"):
+            module(torch.zeros(1, 37, C), grid)
+
+
 @pytest.mark.parametrize("backend", ["fused", "eager"])
 def test_padded_keys_change_nothing(backend):
     query, source = torch.randn(2, 5, C), torch.randn(2, 9, C)
@@ -343,7 +365,10 @@ def test_attention_pooling_starts_as_the_mean(score):
         (lambda: AttentionPool(C, score="add"), "score 'add'"),
         (lambda: AttentionGate(C, C, dims=4), "dims 4"),
         (lambda: WindowAttention(C, 2, 4, 4), "shift 4"),
-        (lambda: WindowAttention(C, 2, 4)(torch.zeros(1, 10, C)), "10 tokens"),
+        (lambda: AxialAttention(C, 3), "multiple of heads 3"),
+        (lambda: LocalGlobalAttention(C, 3), "multiple of heads 3"),
+        (lambda: LocalGlobalAttention(C, 2, window=0), "window 0"),
+        (lambda: LocalGlobalAttention2d(C, global_grid=0), "global_grid 0"),
         (lambda: AttentionPool(C, 0)(torch.zeros(1, 2, C)), "queries="),
         (lambda: AttentionPool(C)(torch.zeros(1, 2, C), torch.zeros(1, C)), "queries="),
         (lambda: attention_backend("flash").__enter__(), "flash"),
