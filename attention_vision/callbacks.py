@@ -118,8 +118,8 @@ class StepLog(Callback):
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # Lightning moves the schedule on before the batch ends; the row tells the rate it was taken
-        # with.
-        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+        # with, of groups with several the largest.
+        self._lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._restart_clock()

@@ -5,7 +5,7 @@ every optimiser step, not every epoch, and weight decay spares norms, biases and
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -25,6 +25,9 @@ class WarmupCosine(LRScheduler):
 
         lr(t) = base t / W                                          t < W
         lr(t) = min_lr + (base - min_lr) (1 + cos(pi (t - W) / (T - W))) / 2
+
+    A group whose base is only a part of the optimiser's rate, its `lr_factor`, ends at that part of
+    `min_lr`.
 
     Step t of T optimiser steps, W of them warm-up. T is known when the training data is:
     `configure` sets `horizon`, which is asked from step 1 on. Step 0 needs neither T nor W: it is 0
@@ -54,7 +57,9 @@ class WarmupCosine(LRScheduler):
             return [base * step / warmup for base in self.base_lrs]
         progress = min(1.0, (step - warmup) / max(1, total - warmup))
         fall = (1 + math.cos(math.pi * progress)) / 2
-        return [self.min_lr + (base - self.min_lr) * fall for base in self.base_lrs]
+        factors = (group.get("lr_factor", 1.0) for group in self.optimizer.param_groups)
+        ends = (self.min_lr * factor for factor in factors)
+        return [end + (base - end) * fall for base, end in zip(self.base_lrs, ends, strict=True)]
 
     def state_dict(self) -> dict:
         return {key: value for key, value in super().state_dict().items() if key != "horizon"}
@@ -66,8 +71,9 @@ def parameter_groups(
     """What decays; and norms, biases, whatever is at most 1-D, and `WITHOUT_DECAY`.
 
     Args:
-        lr_factors: start of a parameter's name -> factor of its learning rate, for groups of their
-            own, e.g. {"backbone.": 0.1}; `configure` applies what stands in `lr_factor`.
+        lr_factors: start of a parameter's name, or all of it -> factor of its learning rate, for
+            groups of their own, e.g. {"backbone.": 0.1}; `configure` applies what stands in
+            `lr_factor`.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -79,6 +85,21 @@ def parameter_groups(
         {"params": parameters, "lr_factor": factor} | ({"weight_decay": 0.0} if spared else {})
         for (factor, spared), parameters in sorted(groups.items(), key=lambda group: group[0][1])
     ]
+
+
+def layer_decay(layers: Sequence[Sequence[str]], decay: float) -> dict[str, float]:
+    """`lr_factors` that grow with depth (BEiT, arXiv 2106.08254; MAE, `lr_decay.py`).
+
+    Layer i of 0..L has the factor decay^(L - i): the head learns at the full rate, the stem at the
+    lowest.
+
+    Args:
+        layers: names of parameters, as `Backbone.layers` gives them.
+    """
+    deepest = len(layers) - 1
+    return {
+        name: decay ** (deepest - depth) for depth, names in enumerate(layers) for name in names
+    }
 
 
 def horizon(trainer: Trainer) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.errors import InputError
-from attention_vision.optim import WarmupCosine, horizon, parameter_groups
+from attention_vision.optim import WarmupCosine, horizon, layer_decay, parameter_groups
 
 
 def schedule(**options: float) -> WarmupCosine:
@@ -69,6 +69,34 @@ def test_horizon_counts_optimiser_steps() -> None:
     assert horizon(trainer(max_steps=7)) == (7, 10)
     with pytest.raises(InputError, match=r"trainer\.max_epochs"):
         horizon(trainer(max_epochs=-1))
+
+
+def test_a_slower_group_ends_at_its_part_of_the_lowest_rate() -> None:
+    groups = [
+        {"params": [nn.Parameter(torch.zeros(1))], "lr": factor, "lr_factor": factor}
+        for factor in (1.0, 0.5, 0.01)
+    ]
+    built = WarmupCosine(torch.optim.SGD(groups, lr=1.0), min_lr=0.1)
+    built.horizon = lambda: (20, 5)
+    for _ in range(20):
+        full, half, least = step(built)
+        assert (half, least) == pytest.approx((full / 2, full / 100))
+    assert full == pytest.approx(0.1)
+
+
+def test_rates_grow_with_depth() -> None:
+    """Depth 11, with numbers of one digit and two: 0.75^12 for the patches, 1 for the head."""
+    network = ViT(image_size=16, patch_size=8, width=16, depth=11, heads=2, num_classes=10)
+    factors = layer_decay(network.layers(), 0.75)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    groups = parameter_groups(network, factors)
+    found = {names[id(p)]: group["lr_factor"] for group in groups for p in group["params"]}
+    assert found == pytest.approx(factors)
+    assert found["position.table"] == found["patches.weight"] == pytest.approx(0.75**12)
+    assert found["blocks.1.norm1.weight"] == pytest.approx(0.75**10)
+    assert found["blocks.10.norm1.weight"] == pytest.approx(0.75)
+    assert found["norm.bias"] == found["head.weight"] == 1
+    assert len(groups) == 2 * 13  # in each layer what decays and what does not
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from attention_vision.backbones.depth import layers_by_depth
+
 
 class Backbone(nn.Module):
     """A network that gives feature maps, and classifies images by pooling the last of them.
@@ -35,6 +37,10 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, num_classes)."""
         return self.head(self.pool(self.tokens(images)))
+
+    def layers(self) -> list[list[str]]:
+        """Names of the parameters, layer by layer from the stem to the head: `layers_by_depth`."""
+        return layers_by_depth(self, class_token=bool(self.prefix))
 
 
 class MeanPool(nn.Module):

@@ -18,7 +18,7 @@ from attention_vision.classes import check_classes
 from attention_vision.classification.figures import ImagePanel
 from attention_vision.classification.predictions import Predictions
 from attention_vision.errors import InputError
-from attention_vision.optim import WarmupCosine, configure
+from attention_vision.optim import WarmupCosine, configure, layer_decay
 
 
 class Classifier(LightningModule):
@@ -34,6 +34,8 @@ class Classifier(LightningModule):
         ema_decay: of the average of weights that is validated and saved as the model, 0 for none.
         weights: official state dict to start from, unless a checkpoint is loaded anyway.
         channels_last: memory format of the convolutions; pays on GPUs with mixed precision.
+        layer_decay: factor of the learning rate from each layer of the network to the one before
+            it, see `optim.layer_decay`; 1 for none.
 
     Raises:
         InputError: a number that is out of its range.
@@ -50,6 +52,7 @@ class Classifier(LightningModule):
         ema_decay: float = 0.0,
         weights: str | None = None,
         channels_last: bool = False,
+        layer_decay: float = 1.0,
     ):
         super().__init__()
         for name, value in (("mixup", mixup), ("cutmix", cutmix)):
@@ -59,11 +62,14 @@ class Classifier(LightningModule):
             raise InputError(f"model.label_smoothing {label_smoothing} is not in 0..1")
         if not 0 <= ema_decay < 1:
             raise InputError(f"model.ema_decay {ema_decay} is not in 0..1, 1 excluded")
+        if not 0 < layer_decay <= 1:
+            raise InputError(f"model.layer_decay {layer_decay} is not in 0..1, 0 excluded")
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=memory_format)
         self.memory_format = memory_format
         self.optimizer, self.schedule = optimizer, schedule
         self.label_smoothing, self.ema_decay, self.weights = label_smoothing, ema_decay, weights
+        self.layer_decay = layer_decay
         self.mix = mixing(mixup, cutmix, network.num_classes)
         self.train_loss = EpochMean()
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
@@ -86,7 +92,8 @@ class Classifier(LightningModule):
         return callbacks
 
     def configure_optimizers(self) -> dict:
-        return configure(self, self.network, self.optimizer, self.schedule)
+        factors = layer_decay(self.network.layers(), self.layer_decay)
+        return configure(self, self.network, self.optimizer, self.schedule, factors)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.contiguous(memory_format=self.memory_format))

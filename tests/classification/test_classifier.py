@@ -45,7 +45,14 @@ def test_mixing_gives_soft_targets() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"mixup": -1}, {"cutmix": -1}, {"label_smoothing": 1.5}, {"ema_decay": 2}]
+    "wrong",
+    [
+        {"mixup": -1},
+        {"cutmix": -1},
+        {"label_smoothing": 1.5},
+        {"ema_decay": 2},
+        {"layer_decay": 0},
+    ],
 )
 def test_numbers_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"model.{next(iter(wrong))}"):
@@ -93,6 +100,19 @@ def test_accumulated_batches_are_one_row(tmp_path: Path) -> None:
     rows = curves(tmp_path)
     assert [row["step"] for row in rows] == ["0", "1", "2"]  # of five batches
     assert all(1.5 < float(row["train/loss_step"]) < 3.5 for row in rows)
+
+
+def test_the_stem_learns_most_slowly(tmp_path: Path) -> None:
+    network = ViT(16, 8, width=16, depth=2, heads=2, num_classes=10)
+    module = Classifier(network, partial(torch.optim.SGD, lr=1.0), layer_decay=0.1)
+    quiet(tmp_path, max_steps=1).fit(module, digits())
+    rates = {
+        id(parameter): group["initial_lr"]
+        for group in module.trainer.optimizers[0].param_groups
+        for parameter in group["params"]
+    }
+    parts = (network.patches, network.blocks[0].norm1, network.blocks[1].norm2, network.head)
+    assert [rates[id(part.weight)] for part in parts] == pytest.approx([1e-3, 1e-2, 1e-1, 1])
 
 
 def test_few_classes_have_no_top5(tmp_path: Path) -> None:
