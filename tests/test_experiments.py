@@ -13,7 +13,8 @@ PROFILES = sorted((EXPERIMENTS / "profiles").glob("*.yaml"))
 FILES = [
     path
     for path in sorted(EXPERIMENTS.rglob("*.yaml"))
-    if path.relative_to(EXPERIMENTS).parts[0] not in ("profiles", "results")
+    if path.relative_to(EXPERIMENTS).parts[0] not in ("profiles", "results", "claims")
+    and "study" not in yaml.safe_load(path.read_text())
 ]
 
 
