@@ -13,6 +13,9 @@ COMMANDS = {
     "detection": "the same for object detectors: DETR, Faster R-CNN and Attention R-CNN",
     "generation": "the same for image generators: SAGAN, and Attention U-Net from image to image",
 }
+TOOLS = {
+    "profile": "measure what networks and mechanisms cost: parameters, operations, time, memory",
+}
 VERBS = {
     "fit": "train; writes config, metrics, checkpoints and pictures into a run folder",
     "validate": "measure a run's best checkpoint on the validation set",
@@ -33,6 +36,9 @@ tasks:
 
 what to do with it:
 {table(VERBS)}
+
+without a verb, with a --help of their own:
+{table(TOOLS)}
 
 Experiments are files in experiments/; a second -c merges a profile from experiments/profiles/.
   attention-vision classification fit -c experiments/demo/vit_digits.yaml
@@ -65,8 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
     if task == "--version":
         print(f"attention-vision {__version__}")
         return 0
+    if task == "profile":
+        from attention_vision.profile import main as profile
+
+        return profile(arguments[1:])
     if task not in COMMANDS:
-        return unknown("task", task, COMMANDS)
+        return unknown("task", task, COMMANDS | TOOLS)
     if not verb or verb in ("-h", "--help"):
         print(f"attention-vision {task}: {COMMANDS[task]}\n\n{table(VERBS)}")
         return 0 if verb else 2
