@@ -45,9 +45,12 @@ tbody tr + tr td { border-top: 1px solid var(--line); }
 .supported { color: var(--yes); }
 .contradicted { color: var(--no); }
 .undecided { color: var(--open); }
-figure { margin: 0; max-width: 40rem; }
+.figures { display: grid; gap: 0 3rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+figure { margin: 0; max-width: 36rem; }
+.remarks { list-style: none; padding: 0; margin: .9rem 0 0; }
 svg { display: block; width: 100%; height: auto; }
-svg text { font-family: inherit; }
+svg text { font-family: inherit !important; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .35rem 1.2rem;
   font-size: .95rem; }
 dd { margin: 0; overflow-wrap: anywhere; white-space: pre-line; }
@@ -58,9 +61,15 @@ details > summary { cursor: pointer; margin: 2.6rem 0 .7rem; font-weight: 600; f
 """
 
 CAPTIONS = {
-    "differences": "Differences within seeds: a ring for each seed, a dot for their mean, a bar "
-    "for its 95 % interval.",
-    "curves": "Mean over seeds; the band is one standard deviation to either side.",
+    "differences": (
+        "Against the baseline",
+        "Differences within seeds: a ring for each seed, a dot for their mean, a bar for its "
+        "95 % interval.",
+    ),
+    "curves": (
+        "Learning curves",
+        "Mean over seeds; the band is one standard deviation to either side.",
+    ),
 }
 
 
@@ -72,9 +81,9 @@ def page(report: Report, figures: dict[str, Figure]) -> str:
         f'<p class="soft">{escape(tables.subtitle(report))}</p>',
         verdicts(report),
         "<h2>What was measured</h2>",
-        grid(tables.table(report), [1, *range(4, 5 + len(tables.costs(report)))]),
-        *(f"<p>{escape(line[0].upper() + line[1:])}.</p>" for line in report.remarks),
-        *(drawing(name, figure) for name, figure in figures.items()),
+        measured(report),
+        remarks(report),
+        drawings(figures),
         others(report),
         "<h2>How to read the numbers</h2>",
         f"<p>{escape(METHOD)}</p>",
@@ -127,18 +136,38 @@ def verdicts(report: Report) -> str:
         lines.append(
             f"<li><span>{escape(str(finding.expectation))}</span>"
             f'<span class="verdict {finding.verdict}">{finding.verdict}</span>'
-            f'<span class="soft">{escape(numbers)}: {escape(finding.reason)}</span></li>'
+            f'<span class="soft">{minus(numbers)}: {escape(finding.reason)}</span></li>'
         )
     return '<ul class="verdicts">\n' + "\n".join(lines) + "\n</ul>"
 
 
-def drawing(name: str, figure: Figure) -> str:
-    title = {"differences": "Against the baseline", "curves": "Learning curves"}[name]
-    caption = escape(CAPTIONS[name])
-    return (
-        f'<h2>{title}</h2>\n<figure role="img" aria-label="{title}">\n{as_svg(figure)}\n'
-        f"<figcaption>{caption}</figcaption>\n</figure>"
-    )
+def measured(report: Report) -> str:
+    head, *rows = tables.table(report)
+    for row in rows:
+        row[3] = minus(row[3])
+    return grid([head, *rows], [1, *range(4, len(head))])
+
+
+def minus(numbers: str) -> str:
+    """A minus sign as wide as a plus."""
+    return numbers.replace("-", "−")
+
+
+def remarks(report: Report) -> str:
+    lines = "\n".join(f"<li>{escape(line)}</li>" for line in report.remarks)
+    return f'<ul class="remarks soft">\n{lines}\n</ul>' if lines else ""
+
+
+def drawings(figures: dict[str, Figure]) -> str:
+    """The figures, side by side where there is room."""
+    parts = []
+    for name, figure in figures.items():
+        title, caption = CAPTIONS[name]
+        parts.append(
+            f'<figure aria-label="{title}">\n<h2>{title}</h2>\n{as_svg(figure)}\n'
+            f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
+        )
+    return '<div class="figures">\n' + "\n".join(parts) + "\n</div>" if parts else ""
 
 
 def others(report: Report) -> str:
