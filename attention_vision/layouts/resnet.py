@@ -1,4 +1,4 @@
-"""ResNets: torchvision, timm (SE-ResNet as well), and those inside Hugging Face's detectors."""
+"""ResNets: torchvision, timm (with SE), CBAM's authors, those inside Hugging Face's detectors."""
 
 from attention_vision.layouts.layout import Layout
 
@@ -11,6 +11,11 @@ RESNET = (
     (r"(stages\.\d+\.\d+)\.downsample\.", r"\1.shortcut."),
     (r"(stages\.\d+\.\d+)\.se\.fc1\.", r"\1.attention.squeeze."),
     (r"(stages\.\d+\.\d+)\.se\.fc2\.", r"\1.attention.excite."),
+    # Its MLP opens with a module that flattens.
+    (r"(stages\.\d+\.\d+)\.cbam\.ChannelGate\.mlp\.1\.", r"\1.attention.channel.mlp.0."),
+    (r"(stages\.\d+\.\d+)\.cbam\.ChannelGate\.mlp\.3\.", r"\1.attention.channel.mlp.2."),
+    (r"(stages\.\d+\.\d+)\.cbam\.SpatialGate\.spatial\.conv\.", r"\1.attention.spatial.conv."),
+    (r"(stages\.\d+\.\d+)\.cbam\.SpatialGate\.spatial\.bn\.", r"\1.attention.spatial.norm."),
     (r"fc\.", "head."),
 )
 
@@ -28,6 +33,13 @@ HUGGING_FACE_RESNET = (
     ),
 )
 
+# Jongchan/attention-module, the code of CBAM. `TORCHVISION_OR_TIMM` knows its keys as well: this
+# one comes first for its name in messages.
+CBAM = Layout(
+    "CBAM-ResNet of its authors",
+    ("conv1.weight", "layer1.0.cbam.ChannelGate.mlp.1.weight"),
+    RESNET,
+)
 TORCHVISION_OR_TIMM = Layout(
     "ResNet of torchvision or timm", ("conv1.weight", "layer1.0.conv1.weight"), RESNET
 )
