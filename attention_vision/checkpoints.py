@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attention_vision.errors import InputError
 from attention_vision.layouts import LAYOUTS
+from attention_vision.layouts.swin import resize_biases
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,8 +28,10 @@ def load_official(
     """Load the weights that another library or a paper's authors released.
 
     Recognised by their keys: ResNet of torchvision and timm, SE-ResNet of timm, ViT of torchvision,
-    ViT and DeiT of timm, DETR of the official release and of Hugging Face, before transformers 5
-    and since, Faster R-CNN R50-FPN of torchvision. The model's own state dict is taken as it is.
+    ViT and DeiT of timm, Swin of the official release, torchvision and timm, DETR of the official
+    release and of Hugging Face, before transformers 5 and since, Faster R-CNN R50-FPN of
+    torchvision. The model's own state dict is taken as it is. Relative position biases are resized
+    to the windows of the model.
 
     A state dict says nothing about the `eps` of norms. Torchvision's released Faster R-CNN
     (COCO_V1) was trained with 0: `norm=partial(FrozenBatchNorm2d, eps=0.0)`.
@@ -65,11 +68,12 @@ def load_official(
             f"{where}: the keys ({', '.join(list(state)[:3])}, ...) belong to no known layout; "
             f"known are {'; '.join(one.name for one in LAYOUTS)}"
         )
+    state = resize_biases(state, own)
 
-    # Frozen batch norms do not count batches.
-    counters = [key for key in state.keys() - own.keys() if key.endswith(".num_batches_tracked")]
-    left_out = {key for key in own.keys() | state.keys() if key.startswith(leave_out)}
-    state = {key: value for key, value in state.items() if key not in left_out | set(counters)}
+    # Frozen batch norms do not count batches, nor did any before torch 0.4.1.
+    counters = {key for key in state.keys() ^ own.keys() if key.endswith(".num_batches_tracked")}
+    left_out = {key for key in own.keys() | state.keys() if key.startswith(leave_out)} | counters
+    state = {key: value for key, value in state.items() if key not in left_out}
     own = {key: value for key, value in own.items() if key not in left_out}
 
     name = layout.name if layout else "this package's own"

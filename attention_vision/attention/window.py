@@ -33,29 +33,41 @@ class WindowAttention(nn.Module):
 
     Shape: (B, N, C) -> (B, N, C), the N tokens being a map row by row, without class token
 
-    With a shift the map is rolled, and tokens that the roll made neighbours do not see each other.
-    A map that M does not divide is padded, and no token sees the padding (torchvision and the
-    released detection code let it be seen). Along an axis that fits into one window nothing is
-    shifted, as in the released code. A relative position bias is added to the scores (eq. 4).
+    With a shift the map is rolled, and tokens that the roll made neighbours do not see each other:
+    their weights are 0, where the released code adds -100 to the scores. A map that M does not
+    divide is padded with zeros. Along an axis that fits into one window nothing is shifted, as in
+    the released code. A relative position bias is added to the scores (eq. 4).
 
     Args:
         width: C, a multiple of `heads`.
         heads: h.
         window: M.
         shift: tokens to roll by, in 0..M-1; M // 2 in every second block of Swin.
+        relative_position: whether there is a bias.
+        mask_padding: no token sees the padding. Off, it is a token of zeros before the projections,
+            as in torchvision and the released detection code.
 
     Raises:
         ValueError: `shift` is not in 0..M-1; the tokens are not the `grid`, or not square without.
     """
 
-    def __init__(self, width: int, heads: int, window: int = 7, shift: int = 0):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        window: int = 7,
+        shift: int = 0,
+        relative_position: bool = True,
+        mask_padding: bool = True,
+    ):
         super().__init__()
         if not 0 <= shift < window:
             raise ValueError(f"WindowAttention: shift {shift} is not in 0..{window - 1}")
         self.window = window
         self.shift = shift
         self.attention = MultiHeadAttention(width, heads)
-        self.position = RelativePositionBias(heads, (window, window))
+        self.position = RelativePositionBias(heads, (window, window)) if relative_position else None
+        self.mask_padding = mask_padding
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Attend; `grid` is (H, W), a square when not given."""
@@ -65,27 +77,36 @@ class WindowAttention(nn.Module):
         size = x.shape[1:3]
         shift = tuple(self.shift if length > self.window else 0 for length in size)
 
-        x = x.roll((-shift[0], -shift[1]), (1, 2))
+        x = x.roll((-shift[0], -shift[1]), (1, 2)) if any(shift) else x
         windows = to_windows(x, self.window)  # (B nW, M², C)
         mask = None
-        if any(shift) or tuple(size) != tuple(grid):
-            region = self.regions(grid, size, shift).to(x.device)[None, :, :, None]
+        inside = grid if self.mask_padding else size
+        if any(shift) or tuple(inside) != tuple(size):
+            region = self.regions(inside, size, shift, x.device)[None, :, :, None]
             region = to_windows(region, self.window)  # (nW, M², 1)
             mask = (region == region.mT)[:, None].repeat(len(windows) // len(region), 1, 1, 1)
-        windows = self.attention(windows, mask=mask, bias=self.position())
-        x = from_windows(windows, size, self.window).roll(shift, (1, 2))
+        bias = None if self.position is None else self.position()
+        windows = self.attention(windows, mask=mask, bias=bias)
+        x = from_windows(windows, size, self.window)
+        x = x.roll(shift, (1, 2)) if any(shift) else x
         return x[:, : grid[0], : grid[1]].flatten(1, 2)
 
-    def regions(self, grid: tuple[int, int], size: tuple[int, int], shift: tuple[int, int]):
+    def regions(
+        self,
+        inside: tuple[int, int],
+        size: tuple[int, int],
+        shift: tuple[int, int],
+        device: torch.device,
+    ) -> Tensor:
         """(H', W') labels of the rolled map: tokens see each other where labels are equal.
 
         The roll brings the first rows below the last, which makes three bands along each axis (all,
-        cut by the window's edge, cut by the roll); padding is a fourth.
+        cut by the window's edge, cut by the roll); what is not `inside`, padding, is a fourth.
         """
         labels = []
-        for inner, length, distance in zip(grid, size, shift, strict=True):
-            place = torch.arange(length)
-            band = torch.zeros(length, dtype=torch.int64)
+        for inner, length, distance in zip(inside, size, shift, strict=True):
+            place = torch.arange(length, device=device)
+            band = torch.zeros_like(place)
             if distance:
                 band = (place >= length - self.window).long() + (place >= length - distance).long()
             labels.append(band.masked_fill((place + distance) % length >= inner, 3))

@@ -4,13 +4,20 @@ A layout is a list of renamings from their keys to ours. The first of `LAYOUTS` 
 its own in a state dict is taken, so that nobody has to say where a file comes from.
 """
 
-from attention_vision.layouts import detr, faster_rcnn, resnet, vit
+from attention_vision.layouts import detr, efficientnet, faster_rcnn, resnet, swin, vit
 from attention_vision.layouts.layout import Layout
 
 LAYOUTS: tuple[Layout, ...] = (
+    resnet.CBAM,
     resnet.TORCHVISION_OR_TIMM,
+    efficientnet.TORCHVISION,
+    efficientnet.TIMM,
+    vit.DISTILLED,
     vit.TIMM,
     vit.TORCHVISION,
+    swin.RELEASE,
+    swin.TIMM,
+    swin.TORCHVISION,
     detr.RELEASE,
     detr.HUGGING_FACE,
     faster_rcnn.TORCHVISION,

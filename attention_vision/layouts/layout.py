@@ -18,6 +18,7 @@ class Layout:
         renames: (pattern, replacement) pairs, applied in turn to the start of every key.
         backbone: pattern of what stands before the keys of a backbone ...
         backbone_renames: ... and the renames of what follows.
+        buffers: pattern of keys that hold no weights and are passed over.
     """
 
     name: str
@@ -25,9 +26,15 @@ class Layout:
     renames: tuple[tuple[str, str], ...]
     backbone: str = ""
     backbone_renames: tuple[tuple[str, str], ...] = ()
+    buffers: str = ""
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return stack_projections({self.rename(key): value for key, value in state.items()})
+        weights = {
+            self.rename(key): value
+            for key, value in state.items()
+            if not (self.buffers and re.fullmatch(self.buffers, key))
+        }
+        return stack_projections(weights)
 
     def rename(self, key: str) -> str:
         prefix = re.match(self.backbone, key) if self.backbone else None

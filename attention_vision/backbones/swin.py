@@ -1,0 +1,214 @@
+"""Swin Transformer."""
+
+import inspect
+from collections.abc import Callable
+from math import ceil
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from attention_vision.attention import TokenAttention, WindowAttention
+from attention_vision.attention.window import pad_to_windows
+from attention_vision.backbones.backbone import Backbone, MeanPool, misfit
+from attention_vision.backbones.vit import MLP, initialise
+from attention_vision.errors import InputError
+
+
+class SwinBlock(nn.Module):
+    """Pre-norm: x + attention(norm(x)), then x + MLP(norm(x)) (Swin, eq. 3).
+
+    Shape: (B, H, W, C) -> (B, H, W, C)
+    """
+
+    def __init__(
+        self, attention: nn.Module, width: int, hidden: int, dropout: float, stochastic_depth: float
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = attention
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, hidden, dropout)
+        self.dropout = nn.Dropout(dropout)
+        self.drop = StochasticDepth(stochastic_depth, "row")
+        self.on_grid = "grid" in inspect.signature(attention.forward).parameters
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = x.shape[1:3]
+        y = self.norm1(x).flatten(1, 2)
+        y = self.attention(y, grid=grid) if self.on_grid else self.attention(y)
+        x = x + self.drop(self.dropout(y)).unflatten(1, grid)
+        return x + self.drop(self.mlp(self.norm2(x)))
+
+
+class PatchMerging(nn.Module):
+    """Each 2 x 2 neighbours become one token of twice the width (Swin, section 3.1).
+
+    Shape: (B, H, W, C) -> (B, H/2, W/2, 2C), rounded up; an odd map is padded by zeros
+
+    As released, the neighbours stand column by column: top left, bottom left, top right, bottom
+    right.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad_to_windows(x, 2).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H/2, W/2, 4C)
+        return self.reduction(self.norm(x))
+
+
+class SwinStage(nn.Module):
+    """Merging, where it is not the first stage, and blocks of one resolution."""
+
+    def __init__(self, merging: nn.Module, blocks: list[SwinBlock]):
+        super().__init__()
+        self.merging = merging
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.merging(x))
+
+
+class Swin(Backbone):
+    """Swin Transformer (Liu et al., arXiv 2103.14030); the defaults are Swin-T.
+
+    Shape: images (B, in_channels, H, W) -> logits (B, num_classes)
+
+    Attention looks at windows of M x M tokens, which every second block shifts by M // 2; merging
+    halves the map and doubles the width from stage to stage. Swin-S has depths (2, 2, 18, 2);
+    Swin-B has them as well, with width=128 and heads (4, 8, 16, 32).
+
+    Images may have any size: their right and lower border is padded with zeros to whole patches, a
+    map to whole windows and to an even number of rows and columns, as in torchvision and in the
+    released detection code (timm shifts before it pads, which gives other maps).
+
+    Args:
+        image_size: pixels. A stage whose map, at this size, is no larger than M has one window of
+            the size of the map and no shift, as released: `window=56` at 224 is global attention
+            in all stages. Images of other sizes keep these windows.
+        patch_size: pixels of a side of a patch.
+        width: C of the first stage, doubled in each stage.
+        depths: blocks of each stage.
+        heads: h of each stage, divisors of its width.
+        window: M.
+        num_classes: 0 leaves out the head.
+        attention: factory `width, heads -> module` that stands in every block in place of shifted
+            windows, e.g. `MultiHeadAttention` or `AxialAttention`; `window`, `shift`,
+            `relative_position` and `mask_padding` are then without effect.
+        shift: off, no block shifts its windows (Table 4 of the paper).
+        relative_position: off, scores have no bias (Table 4).
+        mask_padding: attention does not see the padding of windows. Off, as released, it is seen as
+            zeros.
+        pool: factory `width -> module` that maps (B, N, C) -> (B, C): `MeanPool` or
+            `AttentionPool`.
+        mlp_ratio: hidden width of the MLP over C.
+        dropout: after the patches, the attention and both layers of the MLP.
+        stochastic_depth: rate at which the last block's branches are dropped; linear from 0. The
+            release has 0.2, 0.3 and 0.5 for T, S and B.
+        in_channels: 3 for RGB.
+
+    Raises:
+        InputError: a size or number is not positive; `depths` and `heads` are not equally many;
+            heads do not divide the width of their stage; `attention` does not map tokens to
+            tokens, which one built layer is asked at construction.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 4,
+        width: int = 96,
+        depths: tuple[int, ...] = (2, 2, 6, 2),
+        heads: tuple[int, ...] = (3, 6, 12, 24),
+        window: int = 7,
+        num_classes: int = 1000,
+        attention: TokenAttention | None = None,
+        shift: bool = True,
+        relative_position: bool = True,
+        mask_padding: bool = False,
+        pool: Callable[[int], nn.Module] = MeanPool,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        stochastic_depth: float = 0.0,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        sizes = {"image_size": image_size, "patch_size": patch_size, "width": width}
+        for name, value in (sizes | {"window": window}).items():
+            if value < 1:
+                raise InputError(f"Swin: {name} {value} is not positive")
+        if len(depths) != len(heads) or not depths:
+            raise InputError(
+                f"Swin: depths {tuple(depths)} and heads {tuple(heads)} must have one number each "
+                "for every stage"
+            )
+        for number, (depth, count) in enumerate(zip(depths, heads, strict=True), start=1):
+            if depth < 1:
+                raise InputError(f"Swin: depths {tuple(depths)}: {depth} is not positive")
+            if count < 1 or (width << number - 1) % count:
+                raise InputError(
+                    f"Swin: heads {tuple(heads)}: {count} does not divide {width << number - 1}, "
+                    f"the width of stage {number}"
+                )
+        self.num_classes = num_classes
+        self.channels = tuple(width << stage for stage in range(len(depths)))
+        self.strides = tuple(patch_size << stage for stage in range(len(depths)))
+
+        def layer(stage: int, shifted: bool) -> nn.Module:
+            if attention is not None:
+                return attention(self.channels[stage], heads[stage])
+            side = min(window, ceil(image_size / self.strides[stage]))
+            distance = side // 2 if shift and shifted else 0
+            return WindowAttention(
+                self.channels[stage], heads[stage], side, distance, relative_position, mask_padding
+            )
+
+        self.patches = nn.Conv2d(in_channels, width, patch_size, patch_size)
+        self.patch_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        rates = iter(torch.linspace(0, stochastic_depth, sum(depths)).tolist())
+        self.stages = nn.ModuleList()
+        for stage, (depth, channels) in enumerate(zip(depths, self.channels, strict=True)):
+            hidden = int(mlp_ratio * channels)
+            blocks = [
+                SwinBlock(layer(stage, index % 2 == 1), channels, hidden, dropout, next(rates))
+                for index in range(depth)
+            ]
+            merging = PatchMerging(channels // 2) if stage else nn.Identity()
+            self.stages.append(SwinStage(merging, blocks))
+        self.norm = nn.LayerNorm(self.channels[-1])
+        self.pool = pool(self.channels[-1])
+        self.head = nn.Linear(self.channels[-1], num_classes) if num_classes else nn.Identity()
+        for part in (self.stages, self.head):
+            part.apply(initialise)
+        self.check_attention()
+
+    def check_attention(self) -> None:
+        """Raises InputError when the first block's attention does not map tokens to tokens."""
+        attention = self.stages[0].blocks[0].attention
+        tokens = torch.zeros(1, 16, self.channels[0])
+        if reason := misfit(attention, tokens):
+            raise InputError(
+                f"Swin: attention {type(attention).__name__} does not map {tuple(tokens.shape)} to"
+                f" itself: {reason}"
+            )
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W) -> one map a stage, the last one after the last norm.
+
+        Strides are 4 8 16 32 with the patches of the paper; sizes are rounded up.
+        """
+        size = self.strides[0]
+        images = F.pad(images, (0, -images.shape[3] % size, 0, -images.shape[2] % size))
+        x = self.dropout(self.patch_norm(self.patches(images).permute(0, 2, 3, 1)))
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        maps[-1] = self.norm(x)
+        return [x.permute(0, 3, 1, 2) for x in maps]
