@@ -1,5 +1,9 @@
 """What a task may ask of any backbone, the plain pool, and the contract of attention slots."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -53,16 +57,21 @@ class MeanPool(nn.Module):
         return tokens.mean(1)
 
 
-def misfit(attention: nn.Module, x: Tensor, bias: Tensor | None = None) -> str | None:
+def misfit(
+    attention: nn.Module, x: Tensor, named: Mapping[str, Any] = MappingProxyType({})
+) -> str | None:
     """Why a built mechanism does not map `x` to its shape; None where it does.
 
     Neither the random state nor the module's own state (running means, mode) is changed.
+
+    Args:
+        named: what its forward is given besides, such as a bias of the scores.
     """
     modes = {module: module.training for module in attention.modules()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             attention.eval()
-            y = attention(x) if bias is None else attention(x, bias=bias)
+            y = attention(x, **named)
     except Exception as error:  # any mechanism, put where it does not belong
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     finally:

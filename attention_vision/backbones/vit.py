@@ -1,7 +1,8 @@
-"""Vision Transformer."""
+"""Vision Transformer, and DeiT with its distillation token."""
 
 from collections.abc import Callable
-from typing import Literal
+from inspect import signature
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class ClassToken(nn.Module):
     Shape: tokens (B, 1 + N, C) -> (B, C)
     """
 
+    prefix = 1  # tokens that it adds
+
     def __init__(self, width: int):
         super().__init__()
         self.token = nn.Parameter(torch.randn(1, 1, width) * 1e-6)  # as timm
@@ -34,6 +37,47 @@ class ClassToken(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens[:, 0]
+
+
+class DistilledToken(ClassToken):
+    """A class token and, after it, one that learns from a teacher (DeiT, arXiv 2012.12877, sec. 3).
+
+    Shape: tokens (B, 2 + N, C) -> (B, 2, C), for `TwoHeads`
+    """
+
+    prefix = 2
+
+    def __init__(self, width: int):
+        super().__init__(width)
+        self.distillation = ClassToken(width)
+
+    def prepend(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, 2 + N, C)."""
+        return super().prepend(self.distillation.prepend(tokens))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, :2]
+
+
+class TwoHeads(nn.Module):
+    """A linear head for the class token, one for the distillation token (DeiT, section 3).
+
+    Shape: (B, 2, C) -> in training the pair of their logits, each (B, num_classes), classes first;
+    in evaluation the mean of the two, as in facebookresearch/deit, models.py
+    """
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.classes = head(width, num_classes)
+        self.distillation = head(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        logits = self.classes(x[:, 0]), self.distillation(x[:, 1])
+        return logits if self.training else sum(logits) / 2
+
+
+def head(width: int, num_classes: int) -> nn.Module:
+    return nn.Linear(width, num_classes) if num_classes else nn.Identity()
 
 
 class MLP(nn.Sequential):
@@ -61,12 +105,17 @@ class TransformerBlock(nn.Module):
         self.mlp = MLP(width, hidden, dropout)
         self.dropout = nn.Dropout(dropout)
         self.drop = StochasticDepth(stochastic_depth, "row")
+        self.on_grid = "grid" in signature(attention.forward).parameters
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        y = self.norm1(x)
-        y = self.attention(y) if bias is None else self.attention(y, bias=bias)
+    def forward(self, x: Tensor, grid: tuple[int, int], bias: Tensor | None = None) -> Tensor:
+        y = self.attention(self.norm1(x), **self.asked(grid, bias))
         x = x + self.drop(self.dropout(y))
         return x + self.drop(self.mlp(self.norm2(x)))
+
+    def asked(self, grid: tuple[int, int], bias: Tensor | None) -> dict[str, Any]:
+        """What the attention wants besides the tokens: the map's (H, W), scores to add."""
+        asked = {"grid": grid} if self.on_grid else {}
+        return asked if bias is None else asked | {"bias": bias}
 
 
 def initialise(module: nn.Module) -> None:
@@ -85,7 +134,8 @@ class ViT(Backbone):
 
     Each patch of P x P pixels is a vector of P² · in_channels numbers, 768 for P = 16 and RGB,
     projected to `width`. DeiT has the same shapes: Ti, S and B have widths 192, 384 and 768 with 3,
-    6 and 12 heads.
+    6 and 12 heads; with `pool=DistilledToken` it is the distilled one, which gives a pair of logits
+    in training (see `TwoHeads`).
 
     Args:
         image_size: pixels; the size that positions are learned at.
@@ -94,21 +144,24 @@ class ViT(Backbone):
         depth: number of blocks.
         heads: h, a divisor of C.
         num_classes: 0 leaves out the head.
-        attention: factory `width, heads -> module`.
+        attention: factory `width, heads -> module`. A module whose forward takes `grid` is told the
+            (H, W) of the patches.
+        alternate: factory for every second block, `attention` where none is given, such as shifted
+            `WindowAttention` in turn with unshifted.
         pool: factory `width -> module` that maps (B, N, C) -> (B, C): `ClassToken`, `MeanPool` or
-            `AttentionPool`; only `ClassToken` adds a token.
-        position: `"absolute"`, one learned vector per place added to the patches, or `"relative"`,
-            a learned bias per head and offset in every block (the class token has none); the
-            attention must then take `bias=`.
+            `AttentionPool`; or `DistilledToken`. The two tokens are added to those of the patches.
+        position: `"absolute"`, one learned vector per place added to the patches; `"relative"`, a
+            learned bias per head and offset in every block (the class token has none), for an
+            attention that takes `bias=`; or `"none"`.
         mlp_ratio: hidden width of the MLP over C.
         dropout: after the positions, the attention and both layers of the MLP.
         stochastic_depth: rate at which the last block's branches are dropped; linear from 0.
         in_channels: 3 for RGB.
 
     Raises:
-        InputError: `image_size`, or the size of an image, is no multiple of `patch_size`; a size or
-            number is not positive; an unknown `position`; `attention` does not map tokens to
-            tokens, which one built layer is asked at construction.
+        InputError: `image_size`, or the size of an image, is no multiple of `patch_size`, or
+            `width` of `heads`; a size or number is not positive; an unknown `position`; an
+            attention does not map tokens to tokens, which built layers are asked at construction.
     """
 
     def __init__(
@@ -120,8 +173,9 @@ class ViT(Backbone):
         heads: int = 12,
         num_classes: int = 1000,
         attention: TokenAttention = MultiHeadAttention,
+        alternate: TokenAttention | None = None,
         pool: Callable[[int], nn.Module] = ClassToken,
-        position: Literal["absolute", "relative"] = "absolute",
+        position: Literal["absolute", "relative", "none"] = "absolute",
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
@@ -132,8 +186,10 @@ class ViT(Backbone):
         for name, value in (sizes | {"depth": depth, "heads": heads}).items():
             if value < 1:
                 raise InputError(f"ViT: {name} {value} is not positive")
-        if position not in ("absolute", "relative"):
-            raise InputError(f"ViT: position {position!r} is neither absolute nor relative")
+        if position not in ("absolute", "relative", "none"):
+            raise InputError(f"ViT: position {position!r} is none of absolute, relative, none")
+        if width % heads:
+            raise InputError(f"ViT: width {width} is no multiple of heads {heads}")
         if image_size % patch_size:
             raise InputError(
                 f"ViT: image_size {image_size} is no multiple of patch_size {patch_size}"
@@ -144,15 +200,16 @@ class ViT(Backbone):
 
         self.patches = nn.Conv2d(in_channels, width, patch_size, patch_size)
         self.pool = pool(width)
-        self.prefix = int(isinstance(self.pool, ClassToken))
+        self.prefix = self.pool.prefix if isinstance(self.pool, ClassToken) else 0
         self.position = (
             LearnedPosition(width, grid, self.prefix) if position == "absolute" else None
         )
         self.dropout = nn.Dropout(dropout)
+        kinds = (attention, alternate or attention)
         rates = torch.linspace(0, stochastic_depth, depth).tolist()
         self.blocks = nn.ModuleList(
             TransformerBlock(
-                attention(width, heads), width, int(mlp_ratio * width), dropout, rates[i]
+                kinds[i % 2](width, heads), width, int(mlp_ratio * width), dropout, rates[i]
             )
             for i in range(depth)
         )
@@ -160,25 +217,27 @@ class ViT(Backbone):
             RelativePositionBias(heads, grid) for _ in range(depth) if position == "relative"
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+        distilled = isinstance(self.pool, DistilledToken)
+        self.head = (TwoHeads if distilled else head)(width, num_classes)
         for part in (self.patches, self.blocks, self.head):
             part.apply(initialise)
         self.check_attention(grid)
 
     def check_attention(self, grid: tuple[int, int]) -> None:
-        """Raises InputError when the first block's attention does not map tokens to tokens."""
-        attention = self.blocks[0].attention
+        """Raises InputError when an attention of the blocks does not map tokens to tokens."""
         (width,) = self.channels
         tokens = torch.zeros(1, self.prefix + grid[0] * grid[1], width)
         bias = self.bias(self.biases[0], grid) if len(self.biases) else None
-        if reason := misfit(attention, tokens, bias):
-            hint = ""
-            if self.prefix and bias is None and not misfit(attention, tokens[:, self.prefix :]):
-                hint = "; pool: MeanPool leaves out the class token"
-            raise InputError(
-                f"ViT: attention {type(attention).__name__} does not map {tuple(tokens.shape)} to"
-                f" itself: {reason}{hint}"
-            )
+        for block in self.blocks[:2]:
+            attention, asked = block.attention, block.asked(grid, bias)
+            if reason := misfit(attention, tokens, asked):
+                hint = ""
+                if self.prefix and not misfit(attention, tokens[:, self.prefix :], asked):
+                    hint = "; pool: MeanPool leaves out the class token"
+                raise InputError(
+                    f"ViT: attention {type(attention).__name__} does not map {tuple(tokens.shape)}"
+                    f" to itself: {reason}{hint}"
+                )
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, N, C) after the last norm, the class token first."""
@@ -198,7 +257,7 @@ class ViT(Backbone):
         x = self.dropout(x)
         biases = [self.bias(table, grid) for table in self.biases] or [None] * len(self.blocks)
         for block, bias in zip(self.blocks, biases, strict=True):
-            x = block(x, bias)
+            x = block(x, grid, bias)
         return self.norm(x)
 
     def bias(self, table: RelativePositionBias, grid: tuple[int, int]) -> Tensor:

@@ -2,18 +2,31 @@
 
 from attention_vision.layouts.layout import Layout
 
+OF_TIMM = (
+    (r"cls_token$", "pool.token"),
+    (r"pos_embed$", "position.table"),
+    (r"patch_embed\.proj\.", "patches."),
+    (r"(blocks\.\d+)\.attn\.qkv\.", r"\1.attention.qkv."),
+    (r"(blocks\.\d+)\.attn\.proj\.", r"\1.attention.out."),
+    (r"(blocks\.\d+)\.mlp\.fc1\.", r"\1.mlp.expand."),
+    (r"(blocks\.\d+)\.mlp\.fc2\.", r"\1.mlp.reduce."),
+)
+
+DISTILLED = Layout(
+    "distilled DeiT of timm or the official release",
+    ("dist_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
+    (
+        *OF_TIMM,
+        (r"dist_token$", "pool.distillation.token"),
+        (r"head\.", "head.classes."),
+        (r"head_dist\.", "head.distillation."),
+    ),
+)
+
 TIMM = Layout(
     "ViT or DeiT of timm",
     ("cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
-    (
-        (r"cls_token$", "pool.token"),
-        (r"pos_embed$", "position.table"),
-        (r"patch_embed\.proj\.", "patches."),
-        (r"(blocks\.\d+)\.attn\.qkv\.", r"\1.attention.qkv."),
-        (r"(blocks\.\d+)\.attn\.proj\.", r"\1.attention.out."),
-        (r"(blocks\.\d+)\.mlp\.fc1\.", r"\1.mlp.expand."),
-        (r"(blocks\.\d+)\.mlp\.fc2\.", r"\1.mlp.reduce."),
-    ),
+    OF_TIMM,
 )
 
 TORCHVISION = Layout(
