@@ -27,14 +27,16 @@ def load_official(
 ) -> Model:
     """Load the weights that another library or a paper's authors released.
 
-    Recognised by their keys: ResNet of torchvision and timm, SE-ResNet of timm, ViT of torchvision,
-    ViT and DeiT of timm, Swin of the official release, torchvision and timm, DETR of the official
-    release and of Hugging Face, before transformers 5 and since, Faster R-CNN R50-FPN of
-    torchvision. The model's own state dict is taken as it is. Relative position biases are resized
-    to the windows of the model.
+    Recognised by their keys: ResNet of torchvision and timm, SE-ResNet of timm, CBAM-ResNet of the
+    official release, EfficientNet of torchvision and timm, ViT of torchvision, ViT and DeiT of
+    timm, Swin of the official release, torchvision and timm, DETR of the official release and of
+    Hugging Face, before transformers 5 and since, Faster R-CNN R50-FPN of torchvision. The model's
+    own state dict is taken as it is. Relative position biases are resized to the windows of the
+    model.
 
     A state dict says nothing about the `eps` of norms. Torchvision's released Faster R-CNN
-    (COCO_V1) was trained with 0: `norm=partial(FrozenBatchNorm2d, eps=0.0)`.
+    (COCO_V1) was trained with 0: `norm=partial(FrozenBatchNorm2d, eps=0.0)`. Nor does it show how
+    convolutions pad: timm's `tf_efficientnet_*` load into EfficientNet and answer wrongly.
 
     Args:
         model: a network of this package with the shapes of the weights.
