@@ -1,45 +1,18 @@
 """Swin Transformer."""
 
-import inspect
 from collections.abc import Callable
 from math import ceil
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from attention_vision.attention import TokenAttention, WindowAttention
 from attention_vision.attention.window import pad_to_windows
 from attention_vision.backbones.backbone import Backbone, MeanPool, misfit
-from attention_vision.backbones.vit import MLP, initialise
+from attention_vision.backbones.vit import TransformerBlock, initialise
 from attention_vision.errors import InputError
-
-
-class SwinBlock(nn.Module):
-    """Pre-norm: x + attention(norm(x)), then x + MLP(norm(x)) (Swin, eq. 3).
-
-    Shape: (B, H, W, C) -> (B, H, W, C)
-    """
-
-    def __init__(
-        self, attention: nn.Module, width: int, hidden: int, dropout: float, stochastic_depth: float
-    ):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attention = attention
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, hidden, dropout)
-        self.dropout = nn.Dropout(dropout)
-        self.drop = StochasticDepth(stochastic_depth, "row")
-        self.on_grid = "grid" in inspect.signature(attention.forward).parameters
-
-    def forward(self, x: Tensor) -> Tensor:
-        grid = x.shape[1:3]
-        y = self.norm1(x).flatten(1, 2)
-        y = self.attention(y, grid=grid) if self.on_grid else self.attention(y)
-        x = x + self.drop(self.dropout(y)).unflatten(1, grid)
-        return x + self.drop(self.mlp(self.norm2(x)))
 
 
 class PatchMerging(nn.Module):
@@ -63,15 +36,23 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Merging, where it is not the first stage, and blocks of one resolution."""
+    """Merging, the identity in the first stage, and blocks of one resolution.
 
-    def __init__(self, merging: nn.Module, blocks: list[SwinBlock]):
+    Shape: (B, H, W, C) -> (B, H/2, W/2, 2C), the same in the first stage
+    """
+
+    def __init__(self, merging: nn.Module, blocks: list[TransformerBlock]):
         super().__init__()
         self.merging = merging
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.merging(x))
+        x = self.merging(x)
+        grid = x.shape[1:3]
+        x = x.flatten(1, 2)
+        for block in self.blocks:
+            x = block(x, grid)
+        return x.unflatten(1, grid)
 
 
 class Swin(Backbone):
@@ -99,9 +80,10 @@ class Swin(Backbone):
         num_classes: 0 leaves out the head.
         attention: factory `width, heads -> module` that stands in every block in place of shifted
             windows, e.g. `MultiHeadAttention` or `AxialAttention`; `window`, `shift`,
-            `relative_position` and `mask_padding` are then without effect.
+            `position` and `mask_padding` are then without effect.
         shift: off, no block shifts its windows (Table 4 of the paper).
-        relative_position: off, scores have no bias (Table 4).
+        position: `"relative"`, a learned bias per head and offset in a window, or `"none"`
+            (Table 4).
         mask_padding: attention does not see the padding of windows. Off, as released, it is seen as
             zeros.
         pool: factory `width -> module` that maps (B, N, C) -> (B, C): `MeanPool` or
@@ -129,7 +111,7 @@ class Swin(Backbone):
         num_classes: int = 1000,
         attention: TokenAttention | None = None,
         shift: bool = True,
-        relative_position: bool = True,
+        position: Literal["relative", "none"] = "relative",
         mask_padding: bool = False,
         pool: Callable[[int], nn.Module] = MeanPool,
         mlp_ratio: float = 4.0,
@@ -142,6 +124,8 @@ class Swin(Backbone):
         for name, value in (sizes | {"window": window}).items():
             if value < 1:
                 raise InputError(f"Swin: {name} {value} is not positive")
+        if position not in ("relative", "none"):
+            raise InputError(f"Swin: position {position!r} is neither relative nor none")
         if len(depths) != len(heads) or not depths:
             raise InputError(
                 f"Swin: depths {tuple(depths)} and heads {tuple(heads)} must have one number each "
@@ -159,14 +143,14 @@ class Swin(Backbone):
         self.channels = tuple(width << stage for stage in range(len(depths)))
         self.strides = tuple(patch_size << stage for stage in range(len(depths)))
 
-        def layer(stage: int, shifted: bool) -> nn.Module:
+        def layer(stage: int, index: int) -> nn.Module:
+            channels = self.channels[stage]
             if attention is not None:
-                return attention(self.channels[stage], heads[stage])
+                return attention(channels, heads[stage])
             side = min(window, ceil(image_size / self.strides[stage]))
-            distance = side // 2 if shift and shifted else 0
-            return WindowAttention(
-                self.channels[stage], heads[stage], side, distance, relative_position, mask_padding
-            )
+            distance = side // 2 if shift and index % 2 else 0
+            relative = position == "relative"
+            return WindowAttention(channels, heads[stage], side, distance, relative, mask_padding)
 
         self.patches = nn.Conv2d(in_channels, width, patch_size, patch_size)
         self.patch_norm = nn.LayerNorm(width)
@@ -176,7 +160,7 @@ class Swin(Backbone):
         for stage, (depth, channels) in enumerate(zip(depths, self.channels, strict=True)):
             hidden = int(mlp_ratio * channels)
             blocks = [
-                SwinBlock(layer(stage, index % 2 == 1), channels, hidden, dropout, next(rates))
+                TransformerBlock(layer(stage, index), channels, hidden, dropout, next(rates), 1e-5)
                 for index in range(depth)
             ]
             merging = PatchMerging(channels // 2) if stage else nn.Identity()

@@ -96,12 +96,13 @@ class TransformerBlock(nn.Module):
     """Pre-norm: x + attention(norm(x)), then x + MLP(norm(x)) (ViT, eq. 2-3)."""
 
     def __init__(
-        self, attention: nn.Module, width: int, hidden: int, dropout: float, stochastic_depth: float
-    ):
+        self, attention: nn.Module, width: int, hidden: int, dropout: float,
+        stochastic_depth: float, eps: float = 1e-6,
+    ):  # fmt: skip
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps)
         self.attention = attention
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, eps)
         self.mlp = MLP(width, hidden, dropout)
         self.dropout = nn.Dropout(dropout)
         self.drop = StochasticDepth(stochastic_depth, "row")
