@@ -50,6 +50,34 @@ class EpochSampler(DistributedSampler):
         self._resume = {state["epoch"]: state["yielded"]}
 
 
+class RepeatedSampler(EpochSampler):
+    """Repeated augmentation (Hoffer et al., arXiv 1901.09335) as DeiT samples it (`RASampler`).
+
+    The shuffled images stand `repeats` times one behind the other, and the processes take turns. An
+    epoch is cut to as many samples as without repeats, the images rounded down to a multiple of 256
+    and divided among the processes, so that it sees a `repeats`-th of the images. Yields
+    (epoch, index · repeats + repeat): for the stream of randomness every repeat is another sample.
+
+    Raises InputError for fewer than 256 images, of which nothing is left.
+    """
+
+    def __init__(self, images: Dataset, replicas: int, rank: int, seed: int, repeats: int):
+        super().__init__(images, replicas, rank, seed)
+        self.repeats = repeats
+        self.num_samples = len(images) // 256 * 256 // replicas
+        if not self.num_samples:
+            raise InputError(
+                f"data.repeats {repeats}: an epoch is a multiple of 256 images, and there are"
+                f" {len(images)}; leave repeats out"
+            )
+
+    def order(self) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        images = torch.randperm(len(self.dataset), generator=generator)
+        samples = images[:, None] * self.repeats + torch.arange(self.repeats)
+        return samples.flatten()[self.rank :: self.num_replicas][: self.num_samples].tolist()
+
+
 class TrainLoader(StatefulDataLoader):
     """torchdata's loader: a checkpoint keeps its place in an epoch, for as many workers."""
 

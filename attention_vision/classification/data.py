@@ -33,6 +33,7 @@ from attention_vision.images import (
 from attention_vision.published import CIFAR10_NAMES, published
 from attention_vision.sampling import (
     EpochSampler,
+    RepeatedSampler,
     check_loading,
     evaluation_loader,
     random_stream,
@@ -76,6 +77,8 @@ class ClassificationData(LightningDataModule):
         num_workers: processes that load images, 0 to load in the training process.
         seed: of order and augmentation; the run's seed where none is given.
         images: folder of images to predict, searched through its subfolders.
+        repeats: how often an epoch shows each image that it takes, augmented anew; its length stays
+            (repeated augmentation, see `RepeatedSampler`; 3 in DeiT).
 
     `num_classes` and `class_names` are known before `setup`.
 
@@ -94,14 +97,16 @@ class ClassificationData(LightningDataModule):
         num_workers: int,
         seed: int | None,
         images: str | None,
+        repeats: int,
     ):
         super().__init__()
-        if image_size < 1:
-            raise InputError(f"data.image_size {image_size} is not positive")
+        for name, value in (("image_size", image_size), ("repeats", repeats)):
+            if value < 1:
+                raise InputError(f"data.{name} {value} is not positive")
         check_loading(batch_size, num_workers)
         self.image_size = image_size
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.images = images
+        self.images, self.repeats = images, repeats
 
     @property
     def num_classes(self) -> int:
@@ -116,7 +121,7 @@ class ClassificationData(LightningDataModule):
         train, evaluation = (make(self.image_size, self.mean, self.std) for make in transforms)
         seed = run_seed() if self.seed is None else self.seed
         if stage == "fit":
-            self.train_images = Augmented(self._checked("train"), train, seed)
+            self.train_images = Augmented(self._checked("train"), train, seed, self.repeats)
         if stage in ("fit", "validate", "test"):
             self.val_images = Augmented(self._checked("val"), evaluation, seed)
         if stage == "predict":
@@ -127,7 +132,9 @@ class ClassificationData(LightningDataModule):
     def train_dataloader(self) -> StatefulDataLoader:
         """Shuffled full batches. Raises InputError when there is not even one."""
         images = self.train_images
-        sampler = EpochSampler(images, *replicas(self.trainer), seed=images.seed)
+        place = images, *replicas(self.trainer), images.seed
+        repeated = self.repeats > 1
+        sampler = RepeatedSampler(*place, self.repeats) if repeated else EpochSampler(*place)
         return train_loader(self.trainer, sampler, self._loading())
 
     def val_dataloader(self) -> DataLoader:
@@ -163,18 +170,20 @@ class Augmented(Dataset):
     """Transformed (image, label) pairs; each image draws from a stream of its own.
 
     The stream follows from (seed, epoch, index): an image looks the same at any number of workers,
-    and after a resume. An index without its epoch, as evaluation asks, is taken as epoch 0.
+    and after a resume. An index without its epoch, as evaluation asks, is taken as epoch 0. With
+    repeats, indices count them: index · repeats + repeat.
     """
 
-    def __init__(self, source: Source, transform: v2.Transform, seed: int):
-        self.source, self.transform, self.seed = source, transform, seed
+    def __init__(self, source: Source, transform: v2.Transform, seed: int, repeats: int = 1):
+        self.source, self.transform = source, transform
+        self.seed, self.repeats = seed, repeats
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, label = self.source[index]
+        image, label = self.source[index // self.repeats]
         with random_stream(self.seed, epoch, index):
             return self.transform(image), int(label)
 
@@ -244,8 +253,9 @@ class Digits(ClassificationData):
         seed: int | None = None,
         images: str | None = None,
         cluttered: int = 0,
+        repeats: int = 1,
     ):
-        super().__init__(image_size, batch_size, num_workers, seed, images)
+        super().__init__(image_size, batch_size, num_workers, seed, images, repeats)
         if cluttered < 0:
             raise InputError(f"data.cluttered: {cluttered}; give a number of images, 0 for none")
         self.recipe, self.cluttered = recipe, cluttered
@@ -294,9 +304,10 @@ class Published(ClassificationData):
         seed: int | None = None,
         images: str | None = None,
         per_class: int | None = None,
+        repeats: int = 1,
     ):
         size = image_size or self.own_size
-        super().__init__(size, batch_size, num_workers, seed, images)
+        super().__init__(size, batch_size, num_workers, seed, images, repeats)
         if per_class is not None and per_class < 1:
             raise InputError(f"data.per_class {per_class} is not positive")
         self.recipe, self.per_class = recipe, per_class
@@ -352,8 +363,9 @@ class ImageFolder(ClassificationData):
         num_workers: int = 4,
         seed: int | None = None,
         images: str | None = None,
+        repeats: int = 1,
     ):
-        super().__init__(image_size, batch_size, num_workers, seed, images)
+        super().__init__(image_size, batch_size, num_workers, seed, images, repeats)
         self.recipe = recipe
         self.root = Path(root)
 

@@ -15,8 +15,11 @@ from torchvision.transforms import v2
 from attention_vision.backbones import Backbone
 from attention_vision.callbacks import EpochMean, StepLog, StepSeed, log_epoch_mean
 from attention_vision.classes import check_classes
+from attention_vision.classification.distillation import Distillation
 from attention_vision.classification.figures import ImagePanel
+from attention_vision.classification.penalties import AttentionPenalty
 from attention_vision.classification.predictions import Predictions
+from attention_vision.classification.terms import Output, Term, record
 from attention_vision.errors import InputError
 from attention_vision.optim import WarmupCosine, configure, layer_decay
 
@@ -30,12 +33,21 @@ class Classifier(LightningModule):
         schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
         label_smoothing: share of the target spread over all classes, also of mixed targets.
         mixup: alpha of MixUp's Beta distribution, 0 for none.
-        cutmix: alpha of CutMix, 0 for none. With both on, each batch takes one at random.
+        cutmix: alpha of CutMix, 0 for none. With both on, each batch takes one, either with
+            probability 0.5 (DeiT's "prob" 1 and "switch" 0.5).
         ema_decay: of the average of weights that is validated and saved as the model, 0 for none.
         weights: official state dict to start from, unless a checkpoint is loaded anyway.
         channels_last: memory format of the convolutions; pays on GPUs with mixed precision.
+        mix_epochs: images are mixed in so many epochs at the start, not from then on (CCT: 175 of
+            300); in all where none is given.
         layer_decay: factor of the learning rate from each layer of the network to the one before
             it, see `optim.layer_decay`; 1 for none.
+        distillation: a trained teacher to learn from.
+        penalty: on attention.
+
+    train/loss is what is minimised. With a teacher or a penalty its parts are logged as well:
+    train/loss_ce, the cross-entropy before a teacher takes its share, and train/distillation and
+    train/penalty as they are added.
 
     Raises:
         InputError: a number that is out of its range.
@@ -52,12 +64,17 @@ class Classifier(LightningModule):
         ema_decay: float = 0.0,
         weights: str | None = None,
         channels_last: bool = False,
+        mix_epochs: int | None = None,
         layer_decay: float = 1.0,
+        distillation: Distillation | None = None,
+        penalty: AttentionPenalty | None = None,
     ):
         super().__init__()
         for name, value in (("mixup", mixup), ("cutmix", cutmix)):
             if value < 0:
                 raise InputError(f"model.{name} {value} is negative")
+        if mix_epochs is not None and mix_epochs < 0:
+            raise InputError(f"model.mix_epochs {mix_epochs} is negative")
         if not 0 <= label_smoothing <= 1:
             raise InputError(f"model.label_smoothing {label_smoothing} is not in 0..1")
         if not 0 <= ema_decay < 1:
@@ -69,9 +86,15 @@ class Classifier(LightningModule):
         self.memory_format = memory_format
         self.optimizer, self.schedule = optimizer, schedule
         self.label_smoothing, self.ema_decay, self.weights = label_smoothing, ema_decay, weights
-        self.layer_decay = layer_decay
+        self.mix_epochs, self.layer_decay = mix_epochs, layer_decay
         self.mix = mixing(mixup, cutmix, network.num_classes)
+        self.distillation = distillation
+        slots = {"distillation": distillation, "penalty": penalty}
+        self.terms: dict[str, Term] = {name: term for name, term in slots.items() if term}
         self.train_loss = EpochMean()
+        self.train_parts = nn.ModuleDict(
+            {name: EpochMean() for name in ("loss_ce", *self.terms) if self.terms}
+        )
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.accuracies = nn.ModuleDict(
             {split: accuracies(split, network.num_classes) for split in ("val", "test")}
@@ -84,6 +107,9 @@ class Classifier(LightningModule):
             from attention_vision.checkpoints import load_official
 
             load_official(self.network, self.weights)
+        if stage == "fit":
+            for term in self.terms.values():
+                term.prepare(self.network, self.trainer.datamodule)
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = [StepSeed(), StepLog(), ImagePanel(), Predictions()]
@@ -95,19 +121,29 @@ class Classifier(LightningModule):
         factors = layer_decay(self.network.layers(), self.layer_decay)
         return configure(self, self.network, self.optimizer, self.schedule, factors)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Output:
         return self.network(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, targets = self.mix(
-            *batch
-        )  # targets (B,), or (B, num_classes) where images are mixed
-        loss = cross_entropy(self(images), targets, label_smoothing=self.label_smoothing)
+        mixes = self.mix_epochs is None or self.current_epoch < self.mix_epochs
+        # targets (B,), or (B, num_classes) where images are mixed
+        images, targets = self.mix(*batch) if mixes else batch
+        with record(self.terms, self.network) as maps:
+            output = self(images)
+        taught = self.distillation.alpha if self.distillation else 0.0
+        logits = class_logits(output, taught > 0)
+        loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        parts = {name: term(images, output, maps[name]) for name, term in self.terms.items()}
+        for name, mean in self.train_parts.items():
+            mean.update((loss if name == "loss_ce" else parts[name]).detach(), len(images))
+        loss = (1 - taught) * loss + sum(parts.values())
         self.train_loss.update(loss.detach(), len(images))
         return loss
 
     def on_train_epoch_end(self) -> None:
         log_epoch_mean(self, "train/loss", self.train_loss)
+        for name, mean in self.train_parts.items():
+            log_epoch_mean(self, f"train/{name}", mean)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate("val", *batch)
@@ -130,6 +166,16 @@ class Classifier(LightningModule):
         probabilities = self(images).softmax(dim=1)
         top = probabilities.topk(min(5, self.network.num_classes))
         return paths, top.indices, top.values
+
+
+def class_logits(output: Output, taught: bool) -> Tensor:
+    """What learns from the labels: of two tokens the class token, where the other has a teacher.
+
+    Without one both learn from the labels, through the mean that they answer with (as timm).
+    """
+    if not isinstance(output, tuple):
+        return output
+    return output[0] if taught else (output[0] + output[1]) / 2
 
 
 def mixing(mixup: float, cutmix: float, num_classes: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import re
 import struct
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from attention_vision.classification import (
     Photographs,
     SmallImages,
 )
-from attention_vision.classification.data import EpochSampler
+from attention_vision.classification.data import EpochSampler, RepeatedSampler
 from attention_vision.errors import InputError, one_line
 
 STRONG = SmallImages(padding=2, rotation=10.0, shift=0.1, zoom=0.1, randaugment=2, erasing=0.5)
@@ -101,6 +102,61 @@ def test_each_image_has_a_stream_of_its_own() -> None:
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.equal(data.train_images[(1, 7)][0], images[-1])
     assert all(not torch.equal(a, b) for a, b in combinations(images, 2))
+
+
+def of_deit(images: int, replicas: int, rank: int, seed: int, repeats: int = 3) -> list[int]:
+    """Images of a process as facebookresearch/deit, samplers.py, draws them; counted by hand."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(images, generator=generator).repeat_interleave(repeats)
+    return order[rank::replicas][: images // 256 * 256 // replicas].tolist()
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+def test_repeated_augmentation_draws_as_deit(replicas: int) -> None:
+    """As many samples as images, down to a multiple of 256; of a third of them, three each."""
+    parts = [RepeatedSampler(range(1442), replicas, rank, 7, 3) for rank in range(replicas)]
+    for epoch in (0, 4):
+        drawn = []
+        for rank, part in enumerate(parts):
+            part.set_epoch(epoch)
+            samples = list(part)
+            assert len(samples) == len(part) == 1280 // replicas
+            assert {number for number, _ in samples} == {epoch}
+            images = [sample // 3 for _, sample in samples]
+            assert images == of_deit(1442, replicas, rank, 7 + epoch)
+            drawn += [sample for _, sample in samples]
+        assert len(set(drawn)) == len(drawn)
+        times = Counter(sample // 3 for sample in drawn)
+        assert 427 <= len(times) <= 429
+        assert sum(count == 3 for count in times.values()) >= 425
+
+
+def test_repeats_of_an_image_are_augmented_each_in_its_own_way() -> None:
+    data = Digits(STRONG, image_size=16, batch_size=12, repeats=3, seed=1)
+    data.setup("fit")
+    images, labels = epoch(data, 0)[0]
+    for first in range(0, 12, 3):
+        assert len(set(labels[first : first + 3].tolist())) == 1
+        assert all(not torch.equal(a, b) for a, b in combinations(images[first : first + 3], 2))
+    plain = Digits(image_size=16, batch_size=12, repeats=3)
+    assert plain.num_classes == 10
+    plain.setup("validate")
+    assert len(plain.val_images) == 355  # evaluation takes each once
+    assert int(plain.val_images[354][1]) == int(plain.val_images.source.targets[354])
+
+
+def test_a_place_among_repeats_is_resumed() -> None:
+    whole = RepeatedSampler(range(600), 2, 1, seed=0, repeats=3)
+    whole.set_epoch(2)
+    samples, place = [], None
+    for number, sample in enumerate(whole):
+        samples.append(sample)
+        if number == 9:
+            place = whole.state_dict()
+    resumed = RepeatedSampler(range(600), 2, 1, seed=0, repeats=3)
+    resumed.load_state_dict(place)
+    resumed.set_epoch(2)
+    assert list(resumed) == samples[10:]
 
 
 def test_processes_share_an_epoch_without_overlap() -> None:
@@ -246,6 +302,12 @@ def large_batch(folder: Path) -> None:
     data.train_dataloader()
 
 
+def few_to_repeat(folder: Path) -> None:
+    data = ImageFolder(str(folder), repeats=3, batch_size=2)
+    data.setup("fit")
+    data.train_dataloader()
+
+
 def nothing_to_predict(folder: Path) -> None:
     Digits(images=str(folder / "nowhere")).setup("predict")
 
@@ -275,6 +337,7 @@ def predict_without_folder(folder: Path) -> None:
         (truncated, r"cannot read the image .*cat/1.png: repair or remove it"),
         (label_out_of_range, r"FashionMNIST: label 12 of train image 2 is outside 0..9"),
         (large_batch, r"batch_size 9 is larger than the 8 training images"),
+        (few_to_repeat, r"data.repeats 3: an epoch is a multiple of 256 images, and there are 8"),
         (nothing_to_predict, r"no folder .*nowhere: set data.images"),
         (no_images_to_predict, r"no images in .*empty: looked for .jpg"),
         (predict_without_folder, r"nothing to predict: set data.images"),

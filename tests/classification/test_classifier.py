@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_run import classifier, curves, digits, train
 from torch.nn.functional import cross_entropy, one_hot
@@ -44,6 +44,26 @@ def test_mixing_gives_soft_targets() -> None:
     assert targets is labels
 
 
+def test_mixing_ends_with_its_last_epoch(tmp_path: Path) -> None:
+    """In a run that is resumed in that epoch, too; from then on targets are labels."""
+    mixed: list[tuple[int, bool]] = []
+
+    class Watch(Callback):
+        def on_before_zero_grad(self, trainer: Trainer, module: Classifier, *_: object) -> None:
+            mixed.append((trainer.current_epoch, calls.pop() if calls else False))
+
+    calls: list[bool] = []
+    saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    two = {"limit_train_batches": 2, "limit_val_batches": 0}
+    for checkpoint in (None, tmp_path / "step=3.ckpt"):
+        module = classifier()
+        assert module.mix_epochs == 2
+        module.mix.register_forward_pre_hook(lambda *_: calls.append(True))
+        train(tmp_path, 0, checkpoint, [Watch(), saving], module, **two)
+    whole = [(epoch, epoch < 2) for epoch in (0, 0, 1, 1, 2, 2)]
+    assert mixed == whole + whole[3:]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -52,6 +72,7 @@ def test_mixing_gives_soft_targets() -> None:
         {"label_smoothing": 1.5},
         {"ema_decay": 2},
         {"layer_decay": 0},
+        {"mix_epochs": -1},
     ],
 )
 def test_numbers_out_of_range(wrong: dict[str, float]) -> None:

@@ -15,7 +15,7 @@ from attention_vision.classification import Classifier, Digits, SmallImages
 from attention_vision.metrics_csv import MetricsCSV
 from attention_vision.optim import WarmupCosine
 
-STEPS_PER_EPOCH, EPOCHS = 5, 3  # 1,442 digits in batches of 260
+STEPS_PER_EPOCH, EPOCHS, BATCH = 5, 3, 256  # of 1,442 digits, repeated, an epoch has 1,280
 
 
 class Kill(Callback):
@@ -39,12 +39,13 @@ def classifier() -> Classifier:
         mixup=0.4,
         cutmix=1.0,
         ema_decay=0.9,
+        mix_epochs=2,
     )
 
 
 def digits(num_workers: int = 0) -> Digits:
     recipe = SmallImages(padding=1, flip=0.0, rotation=10.0, randaugment=1, erasing=0.3)
-    return Digits(recipe, image_size=16, batch_size=260, num_workers=num_workers)
+    return Digits(recipe, 16, batch_size=BATCH, num_workers=num_workers, repeats=3)
 
 
 def train(
@@ -52,10 +53,11 @@ def train(
     num_workers: int,
     checkpoint: Path | None = None,
     callbacks: list[Callback] | None = None,
+    module: Classifier | None = None,
     **trainer: object,
 ) -> Classifier:
     """Trains into `folder`, from `checkpoint` on where one is given."""
-    module = classifier()
+    module = module or classifier()
     torch.manual_seed(torch.seed())  # nothing may lean on the stream that the process began with
     Trainer(
         accelerator="cpu",
