@@ -4,10 +4,13 @@ from functools import partial
 
 import pytest
 import torch
+from redraw import redraw
 
 from attention_vision.attention import (
     CBAM,
+    AxialAttention,
     AxialAttention2d,
+    LocalGlobalAttention,
     LocalGlobalAttention2d,
     MultiHeadAttention,
     SelfAttention2d,
@@ -31,7 +34,12 @@ WRONG = [
         lambda: small_vit(attention=WindowAttention, pool=MeanPool, position="relative"),
         "unexpected keyword argument 'bias'",
     ),
+    (
+        lambda: small_vit(alternate=AxialAttention),
+        r"ViT: attention AxialAttention does not map .*; pool: MeanPool leaves out the class token",
+    ),
     (lambda: small_vit(position="rel"), "position 'rel'"),
+    (lambda: ViT(16, 4, width=10, heads=3), "width 10 is no multiple of heads 3"),
     (lambda: small_vit(depth=0), "depth 0 is not positive"),
     (lambda: small_vit(heads=0), "heads 0 is not positive"),
     (
@@ -61,7 +69,11 @@ def test_mistakes_are_one_line(build, line):
 @pytest.mark.parametrize(
     "build",
     [
-        partial(small_vit, attention=WindowAttention, pool=MeanPool),
+        *(
+            partial(small_vit, attention=kind, pool=MeanPool)
+            for kind in (WindowAttention, AxialAttention, LocalGlobalAttention)
+        ),
+        partial(small_vit, position="none"),
         partial(small_vit, position="relative"),
         *(
             partial(small_resnet, attention=kind)
@@ -85,3 +97,25 @@ def test_asking_changes_nothing():
     assert torch.equal(torch.get_rng_state(), random)
     assert modes == {name: module.training for name, module in attention.named_modules()}
     assert all(torch.equal(value, before[name]) for name, value in attention.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [WindowAttention, AxialAttention, LocalGlobalAttention])
+def test_a_vit_tells_its_attention_the_grid(kind):
+    # 4 x 9 tokens would also be a square of 6 x 6
+    network = redraw(small_vit(attention=kind, pool=MeanPool, position="none"), 0).eval()
+    images = torch.randn(1, 3, 16, 36)
+    block, x = network.blocks[0], network.patches(images).flatten(2).mT
+    y = block.attention(block.norm1(x), (4, 9))
+    heard = []
+    block.attention.register_forward_hook(lambda module, given, output: heard.append(output))
+    network(images)
+    torch.testing.assert_close(heard[0], y)
+    assert not torch.allclose(y, block.attention(block.norm1(x), (6, 6)))
+
+
+def test_every_second_block_takes_the_alternate():
+    shifted = partial(WindowAttention, window=2, shift=1)
+    network = small_vit(
+        depth=3, attention=partial(WindowAttention, window=2), alternate=shifted, pool=MeanPool
+    )
+    assert [block.attention.shift for block in network.blocks] == [0, 1, 0]
