@@ -15,6 +15,8 @@ class Claim:
         metric: the logged key that measures it, for example `val/top1`.
         reported: the paper's number, in the unit of the logged metric.
         tolerance: half-width around `reported` that still counts as reproduced, in the same unit.
+        conditions: what the number holds under and is easily left out when it is quoted:
+            pre-training, resolution, evaluator, number of samples.
         deviations: what differs from the paper's recipe, one sentence each.
         hardware: what the run was sized for, for example "8 x A100".
         hours: wall-clock hours on that hardware.
@@ -28,6 +30,7 @@ class Claim:
     metric: str
     reported: float
     tolerance: float = 0.0
+    conditions: list[str] = field(default_factory=list)
     deviations: list[str] = field(default_factory=list)
     hardware: str = ""
     hours: float = 0.0
@@ -43,3 +46,8 @@ class Claim:
         for name in ("tolerance", "hours"):
             if getattr(self, name) < 0:
                 raise InputError(f"claim.{name} must not be negative, but is {getattr(self, name)}")
+
+    def reproduced(self, measured: float) -> bool:
+        """Whether a number lies within the tolerance, its edge included."""
+        slack = 1e-9 * max(1.0, abs(self.reported))  # 0.77 - 0.766 is a little more than 0.004
+        return abs(measured - self.reported) <= self.tolerance + slack

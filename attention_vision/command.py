@@ -37,6 +37,7 @@ from attention_vision.config_errors import ConfigError, explain, kept_arguments
 from attention_vision.errors import InputError, one_line
 from attention_vision.metrics_csv import MetricsCSV
 from attention_vision.progress import ProgressLines
+from attention_vision.reproduction import Reproduction
 from attention_vision.runs import default_run, find_checkpoint, holds_run, read_state
 
 RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
@@ -363,6 +364,8 @@ class Command(LightningCLI):
             if hasattr(logger, "write_to"):  # W&B's, which is imported by those alone who use it
                 logger.write_to(self.run_folder)
         wanted.callbacks = as_list(wanted.callbacks, Callback) + self.checkpoints()
+        if self.config_init.claim and not wanted.fast_dev_run:
+            wanted.callbacks.append(Reproduction(self.config_init.claim, self.run_folder))
         if self.verb != "fit":
             wanted.enable_checkpointing = False
             wanted.callbacks = [one for one in wanted.callbacks if not isinstance(one, Checkpoint)]

@@ -18,11 +18,11 @@ from attention_vision.study.report import Report, Row
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 STYLES = ("-", "--", ":", "-.")  # for more cells than colours
 INK = "#010203"  # becomes currentColor in the page
-WIDTH = 4.6  # inches
+WIDTH = 4.4  # inches
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",  # equal reports are equal files
-    "font.size": 9,
+    "font.size": 10,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "text.color": INK,
@@ -91,7 +91,7 @@ def curves(report: Report) -> Figure:
             axes.fill_between(steps, middle - half, middle + half, alpha=0.18, lw=0, **line)
     axes.set_xlabel("step")
     axes.set_ylabel(study.metric)
-    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
     return figure
 
 

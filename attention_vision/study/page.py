@@ -31,7 +31,8 @@ table { border-collapse: collapse; width: 100%; font-size: .95rem; line-height: 
   font-variant-numeric: tabular-nums lining-nums; border-top: 1.5px solid var(--ink);
   border-bottom: 1.5px solid var(--ink); }
 th, td { padding: .5rem .9rem .5rem 0; text-align: left; vertical-align: baseline; }
-th { font-weight: 400; color: var(--soft); border-bottom: 1px solid var(--line); }
+th { font-weight: 400; color: var(--soft); border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
 td { white-space: nowrap; }
 td:first-child { white-space: normal; min-width: 8rem; }
 th:last-child, td:last-child { padding-right: 0; }
