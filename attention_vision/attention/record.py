@@ -46,14 +46,15 @@ def note(weights: Tensor, kind: Kind = "gates") -> None:
         listener.keep(weights)
 
 
-def check_layers(model: nn.Module, layers: Sequence[str] | None) -> None:
-    """Raises ValueError when a name is no module of the model; gives the nearest names."""
+def missing_layer(model: nn.Module, layers: Sequence[str] | None) -> str | None:
+    """Which of the names is no module of the model, with the nearest; None where all are."""
     modules = dict(model.named_modules())
     for name in layers or ():
         if name not in modules:
             nearest = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
             hint = f"nearest: {', '.join(nearest)}" if nearest else "see model.named_modules()"
-            raise ValueError(f"record_attention: the model has no layer {name!r}; {hint}")
+            return f"has no layer {name!r}; {hint}"
+    return None
 
 
 @contextmanager
@@ -94,7 +95,8 @@ def record_attention(
         ValueError: a name is no module of the model; the nearest names are given.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper prefixes every name
-    check_layers(model, layers)
+    if missing := missing_layer(model, layers):
+        raise ValueError(f"record_attention: the model {missing}")
 
     def wanted(name: str) -> bool:
         return layers is None or any(

@@ -9,18 +9,30 @@ from attention_vision.classification.data import (
     ImageFolder,
     ImageNet,
 )
+from attention_vision.classification.distillation import Distillation
+from attention_vision.classification.map_transfer import (
+    ActivationTransfer,
+    GateTransfer,
+    RowTransfer,
+)
 from attention_vision.classification.module import Classifier
+from attention_vision.classification.penalties import AttentionPenalty
 from attention_vision.classification.transforms import Photographs, SmallImages
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "ActivationTransfer",
+    "AttentionPenalty",
     "ClassificationData",
     "Classifier",
     "Digits",
+    "Distillation",
     "FashionMNIST",
+    "GateTransfer",
     "ImageFolder",
     "ImageNet",
     "Photographs",
+    "RowTransfer",
     "SmallImages",
 ]

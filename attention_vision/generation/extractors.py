@@ -10,7 +10,6 @@ from argparse import ArgumentError
 from pathlib import Path
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -21,10 +20,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     FeatureExtractorInceptionV3,
 )
 
-from attention_vision.backbones import Backbone
-from attention_vision.checkpoints import load_official, read
+from attention_vision.checkpoints import read
 from attention_vision.errors import InputError
 from attention_vision.generation.gathering import broadcast, rank
+from attention_vision.trained import trained_classifier
 
 
 class Inception2015(nn.Module):
@@ -65,26 +64,18 @@ class RunClassifier(nn.Module):
 
     def __init__(self, run: Path):
         super().__init__()
-        file = run / "config.yaml"
-        if not file.is_file():
-            raise InputError(f"{run} holds no run: train the classifier that is to score first")
-        config = yaml.safe_load(file.read_text())
-        if config.get("task") != "classification":
-            raise InputError(f"{run} holds no run of classification, but of {config.get('task')}")
-        # Network and data are built as the run's command did, the data only to ask it.
+        self.network, config = trained_classifier(run)
+        # The data is built as the run's command did, only to ask it.
         parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(Backbone, "network")
         parser.add_subclass_arguments(LightningDataModule, "data")
-        parts = {"network": config["model"]["network"], "data": config["data"]}
         try:
-            built = parser.instantiate(parser.parse_object(parts))
+            data = parser.instantiate(parser.parse_object({"data": config["data"]})).data
         except ArgumentError as error:
-            raise InputError(f"{file}: {str(error).strip().splitlines()[0]}") from error
-        self.network = built.network
-        self._load(run)
-        self.num_classes, self.size = built.network.num_classes, built.data.image_size
-        self.register_buffer("mean", torch.tensor(built.data.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(built.data.std)[:, None, None])
+            line = str(error).strip().splitlines()[0]
+            raise InputError(f"{run / 'config.yaml'}: {line}") from error
+        self.num_classes, self.size = self.network.num_classes, data.image_size
+        self.register_buffer("mean", torch.tensor(data.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(data.std)[:, None, None])
         self.name = run.absolute().name
         digest = hashlib.sha256(str(self.size).encode())
         for name, tensor in self.state_dict().items():
@@ -98,18 +89,6 @@ class RunClassifier(nn.Module):
             images = interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         features = self.network.pool(self.network.tokens((images - self.mean) / self.std))
         return features, self.network.head(features)
-
-    def _load(self, run: Path) -> None:
-        kept = [run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
-        file = next((file for file in kept if file.is_file()), None)
-        if file is None:
-            raise InputError(f"{run} holds no checkpoint: train the classifier to its end")
-        start = "network."  # a checkpoint of training holds the network beside its metrics
-        state = read(file).get("state_dict", {})
-        state = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
-        if not state:
-            raise InputError(f"{file} is no checkpoint of a classifier")
-        load_official(self.network, state)
 
     def _warn(self, label_smoothing: float) -> None:
         """A classifier that never was to be sure gives low scores, even to real images."""

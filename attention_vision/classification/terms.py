@@ -1,0 +1,65 @@
+"""What is added to a classifier's loss: the contract of its slots `distillation` and `penalty`."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attention_vision.backbones import Backbone
+from attention_vision.classification.data import ClassificationData
+
+Maps = dict[str, Tensor]  # name of a layer -> what was recorded of it
+Output = Tensor | tuple[Tensor, Tensor]  # logits (B, num_classes), or those of both tokens
+
+
+class Term(Protocol):
+    """A term of the loss that looks into the forward pass of the network.
+
+    ```python
+    with term.record(network) as maps:
+        output = network(images)
+    loss = cross_entropy(output, labels) + term(images, output, maps)
+    ```
+    """
+
+    def prepare(self, network: Backbone, data: ClassificationData | None) -> None:
+        """Once before training. Raises InputError when the term does not fit network or data."""
+
+    def record(self, network: Backbone) -> AbstractContextManager[Maps]:
+        """Records, of a forward pass inside the block, what the term needs to see."""
+
+    def __call__(self, images: Tensor, output: Output, maps: Maps) -> Tensor:
+        """What is added to the loss; images (B, 3, H, W) as the network saw them."""
+
+
+@contextmanager
+def record(terms: Mapping[str, Term], network: Backbone) -> Iterator[dict[str, Maps]]:
+    """Name of each term -> what it records of the forward pass inside the block."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(term.record(network)) for name, term in terms.items()}
+
+
+@contextmanager
+def trial(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode and without gradients; afterwards as it was."""
+    modes = {module: module.training for module in network.modules()}
+    try:
+        with torch.no_grad():
+            network.eval()
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def blank_image(network: nn.Module, data: ClassificationData) -> Tensor:
+    """One image (1, 3, H, W) of the data's size, to ask the network with."""
+    first = next(network.parameters())
+    return torch.zeros(1, 3, data.image_size, data.image_size).to(first)
+
+
+def below(layer: str, maps: Maps) -> list[str]:
+    """The names of the maps that belong to a layer or to one inside it; "" holds all."""
+    return [name for name in maps if layer in ("", name) or name.startswith(f"{layer}.")]
