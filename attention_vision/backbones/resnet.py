@@ -243,7 +243,7 @@ class ResNet(Backbone):
         stride = self.stem.stride
         self.stages = nn.ModuleList()
         channels, strides, inputs = [], [], width
-        rates = iter(torch.linspace(0, stochastic_depth, sum(blocks)).tolist())
+        rates = iter(torch.linspace(0, stochastic_depth, sum(blocks), device="cpu").tolist())
         for number, count in enumerate(blocks, start=1):
             here = attention if number in attention_stages else nn.Identity
             inside = here if attention_at == "blocks" else nn.Identity

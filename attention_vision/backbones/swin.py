@@ -155,7 +155,7 @@ class Swin(Backbone):
         self.patches = nn.Conv2d(in_channels, width, patch_size, patch_size)
         self.patch_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
-        rates = iter(torch.linspace(0, stochastic_depth, sum(depths)).tolist())
+        rates = iter(torch.linspace(0, stochastic_depth, sum(depths), device="cpu").tolist())
         self.stages = nn.ModuleList()
         for stage, (depth, channels) in enumerate(zip(depths, self.channels, strict=True)):
             hidden = int(mlp_ratio * channels)
