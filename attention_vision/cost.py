@@ -129,10 +129,10 @@ def measure(works: Sequence[Work], repeats: int = 5) -> list[Cost]:
     networks, every second one backwards. Times are medians over repeats, after a warm-up.
     """
     counts = [macs(one) for one in works]
-    memory = [peak_memory(one) for one in works]  # warms up, too
+    memory = [peak_memory(one) for one in works]  # warms up, too: two steps
     forward: list[list[float]] = [[] for _ in works]
     steps: list[list[float]] = [[] for _ in works]
-    for repeat in range(repeats + 1):
+    for repeat in range(repeats):
         order = range(len(works)) if repeat % 2 else reversed(range(len(works)))
         for place in order:
             one = works[place]
@@ -144,8 +144,8 @@ def measure(works: Sequence[Work], repeats: int = 5) -> list[Cost]:
             parameters=sum(parameter.numel() for parameter in one.network.parameters()),
             macs=counts[place],
             images=len(one.batch[0]),
-            forward_seconds=median(forward[place][1:]),
-            step_seconds=median(steps[place][1:]) if one.trained else None,
+            forward_seconds=median(forward[place]),
+            step_seconds=median(steps[place]) if one.trained else None,
             peak_memory=memory[place],
         )
         for place, one in enumerate(works)

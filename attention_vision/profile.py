@@ -229,7 +229,7 @@ def write_csv(rows: "Sequence[tuple[Work, Cost]]", file: str) -> None:
 
 
 def plot(rows: "Sequence[tuple[Work, Cost]]", file: str) -> None:
-    """Bars of multiply-adds, times and memory, a row each, on logarithmic axes."""
+    """Bars of multiply-adds, times and memory, a row each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -252,8 +252,10 @@ def plot(rows: "Sequence[tuple[Work, Cost]]", file: str) -> None:
     panels[2].barh(places, [cost.peak_memory / 2**20 for cost in costs])
     panels[2].set_title("MiB in a step")
     for panel in panels:
-        panel.set_xscale("log")
         panel.grid(axis="x", alpha=0.3)
+        panel.margins(y=0.01)
+    for panel in panels[:2]:
+        panel.set_xscale("log")
     panels[0].set_yticks(places, names)
     panels[0].invert_yaxis()
     figure.savefig(file, dpi=150)
