@@ -45,9 +45,8 @@ class Classifier(LightningModule):
         distillation: a trained teacher to learn from.
         penalty: on attention.
 
-    train/loss is what is minimised. With a teacher or a penalty its parts are logged as well:
-    train/loss_ce, the cross-entropy before a teacher takes its share, and train/distillation and
-    train/penalty as they are added.
+    With a teacher or a penalty the parts that train/loss is the sum of are logged as well:
+    train/loss_ce, of the labels, train/distillation and train/penalty.
 
     Raises:
         InputError: a number that is out of its range.
@@ -133,11 +132,12 @@ class Classifier(LightningModule):
         taught = self.distillation.alpha if self.distillation else 0.0
         logits = class_logits(output, taught > 0)
         loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-        parts = {name: term(images, output, maps[name]) for name, term in self.terms.items()}
-        for name, mean in self.train_parts.items():
-            mean.update((loss if name == "loss_ce" else parts[name]).detach(), len(images))
-        loss = (1 - taught) * loss + sum(parts.values())
+        parts = {"loss_ce": (1 - taught) * loss}
+        parts |= {name: term(images, output, maps[name]) for name, term in self.terms.items()}
+        loss = sum(parts.values())
         self.train_loss.update(loss.detach(), len(images))
+        for name, mean in self.train_parts.items():
+            mean.update(parts[name].detach(), len(images))
         return loss
 
     def on_train_epoch_end(self) -> None:
