@@ -15,6 +15,7 @@ COMMANDS = {
 }
 TOOLS = {
     "profile": "measure what networks and mechanisms cost: parameters, operations, time, memory",
+    "study": "run, report and export a study: cells of an experiment, with seeds and statistics",
 }
 VERBS = {
     "fit": "train; writes config, metrics, checkpoints and pictures into a run folder",
@@ -75,6 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
         from attention_vision.profile import main as profile
 
         return profile(arguments[1:])
+    if task == "study":
+        from attention_vision.study.command import main as study
+
+        return study(arguments[1:])
     if task not in COMMANDS:
         return unknown("task", task, COMMANDS | TOOLS)
     if not verb or verb in ("-h", "--help"):

@@ -1,0 +1,432 @@
+"""What happens to one run of a study, in a process of its own: it trains, measures, writes."""
+
+import csv
+import fcntl
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning
+import torch
+import torchvision
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from attention_vision import __version__
+from attention_vision.callbacks import step_number
+from attention_vision.command import Command, quiet
+from attention_vision.cost import Cost, measure, work
+from attention_vision.errors import InputError, one_line
+from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.optim import horizon
+from attention_vision.study.definition import flops_to_steps
+from attention_vision.study.folder import Run, read_progress, to_json, write_atomically
+
+DONE, FAILED, NO_METRIC, ELSEWHERE = 0, 1, 3, 4  # exit codes of a worker
+LEFT_BY_FIT = ("config.yaml", "metrics.csv", "checkpoints", "pictures", "validate.json")
+
+
+class NoMetric(InputError):
+    """The study's metric is none of the keys that a run logs."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a cell before it runs.
+
+    Args:
+        parameters: of the module, frozen ones included.
+        macs: multiply-adds of a forward pass per image; None of networks that take more than
+            images (and their padding).
+        steps: of the optimiser in the whole run; None where seconds end it.
+        images: of one step.
+        step_seconds: of a forward and a backward pass here; None without `macs`.
+        peak_memory: bytes of such a step; None without `macs`.
+    """
+
+    parameters: int
+    macs: int | None
+    steps: int | None
+    images: int
+    step_seconds: float | None
+    peak_memory: int | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all steps, without the optimiser, the data and the validations."""
+        known = self.steps is not None and self.step_seconds is not None
+        return self.steps * self.step_seconds if known else None
+
+
+class CellCommand(Command):
+    """The command for a run of a study: its checkpoints are whole, its metric is looked for.
+
+    Args:
+        run: whose folder is trained in.
+        verb: fit, validate or test.
+        arguments: besides the config and the folder.
+    """
+
+    def __init__(self, run: Run, verb: str, arguments: list[str]):
+        self.study_run = run
+        super().__init__(
+            run.task, verb, ["-c", str(run.config), "--run", str(run.folder), *arguments]
+        )
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**options)
+        trainer.strategy.checkpoint_io = WholeFiles()
+        if self.verb == "fit":
+            trainer.callbacks.append(CheckMetric(self.study_run))
+        return trainer
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place first: a kill leaves the old one or the new one.
+
+    Lightning's own goes by way of the system's folder for temporary files; where that is another
+    file system, the last step copies.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        path = Path(path)
+        part = path.with_suffix(".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, part)
+        os.replace(part, path)
+
+
+class CheckMetric(Callback):
+    """Ends a run at its first validation, the sanity check included, if the metric is not there."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        logged = sorted(key for key in trainer.callback_metrics if key.startswith("val/"))
+        if logged and self.run.metric.startswith("val/") and self.run.metric not in logged:
+            raise no_metric(self.run, logged)
+
+
+class Inspected(Command):
+    """Builds data and model of a config, and nothing on disk."""
+
+    def before_instantiate_classes(self) -> None:
+        torch.set_num_threads(self.config.threads or torch.get_num_threads())
+
+    def instantiate_classes(self) -> None:
+        self.run_folder, self.checkpoint = Path(), None
+        self.instantiate_trainer = lambda **_: None
+        super().instantiate_classes()
+
+
+def inspect(task: str, config: Path, flops: float | None) -> Inspection:
+    """Parses and builds a cell, and counts what it costs.
+
+    Args:
+        task: classification, detection or generation.
+        config: the file to parse.
+        flops: the study's budget, where it is in FLOPs.
+
+    Raises:
+        InputError: the config does not parse or build, or the budget needs multiply-adds that are
+            not known.
+    """
+    command = Inspected(task, "fit", ["-c", str(config)])
+    module, data, trainer = command.model, command.datamodule, command.config.trainer
+    data.setup("fit")
+    loader = data.train_dataloader()
+    batch = next(iter(loader))
+    per_epoch = limited(len(loader), trainer.limit_train_batches)
+    accumulate = trainer.accumulate_grad_batches
+    images = len(batch[0]) * accumulate
+
+    measured = cost_of(module, batch, device_of(trainer.accelerator))
+    macs = measured.macs if measured else None
+    if flops is not None:
+        if macs is None:
+            raise InputError("a budget in FLOPs needs a network of images alone: take steps")
+        steps = flops_to_steps(flops, macs, images)
+    else:
+        ends = [trainer.max_steps] if trainer.max_steps not in (None, -1) else []
+        if trainer.max_epochs not in (None, -1):
+            ends.append(trainer.max_epochs * -(-per_epoch // accumulate))
+        steps = min(ends, default=None) if trainer.max_time is None else None
+    return Inspection(
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        macs=macs,
+        steps=steps,
+        images=images,
+        step_seconds=accumulate * measured.step_seconds if measured else None,
+        peak_memory=measured.peak_memory if measured else None,
+    )
+
+
+def limited(batches: int, limit: int | float | None) -> int:
+    """As Lightning reads `limit_train_batches`: a share or a number."""
+    if limit is None:
+        return batches
+    return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+
+
+def cost_of(module: LightningModule, batch: Any, device: torch.device) -> Cost | None:
+    """Of a module's network for a batch, whose last item is what it should answer.
+
+    None where the module has no network of images (and their padding) alone.
+    """
+    network = getattr(module, "network", None)
+    if network is None:
+        return None
+    try:
+        inputs = [part.to(device) for part in batch[:-1]]
+        return measure([work("", network.to(device), *inputs)], repeats=1)[0]
+    except Exception:  # it wants targets in training, for one: a study goes without its cost
+        return None
+
+
+def train(run: Run, cost: dict[str, int | None]) -> None:
+    """Trains a run from its last checkpoint on, or from the start, and writes result.json.
+
+    Args:
+        cost: what is known of the cell, by result.json's names.
+
+    Raises:
+        NoMetric: the run does not log the study's metric.
+    """
+    quiet()
+    last = run.folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():  # an attempt that was killed before its first checkpoint
+        clear(run.folder)
+    fit = CellCommand(run, "fit", ["--ckpt_path", "last"] if last.is_file() else [])
+    with keeping_time(run, fit):
+        fit.execute()
+        final = step_number(fit.trainer) - 1
+        step, metrics = last_validation(run.folder)
+        if step != final:  # the run did not end with a validation
+            metrics = measured(run, "validate", ["--ckpt_path", "last"])
+            epoch = max(0, fit.trainer.current_epoch - 1)
+            MetricsCSV(str(run.folder)).log_metrics(metrics | {"epoch": epoch}, final)
+        if run.metric.startswith("test/"):
+            metrics |= measured(run, "test", [])
+    if run.metric not in metrics:
+        raise no_metric(run, metrics)
+    cost = cost | {"images_per_second": images_per_second(run.folder)}
+    if torch.cuda.is_initialized():
+        cost["peak_memory"] = torch.cuda.max_memory_allocated()
+    result = {
+        "study": run.study,
+        "cell": run.cell,
+        "seed": run.seed,
+        "config_sha256": run.sha256,
+        "metrics": {key: finite(value) for key, value in metrics.items()},
+        "seconds": read_progress(run)["seconds"],
+        "cost": cost,
+        "versions": versions(),
+        "hardware": hardware(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_atomically(run.result, to_json(result))
+    run.error.unlink(missing_ok=True)
+
+
+def measured(run: Run, verb: str, arguments: list[str]) -> dict[str, float]:
+    """The metrics that validate or test leave."""
+    CellCommand(run, verb, arguments).execute()
+    return json.loads((run.folder / f"{verb}.json").read_text())["metrics"]
+
+
+def last_validation(folder: Path) -> tuple[int, dict[str, float]]:
+    """Step and metrics of the last row of metrics.csv that holds a validation; -1 without one."""
+    step, metrics = -1, {}
+    for row in rows(folder):
+        if found := {key: float(cell) for key, cell in row.items() if key.startswith("val/")}:
+            step, metrics = int(row["step"]), found
+    return step, metrics
+
+
+def images_per_second(folder: Path) -> float | None:
+    """In training: the median of what was logged, without the first, slow one if there are more."""
+    key = "train/images_per_second"
+    rates = [float(row[key]) for row in rows(folder) if key in row]
+    return median(rates[1:] or rates) if rates else None
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Of metrics.csv, without empty cells."""
+    file = folder / "metrics.csv"
+    if not file.is_file():
+        return []
+    with file.open(newline="") as stream:
+        return [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(stream)]
+
+
+def no_metric(run: Run, logged: Iterable[str]) -> NoMetric:
+    near = get_close_matches(run.metric, list(logged), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return NoMetric(
+        f"study.metric {run.metric} is logged by no run: {hint}{run} logs {', '.join(logged)}"
+    )
+
+
+def finite(value: float) -> float | None:
+    """JSON has no word for what is no number."""
+    return value if math.isfinite(value) else None
+
+
+def clear(folder: Path) -> None:
+    """Removes what an attempt left that cannot go on."""
+    for name in LEFT_BY_FIT:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def device_of(accelerator: str) -> torch.device:
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
+def versions() -> dict[str, str]:
+    return {
+        "attention_vision": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "lightning": lightning.__version__,
+    }
+
+
+def facts() -> dict[str, Any]:
+    """Where and with what a study is run."""
+    return {"versions": versions(), "hardware": hardware(), "commit": commit()}
+
+
+def commit() -> str | None:
+    """Of the repository that holds this package; None where there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return None
+    return found.stdout.strip() or None
+
+
+def hardware() -> str:
+    """In neutral words: the GPU, or the cores and how many threads use them."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    plural = "" if threads == 1 else "s"
+    return f"{os.cpu_count()}-core {platform.machine()} CPU, {threads} thread{plural}"
+
+
+@contextmanager
+def keeping_time(run: Run, command: Command) -> Iterator[None]:
+    """Writes progress.json every second, so that also a killed attempt counts."""
+    ended, start = threading.Event(), time.monotonic()
+    before = read_progress(run)["seconds"]
+
+    def write() -> None:
+        seconds = before + time.monotonic() - start
+        progress = {"seconds": round(seconds, 3), "share": share(command.trainer)}
+        write_atomically(run.progress, json.dumps(progress))
+
+    def keep() -> None:
+        while not ended.wait(1):
+            write()
+
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        write()
+
+
+def share(trainer: Trainer) -> float:
+    """Of the run that is done; 0 where its length is not known (yet)."""
+    try:
+        total, _ = horizon(trainer)
+        return min(1.0, round(step_number(trainer) / total, 4))
+    except (InputError, OverflowError, ValueError, ZeroDivisionError):
+        return 0.0
+
+
+def main(run: Run, cost: dict[str, int | None], environment: dict[str, str]) -> int:
+    """A worker's whole life; returns its exit code. Its output goes to log.txt.
+
+    Args:
+        cost: see `train`.
+        environment: variables of this worker alone, such as its GPU.
+    """
+    os.environ.update(environment)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "lock").open("w") as lock:
+        # A lock of the process, not of the file's handle: loaders that it forks do not hold it.
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return ELSEWHERE
+        if run.result.is_file():
+            return DONE
+        to_log(run.folder / "log.txt")
+        try:
+            train(run, cost)
+        except BaseException as error:
+            traceback.print_exc()
+            text = traceback.format_exc()
+            if isinstance(error, InputError):
+                text = f"{one_line(error)}\n"
+            write_atomically(run.error, text)
+            return NO_METRIC if isinstance(error, NoMetric) else FAILED
+        finally:
+            if "wandb" in sys.modules:
+                sys.modules["wandb"].finish()  # a forked process ends without the hooks of exit
+            sys.stdout.flush()
+    return DONE
+
+
+def to_log(file: Path) -> None:
+    """From here on, what this process and its children print is appended to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    stream = file.open("a", buffering=1)
+    for number in (1, 2):
+        os.dup2(stream.fileno(), number)
+    sys.stdout = sys.stderr = stream
+
+
+def forked(run: Run, cost: dict[str, int | None], environment: dict[str, str], parent: int) -> None:
+    """The process that `runner` forks: `main` in a group of its own, which dies with its parent."""
+    os.setpgrp()  # Ctrl-C is for the runner, which then ends the whole group
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=follow, daemon=True).start()
+    sys.exit(main(run, cost, environment))
