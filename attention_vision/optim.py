@@ -111,7 +111,7 @@ def horizon(trainer: Trainer) -> tuple[int, int]:
 
     Raises InputError when the run has no end.
     """
-    per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    per_epoch = steps_per_epoch(trainer)
     ends = []
     if trainer.max_epochs not in (None, -1):
         ends.append(trainer.max_epochs * per_epoch)
@@ -122,6 +122,11 @@ def horizon(trainer: Trainer) -> tuple[int, int]:
             "WarmupCosine needs an end of the run: set trainer.max_epochs or max_steps"
         )
     return min(ends), per_epoch
+
+
+def steps_per_epoch(trainer: Trainer) -> int:
+    """Optimiser steps of one epoch, known when the training data is."""
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
 def configure(

@@ -22,6 +22,7 @@ from attention_vision.classification.predictions import Predictions
 from attention_vision.classification.terms import Output, Term, record
 from attention_vision.errors import InputError
 from attention_vision.optim import WarmupCosine, configure, layer_decay
+from attention_vision.progressive import Activate, Progression, ProgressiveActivation
 
 
 class Classifier(LightningModule):
@@ -42,6 +43,8 @@ class Classifier(LightningModule):
             300); in all where none is given.
         layer_decay: factor of the learning rate from each layer of the network to the one before
             it, see `optim.layer_decay`; 1 for none.
+        progressive: when which stage's attention takes effect; all from the start where none is
+            given.
         distillation: a trained teacher to learn from.
         penalty: on attention.
 
@@ -65,6 +68,7 @@ class Classifier(LightningModule):
         channels_last: bool = False,
         mix_epochs: int | None = None,
         layer_decay: float = 1.0,
+        progressive: Progression | None = None,
         distillation: Distillation | None = None,
         penalty: AttentionPenalty | None = None,
     ):
@@ -86,6 +90,7 @@ class Classifier(LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.label_smoothing, self.ema_decay, self.weights = label_smoothing, ema_decay, weights
         self.mix_epochs, self.layer_decay = mix_epochs, layer_decay
+        self.progressive = ProgressiveActivation(network, progressive) if progressive else None
         self.mix = mixing(mixup, cutmix, network.num_classes)
         self.distillation = distillation
         slots = {"distillation": distillation, "penalty": penalty}
@@ -114,6 +119,8 @@ class Classifier(LightningModule):
         callbacks: list[Callback] = [StepSeed(), StepLog(), ImagePanel(), Predictions()]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
+        if self.progressive:
+            callbacks.append(Activate(self.progressive))
         return callbacks
 
     def configure_optimizers(self) -> dict:

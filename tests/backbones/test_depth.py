@@ -1,11 +1,13 @@
 """Layers from the stem to the head: whose parameters are how deep."""
 
+from functools import partial
+
 import pytest
 from torch import nn
+from torchvision.ops import StochasticDepth
 
-from attention_vision import backbones
 from attention_vision.attention import AttentionPool, SqueezeExcite
-from attention_vision.backbones import Backbone, ResNet, ViT
+from attention_vision.backbones import CCT, Backbone, ConvTokenizer, EfficientNet, ResNet, Swin, ViT
 from attention_vision.backbones.depth import layers_by_depth
 
 
@@ -82,13 +84,25 @@ def test_stages_with_parts_between_their_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "count"),
-    [("Swin", {"image_size": 64, "width": 24}, 12), ("EfficientNet", {"variant": "b0"}, 16)],
+    ("network", "count"),
+    [
+        (Swin(image_size=64, width=24, num_classes=10), 12),
+        (EfficientNet("b0", num_classes=10), 16),
+        (CCT(width=16, depth=3, heads=2, tokenizer=partial(ConvTokenizer, layers=3)), 3),
+    ],
+    ids=["Swin", "EfficientNet", "CCT"],
 )
-def test_further_backbones_count_their_blocks(name: str, options: dict, count: int) -> None:
-    if not hasattr(backbones, name):
-        pytest.skip(f"no {name}")
-    found = depths(getattr(backbones, name)(num_classes=10, **options))
-    assert max(found.values()) == count + 1
-    assert found["head.weight"] == count + 1
-    assert min(found.values()) == 0
+def test_stem_blocks_and_head_of_further_backbones(network: Backbone, count: int) -> None:
+    found = depths(network)
+    assert list(found.values())[0] == 0
+    assert found["head.weight"] == max(found.values()) == count + 1
+    for depth, block in enumerate(blocks(network), start=1):
+        own = {depth for name, depth in found.items() if name.startswith(f"{block}.")}
+        assert own == {depth}
+    assert depth == count
+
+
+def blocks(network: Backbone) -> list[str]:
+    """Names of the modules that stochastic depth can drop."""
+    drops = [name for name, m in network.named_modules() if isinstance(m, StochasticDepth)]
+    return [name.rpartition(".")[0] for name in drops]
