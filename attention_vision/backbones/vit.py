@@ -119,6 +119,22 @@ class TransformerBlock(nn.Module):
         return asked if bias is None else asked | {"bias": bias}
 
 
+def check_attention(
+    network: Backbone, tokens: Tensor, grid: tuple[int, int], bias: Tensor | None = None
+) -> None:
+    """Raises InputError when an attention of the blocks does not map tokens to tokens."""
+    for block in network.blocks[:2]:
+        attention, asked = block.attention, block.asked(grid, bias)
+        if reason := misfit(attention, tokens, asked):
+            hint, prefix = "", network.prefix
+            if prefix and not misfit(attention, tokens[:, prefix:], asked):
+                hint = "; pool: MeanPool leaves out the class token"
+            raise InputError(
+                f"{type(network).__name__}: attention {type(attention).__name__} does not map"
+                f" {tuple(tokens.shape)} to itself: {reason}{hint}"
+            )
+
+
 def initialise(module: nn.Module) -> None:
     """Truncated normal of std 0.02 for weights, 0 for biases, as timm and DeiT."""
     if isinstance(module, nn.Linear | nn.Conv2d):
@@ -207,7 +223,7 @@ class ViT(Backbone):
         )
         self.dropout = nn.Dropout(dropout)
         kinds = (attention, alternate or attention)
-        rates = torch.linspace(0, stochastic_depth, depth).tolist()
+        rates = torch.linspace(0, stochastic_depth, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 kinds[i % 2](width, heads), width, int(mlp_ratio * width), dropout, rates[i]
@@ -222,23 +238,9 @@ class ViT(Backbone):
         self.head = (TwoHeads if distilled else head)(width, num_classes)
         for part in (self.patches, self.blocks, self.head):
             part.apply(initialise)
-        self.check_attention(grid)
-
-    def check_attention(self, grid: tuple[int, int]) -> None:
-        """Raises InputError when an attention of the blocks does not map tokens to tokens."""
-        (width,) = self.channels
         tokens = torch.zeros(1, self.prefix + grid[0] * grid[1], width)
         bias = self.bias(self.biases[0], grid) if len(self.biases) else None
-        for block in self.blocks[:2]:
-            attention, asked = block.attention, block.asked(grid, bias)
-            if reason := misfit(attention, tokens, asked):
-                hint = ""
-                if self.prefix and not misfit(attention, tokens[:, self.prefix :], asked):
-                    hint = "; pool: MeanPool leaves out the class token"
-                raise InputError(
-                    f"ViT: attention {type(attention).__name__} does not map {tuple(tokens.shape)}"
-                    f" to itself: {reason}{hint}"
-                )
+        check_attention(self, tokens, grid, bias)
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, N, C) after the last norm, the class token first."""

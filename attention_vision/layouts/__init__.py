@@ -4,7 +4,7 @@ A layout is a list of renamings from their keys to ours. The first of `LAYOUTS` 
 its own in a state dict is taken, so that nobody has to say where a file comes from.
 """
 
-from attention_vision.layouts import detr, efficientnet, faster_rcnn, resnet, swin, vit
+from attention_vision.layouts import cct, detr, efficientnet, faster_rcnn, resnet, swin, vit
 from attention_vision.layouts.layout import Layout
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -15,6 +15,8 @@ LAYOUTS: tuple[Layout, ...] = (
     vit.DISTILLED,
     vit.TIMM,
     vit.TORCHVISION,
+    cct.PATCHES,
+    cct.RELEASE,
     swin.RELEASE,
     swin.TIMM,
     swin.TORCHVISION,

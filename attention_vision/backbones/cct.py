@@ -1,0 +1,207 @@
+"""Compact transformers for small images: CCT, CVT and ViT-Lite."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attention_vision.attention import (
+    LearnedPosition,
+    MultiHeadAttention,
+    SequencePool,
+    TokenAttention,
+)
+from attention_vision.backbones.backbone import Backbone
+from attention_vision.backbones.vit import (
+    ClassToken,
+    TransformerBlock,
+    check_attention,
+    head,
+    initialise,
+)
+from attention_vision.errors import InputError
+
+
+class ConvTokenizer(nn.Sequential):
+    """Convolution, ReLU and max pooling, once or several times: CCT's tokens.
+
+    Shape: (B, in_channels, H, W) -> (B, C, H / S, W / S), S = 2 per layer of 3 x 3, 4 of 7 x 7
+
+    Args:
+        in_channels: of the images.
+        width: C.
+        layers: 1 in CCT-7/3x1, 2 in CCT-7/3x2; the channels between two are 64.
+        kernel: side of the convolutions; their stride is kernel // 2 - 1, at least 1.
+    """
+
+    def __init__(self, in_channels: int, width: int, layers: int = 1, kernel: int = 3):
+        channels = [in_channels, *[64] * (layers - 1), width]
+        stride = max(1, kernel // 2 - 1)
+        super().__init__(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False),
+                    nn.ReLU(),
+                    nn.MaxPool2d(3, 2, 1),
+                )
+                for before, after in pairwise(channels)
+            )
+        )
+
+
+class PatchTokenizer(nn.Conv2d):
+    """Patches of P x P pixels, projected: the tokens of ViT-Lite and CVT.
+
+    Shape: (B, in_channels, H, W) -> (B, C, H / P, W / P)
+    """
+
+    def __init__(self, in_channels: int, width: int, patch_size: int = 4):
+        super().__init__(in_channels, width, patch_size, patch_size)
+
+
+class CompactAttention(MultiHeadAttention):
+    """Multi-head attention whose queries, keys and values have no bias, as CCT's released code.
+
+    Shape: (B, N, C) -> (B, N, C)
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.1):
+        super().__init__(width, heads, dropout=dropout)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+
+
+class CompactBlock(TransformerBlock):
+    """x = norm(x + attention(norm(x))), then x + MLP(x): the second norm stands on the residual.
+
+    So in the released code, src/utils/transformers.py; the paper draws ViT's block.
+    """
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        y = self.attention(self.norm1(x), **self.asked(grid, None))
+        x = self.norm2(x + self.drop(self.dropout(y)))
+        return x + self.drop(self.mlp(x))
+
+
+class CCT(Backbone):
+    """Compact Convolutional Transformer (Hassani et al., arXiv 2104.05704), here CCT-7/3x1.
+
+    Shape: images (B, in_channels, H, W) -> logits (B, num_classes)
+
+    Built after the authors' release, SHI-Labs/Compact-Transformers. With `tokenizer=PatchTokenizer`
+    it is CVT-7/4, and with `pool=ClassToken` besides it is ViT-Lite-7/4.
+
+    Args:
+        image_size: pixels; the size that positions are learned at, and resized from.
+        width: C.
+        depth: number of blocks.
+        heads: h, a divisor of C.
+        num_classes: 0 leaves out the head.
+        tokenizer: factory `in_channels, width -> module` from images to a map of tokens:
+            `ConvTokenizer` or `PatchTokenizer`.
+        attention: factory `width, heads -> module`; the default drops 0.1 of its weights.
+        pool: factory `width -> module`: `SequencePool`, `ClassToken`, `MeanPool`, `AttentionPool`.
+        position: `"learned"`, one vector per token; `"sine"`, fixed waves along the sequence; or
+            `"none"`.
+        mlp_ratio: hidden width of the MLP over C.
+        dropout: after the positions, the attention and both layers of the MLP.
+        stochastic_depth: rate at which the last block's branches are dropped; linear from 0.
+        in_channels: 3 for RGB.
+
+    Raises:
+        InputError: `width` is no multiple of `heads`; a size or number is not positive; an unknown
+            `position`; the tokenizer gives no map of `width` channels, or an attention does not map
+            tokens to tokens, which built ones are asked at construction.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        width: int = 256,
+        depth: int = 7,
+        heads: int = 4,
+        num_classes: int = 10,
+        tokenizer: Callable[[int, int], nn.Module] = ConvTokenizer,
+        attention: TokenAttention = CompactAttention,
+        pool: Callable[[int], nn.Module] = SequencePool,
+        position: Literal["learned", "sine", "none"] = "learned",
+        mlp_ratio: float = 2.0,
+        dropout: float = 0.0,
+        stochastic_depth: float = 0.1,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        sizes = {"image_size": image_size, "width": width, "depth": depth, "heads": heads}
+        for name, value in sizes.items():
+            if value < 1:
+                raise InputError(f"CCT: {name} {value} is not positive")
+        if width % heads:
+            raise InputError(f"CCT: width {width} is no multiple of heads {heads}")
+        if position not in ("learned", "sine", "none"):
+            raise InputError(f"CCT: position {position!r} is none of learned, sine, none")
+        self.num_classes = num_classes
+
+        self.tokenizer = tokenizer(in_channels, width)
+        with torch.no_grad():
+            tokens = self.tokenizer(torch.zeros(1, in_channels, image_size, image_size))
+        if tokens.ndim != 4 or tokens.shape[1] != width:
+            raise InputError(
+                f"CCT: tokenizer {type(self.tokenizer).__name__} gives {tuple(tokens.shape)}, no"
+                f" map (1, {width}, H, W)"
+            )
+        grid = tuple(tokens.shape[2:])
+        self.channels, self.strides = (width,), (round(image_size / grid[0]),)
+
+        self.pool = pool(width)
+        self.prefix = self.pool.prefix if isinstance(self.pool, ClassToken) else 0
+        self.position = None if position == "none" else LearnedPosition(width, grid, self.prefix)
+        if position == "learned":
+            nn.init.trunc_normal_(self.position.table, std=0.2)  # as released
+        elif position == "sine":
+            self.position.table.requires_grad_(False).copy_(waves(*self.position.table.shape[1:]))
+        self.dropout = nn.Dropout(dropout)
+        rates = torch.linspace(0, stochastic_depth, depth, device="cpu").tolist()
+        hidden = int(mlp_ratio * width)
+        self.blocks = nn.ModuleList(
+            CompactBlock(attention(width, heads), width, hidden, dropout, rate, eps=1e-5)
+            for rate in rates
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = head(width, num_classes)
+        for part in (self.blocks, self.head):
+            part.apply(initialise)
+        for module in self.tokenizer.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+        check_attention(self, torch.zeros(1, self.prefix + grid[0] * grid[1], width), grid)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, prefix + N, C) after the last norm."""
+        return self._encode(images)[0]
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W) -> the one map [(B, C, H/S, W/S)], without class token."""
+        tokens, grid = self._encode(images)
+        return [tokens[:, self.prefix :].mT.unflatten(2, grid)]
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        x = self.tokenizer(images)
+        grid = tuple(x.shape[2:])
+        x = x.flatten(2).mT
+        if self.prefix:
+            x = self.pool.prepend(x)
+        if self.position is not None:
+            x = x + self.position(grid)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, grid)
+        return self.norm(x), grid
+
+
+def waves(length: int, width: int) -> Tensor:
+    """(N, C): sines in even channels, cosines in odd ones (1706.03762, section 3.5)."""
+    place = torch.arange(length)[:, None]
+    pair = torch.arange(width) // 2
+    angle = place / 10_000 ** (2 * pair / width)
+    return torch.where(torch.arange(width) % 2 == 0, angle.sin(), angle.cos())
