@@ -70,8 +70,11 @@ def is_row_of_blocks(module: nn.Module) -> bool:
 
 
 def largest(modules: dict[str, nn.Module]) -> str | None:
-    """Name of the module with most parameters; None where there are no modules."""
-    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+    """Name of the module with most modules in it; None where there is none.
+
+    Not with most parameters: a stem of convolutions can have more than small blocks.
+    """
+    sizes = {name: len(list(module.modules())) for name, module in modules.items()}
     return max(sizes, key=sizes.__getitem__, default=None)
 
 
