@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -160,7 +160,8 @@ def run_study(order: Order, dry_run: bool = False) -> int:
     jobs, threads, gpus = share_machine(configs.values(), order.jobs, len(waiting))
     preload(study.task, threads)
     needed = cells if dry_run else [name for name in cells if any(name == r.cell for r in waiting)]
-    inspections, facts = inspect_all(study, {name: configs[name] for name in needed}, jobs)
+    asked = {name: configs[name] for name in needed}
+    inspections, facts = inspect_all(study, asked, jobs, without_data=dry_run)
     if dry_run:
         print(costs(study, needed, inspections, seeds, waiting, jobs))
         return 0
@@ -238,11 +239,12 @@ def preload(task: str, threads: int) -> None:
 
 
 def inspect_all(
-    study: Study, configs: dict[str, Config], jobs: int
+    study: Study, configs: dict[str, Config], jobs: int, without_data: bool
 ) -> tuple[dict[str, "Inspection"], dict[str, Any]]:
     """Each cell parsed, built and counted in a process of its own, `jobs` at a time.
 
-    Returns what was found by name of the cell, and with what it was found: versions, hardware.
+    The first is alone: it may download the data. Returns what was found by name of the cell, and
+    with what it was found: versions, hardware.
 
     Raises:
         InputError: the first cell, in the order of the study, that does not parse or build.
@@ -251,10 +253,12 @@ def inspect_all(
     answers: dict[str, Any] = {}
     waiting, running = list(configs), {}
     while waiting or running:
-        while waiting and len(running) < jobs:
+        while waiting and len(running) < (jobs if answers else 1):
             name = waiting.pop(0)
             reader, writer = context.Pipe(duplex=False)
-            process = context.Process(target=answer, args=(writer, study, name, configs[name]))
+            process = context.Process(
+                target=answer, args=(writer, study, configs[name], without_data)
+            )
             process.start()
             writer.close()
             running[reader] = name, process
@@ -272,7 +276,7 @@ def inspect_all(
     return {name: found for name, (found, _) in answers.items()}, answers[next(iter(answers))][1]
 
 
-def answer(writer: Any, study: Study, name: str, config: Config) -> None:
+def answer(writer: Connection, study: Study, config: Config, without_data: bool) -> None:
     """Sends the inspection of a cell, or the one line of its error."""
     import tempfile
 
@@ -286,7 +290,8 @@ def answer(writer: Any, study: Study, name: str, config: Config) -> None:
         file = Path(folder, "cell.yaml")
         file.write_text(yaml.safe_dump(config, sort_keys=False))
         try:
-            writer.send((inspect(study.task, file, study.budget.get("flops")), facts()))
+            flops = study.budget.get("flops")
+            writer.send((inspect(study.task, file, flops, without_data), facts()))
         except InputError as error:
             writer.send(InputError(one_line(error).replace(str(file), str(study.file))))
         except Exception as error:

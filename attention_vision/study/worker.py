@@ -25,18 +25,20 @@ from typing import Any
 import lightning
 import torch
 import torchvision
+from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from attention_vision import __version__
 from attention_vision.callbacks import step_number
 from attention_vision.command import Command, quiet
-from attention_vision.cost import Cost, measure, work
+from attention_vision.cost import Cost, macs, measure
 from attention_vision.errors import InputError, one_line
 from attention_vision.metrics_csv import MetricsCSV
 from attention_vision.optim import horizon
 from attention_vision.study.definition import flops_to_steps
 from attention_vision.study.folder import Run, read_progress, to_json, write_atomically
+from attention_vision.workloads import experiment_works, image_size
 
 DONE, FAILED, NO_METRIC, ELSEWHERE = 0, 1, 3, 4  # exit codes of a worker
 LEFT_BY_FIT = ("config.yaml", "metrics.csv", "checkpoints", "pictures", "validate.json")
@@ -52,12 +54,12 @@ class Inspection:
 
     Args:
         parameters: of the module, frozen ones included.
-        macs: multiply-adds of a forward pass per image; None of networks that take more than
-            images (and their padding).
-        steps: of the optimiser in the whole run; None where seconds end it.
+        macs: multiply-adds of a forward pass per image, of both networks of a GAN.
+        steps: of the optimiser in the whole run; None where seconds end it, or the data is not
+            here.
         images: of one step.
-        step_seconds: of a forward and a backward pass here; None without `macs`.
-        peak_memory: bytes of such a step; None without `macs`.
+        step_seconds: of a forward and a backward pass here.
+        peak_memory: bytes of such a step; None where it was measured with fewer images.
     """
 
     parameters: int
@@ -138,68 +140,76 @@ class Inspected(Command):
         super().instantiate_classes()
 
 
-def inspect(task: str, config: Path, flops: float | None) -> Inspection:
+def inspect(task: str, config: Path, flops: float | None, without_data: bool) -> Inspection:
     """Parses and builds a cell, and counts what it costs.
 
     Args:
         task: classification, detection or generation.
         config: the file to parse.
         flops: the study's budget, where it is in FLOPs.
+        without_data: whether missing data is no error.
 
     Raises:
-        InputError: the config does not parse or build, or the budget needs multiply-adds that are
-            not known.
+        InputError: the config does not parse or build, its data is missing, or the budget needs
+            multiply-adds that are not known.
     """
     command = Inspected(task, "fit", ["-c", str(config)])
     module, data, trainer = command.model, command.datamodule, command.config.trainer
-    data.setup("fit")
-    loader = data.train_dataloader()
-    batch = next(iter(loader))
-    per_epoch = limited(len(loader), trainer.limit_train_batches)
-    accumulate = trainer.accumulate_grad_batches
-    images = len(batch[0]) * accumulate
-
-    measured = cost_of(module, batch, device_of(trainer.accelerator))
-    macs = measured.macs if measured else None
+    images, accumulate = data.batch_size, trainer.accumulate_grad_batches
+    costs = costs_of(module, data, device_of(trainer.accelerator))
     if flops is not None:
-        if macs is None:
-            raise InputError("a budget in FLOPs needs a network of images alone: take steps")
-        steps = flops_to_steps(flops, macs, images)
+        if len(costs) != 1:
+            raise InputError("a budget in FLOPs needs one network whose cost is known: take steps")
+        steps = flops_to_steps(flops, costs[0].macs, images * accumulate)
     else:
-        ends = [trainer.max_steps] if trainer.max_steps not in (None, -1) else []
-        if trainer.max_epochs not in (None, -1):
-            ends.append(trainer.max_epochs * -(-per_epoch // accumulate))
-        steps = min(ends, default=None) if trainer.max_time is None else None
+        try:
+            steps = steps_of(data, trainer)
+        except InputError:
+            if not without_data:
+                raise
+            steps = None
     return Inspection(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        macs=macs,
+        macs=sum(cost.macs for cost in costs) if costs else None,
         steps=steps,
-        images=images,
-        step_seconds=accumulate * measured.step_seconds if measured else None,
-        peak_memory=measured.peak_memory if measured else None,
+        images=images * accumulate,
+        step_seconds=accumulate * sum(cost.step_seconds * images / cost.images for cost in costs)
+        if costs
+        else None,
+        peak_memory=costs[0].peak_memory if [cost.images for cost in costs] == [images] else None,
     )
 
 
-def limited(batches: int, limit: int | float | None) -> int:
-    """As Lightning reads `limit_train_batches`: a share or a number."""
-    if limit is None:
-        return batches
-    return int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+def steps_of(data: LightningDataModule, trainer: Namespace) -> int | None:
+    """Optimiser steps of a whole run of the trainer's config; None where seconds end it.
 
-
-def cost_of(module: LightningModule, batch: Any, device: torch.device) -> Cost | None:
-    """Of a module's network for a batch, whose last item is what it should answer.
-
-    None where the module has no network of images (and their padding) alone.
+    Raises InputError where the data is missing.
     """
-    network = getattr(module, "network", None)
-    if network is None:
-        return None
+    data.prepare_data()
+    data.setup("fit")
+    batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
+    if limit is not None:  # as Lightning reads it: a share, or a number
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    ends = [] if trainer.max_steps in (None, -1) else [trainer.max_steps]
+    if trainer.max_epochs not in (None, -1):
+        ends.append(trainer.max_epochs * per_epoch)
+    return min(ends, default=None) if trainer.max_time is None else None
+
+
+def costs_of(
+    module: LightningModule, data: LightningDataModule, device: torch.device
+) -> list[Cost]:
+    """Of the module's networks for a batch of the data's size, or as much as takes seconds."""
     try:
-        inputs = [part.to(device) for part in batch[:-1]]
-        return measure([work("", network.to(device), *inputs)], repeats=1)[0]
-    except Exception:  # it wants targets in training, for one: a study goes without its cost
-        return None
+        size = image_size(data)
+        (one, *_) = experiment_works("", module.to(device), size, 1)
+        affordable = data.batch_size if device.type == "cuda" else int(2e10 / max(1, macs(one)))
+        batch = max(1, min(data.batch_size, affordable))
+        works = experiment_works("", module, size, batch)
+        return measure(works, repeats=1)
+    except (InputError, AttributeError):  # a module or data that `profile` does not know
+        return []
 
 
 def train(run: Run, cost: dict[str, int | None]) -> None:

@@ -1,0 +1,97 @@
+"""A study in other forms: one results file to commit, and a sweep for agents of W&B."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from attention_vision.errors import InputError
+from attention_vision.study.definition import read_definition
+from attention_vision.study.folder import to_json, write_atomically
+from attention_vision.study.measured import read_json
+
+PROFILE = "experiments/profiles/wandb.yaml"
+ABOUT = ("question", "task", "metric", "higher_is_better", "baseline", "expect")
+
+
+def results(folder: Path, file: Path) -> None:
+    """Writes the finished runs of a folder in the format of experiments/results/README.md.
+
+    Raises:
+        InputError: the folder holds no study, no run has finished, a result is damaged, or the
+            file is there already: results are kept.
+    """
+    if file.exists():
+        raise InputError(f"{file} is there already: give a new file, results are kept")
+    if not (folder / "study.json").is_file():
+        raise InputError(f"{folder} holds no study: give the folder that `study run` wrote")
+    plan = read_json(folder / "study.json")
+    finished = [
+        read_json(place)
+        for cell in plan["cells"]
+        for seed in plan["seeds"]
+        if (place := folder / "cells" / cell / f"seed{seed}" / "result.json").is_file()
+    ]
+    if not finished:
+        raise InputError(f"{folder}: no run has finished yet")
+    write_atomically(file, to_json(portable(plan, folder, finished)))
+
+
+def portable(plan: dict[str, Any], folder: Path, finished: list[dict[str, Any]]) -> dict[str, Any]:
+    """The results file's content; what is not known is left out."""
+    first = finished[0]
+    config = yaml.safe_load(
+        (folder / "cells" / first["cell"] / f"seed{first['seed']}" / "cell.yaml").read_text()
+    )
+    data = config["data"]
+    name = data["class_path"] if isinstance(data, dict) else data
+    versions: dict[str, str] = {}
+    for result in finished:
+        versions |= result["versions"]
+    content = {
+        "what": {"title": plan["question"], "experiment": plan["file"], "data": name},
+        "command": [f"attention-vision study run {plan['file']}"],
+        "commit": plan.get("commit"),
+        "date": max(datetime.fromisoformat(one["finished"]) for one in finished).date().isoformat(),
+        "hardware": "; ".join(dict.fromkeys(one["hardware"] for one in finished)),
+        "versions": versions,
+        "study": {key: plan[key] for key in ABOUT},
+        "budget": plan["budget"],
+        "runs": [
+            {key: one[key] for key in ("cell", "seed", "metrics", "seconds", "cost")}
+            for one in finished
+        ],
+        "notes": [],
+    }
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def wandb_sweep(file: Path) -> str:
+    """A grid over cells and seeds, as YAML: each agent's job runs one run of the study.
+
+    Agents that share the study's folder leave a whole study; others are merged by copying.
+
+    Raises:
+        InputError: the file is no study.
+    """
+    study = read_definition(file)
+    sweep = {
+        "name": study.name,
+        "description": study.question,
+        "method": "grid",
+        "metric": {
+            "name": study.metric,
+            "goal": "maximize" if study.higher_is_better else "minimize",
+        },
+        # Named after the options of `study run`, to which the agent turns them.
+        "parameters": {
+            "seeds": {"values": list(study.seeds)},
+            "only": {"values": list(study.cells)},
+        },
+        "command": [
+            "${env}", "attention-vision", "study", "run", str(file), "--profile", PROFILE,
+            "${args}",
+        ],
+    }  # fmt: skip
+    return yaml.safe_dump(sweep, sort_keys=False)
