@@ -16,6 +16,7 @@ COMMANDS = {
 TOOLS = {
     "profile": "measure what networks and mechanisms cost: parameters, operations, time, memory",
     "study": "run, report and export a study: cells of an experiment, with seeds and statistics",
+    "claims": "what papers and articles claim, and what became of it here",
 }
 VERBS = {
     "fit": "train; writes config, metrics, checkpoints and pictures into a run folder",
@@ -80,6 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
         from attention_vision.study.command import main as study
 
         return study(arguments[1:])
+    if task == "claims":
+        from attention_vision.claims import main as claims
+
+        return claims(arguments[1:])
     if task not in COMMANDS:
         return unknown("task", task, COMMANDS | TOOLS)
     if not verb or verb in ("-h", "--help"):

@@ -43,7 +43,7 @@ class Reproduction(Callback):
         claim = self.claim
         said = f"claim: {claim.metric} reported {claim.reported:g} ± {claim.tolerance:g}"
         if claim.metric not in trainer.callback_metrics:
-            print(f"{said}, not measured by {trainer.state.fn}", flush=True)
+            print(f"{said}, not measured by {trainer.state.fn.value}", flush=True)
             return
         measured = trainer.callback_metrics[claim.metric].item()
         verdict = "reproduced" if claim.reproduced(measured) else "not reproduced"

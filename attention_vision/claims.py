@@ -1,0 +1,444 @@
+"""`attention-vision claims`: the ledger of what was claimed, and what became of it here.
+
+Joins experiments/claims (what articles say), the lab cards of experiments (what papers report) and
+experiments/results (what was measured), and rewrites experiments/README.md from them. Reads files
+alone: neither torch nor Lightning is imported.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attention_vision.cards import read_card
+from attention_vision.claim import Claim
+from attention_vision.errors import InputError, one_line
+from attention_vision.statement import Statement, Trial
+from attention_vision.study import tables
+from attention_vision.study.definition import read_yaml
+from attention_vision.study.measured import read_json, read_study
+from attention_vision.study.report import Report
+from attention_vision.study.statistics import Finding, mean_interval, spread
+
+NOT_RUN = "not yet run"
+NO_STUDY = "no study yet"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the ledger; texts are Markdown.
+
+    Args:
+        name: a letter, or a link to the file.
+        claim: what is claimed, or asked.
+        source: what the source says, or what differs from it.
+        reported: the number that is claimed.
+        literature: whether the source bears the claim out, and why; of statements alone.
+        measured: here, mean ± standard deviation or difference, and seeds.
+        verdict: so far, of these measurements.
+        commands: that measure it.
+    """
+
+    name: str
+    claim: str
+    measured: str
+    verdict: str
+    commands: tuple[str, ...]
+    source: str = ""
+    reported: str = ""
+    literature: str = ""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All rows, by part."""
+
+    statements: list[Row]
+    papers: list[Row]
+    studies: list[Row]
+
+
+class Results:
+    """experiments/results, by the experiment or study that each file says it is of.
+
+    Raises:
+        InputError: a file is damaged, or its study block makes no sense.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.files = sorted((root / "experiments/results").glob("*.json"))
+        self.content = {file: read_json(file) for file in self.files}
+        self.reports = {
+            file: Report.of(read_study(file))
+            for file, content in self.content.items()
+            if "study" in content
+        }
+
+    def of(self, experiment: str) -> list[Path]:
+        return [
+            file
+            for file, content in self.content.items()
+            if (content.get("what") or {}).get("experiment") == experiment
+        ]
+
+    def report(self, path: str, where: str) -> Report:
+        """Of a results file that a claim names."""
+        file = self.root / path
+        if file not in self.reports:
+            there = "has no study block" if file in self.content else "is no results file"
+            raise InputError(f"{where}: {path} {there}")
+        return self.reports[file]
+
+
+def read_ledger(root: Path) -> Ledger:
+    """The ledger of a repository.
+
+    Raises:
+        InputError: there are no experiments, or a file does not parse or names one that is missing.
+    """
+    if not (root / "experiments").is_dir():
+        raise InputError(f"{root}: there is no folder experiments here; run it from the repository")
+    results = Results(root)
+    files = sorted((root / "experiments/claims").glob("*.yaml"))
+    statements = [statement_row(file, results) for file in files]
+    statements.sort(key=lambda row: not row.name)  # those with a letter come first
+    papers, studies, known = [], [], set()
+    for file in sorted((root / "experiments").rglob("*.yaml")):
+        if file.relative_to(root).parts[1] in ("claims", "profiles", "results"):
+            continue
+        content = read_yaml(file)
+        if "study" in content:
+            studies.append(study_row(file, content, results))
+            known.update(study_results(str(file.relative_to(root)), results))
+        elif "claim" in content:
+            papers.append(paper_row(file, content, results))
+    for file, report in results.reports.items():
+        if file not in known:
+            studies.append(results_row(file, report, results))
+    return Ledger(statements, papers, studies)
+
+
+# What articles say
+
+
+def statement_row(file: Path, results: Results) -> Row:
+    where = str(file.relative_to(results.root))
+    statement = read_card(Statement, read_yaml(file), where)
+    commands = []
+    if statement.experiment:
+        content = read_yaml(existing(statement.experiment, where, results.root))
+        commands.append(f"attention-vision {content['task']} fit -c {statement.experiment}")
+    measured, verdicts = [], []
+    for trial in statement.trials:
+        if trial.study:
+            existing(trial.study, where, results.root)
+            commands.append(f"attention-vision study run {trial.study}")
+        for path in trial_results(trial, results):
+            outcomes = list(judged(trial, results.report(path, where), where))
+            measured.append(f"{'; '.join(text for text, _ in outcomes)} ({link(path)})")
+            verdicts += [verdict for _, verdict in outcomes]
+    return Row(
+        name=file.stem.split("_")[0] if statement.kind == "numeric" else "",
+        claim=statement.statement,
+        source=f"{statement.source}: {statement.says}",
+        reported=statement.stated,
+        literature=f"**{statement.literature}**: {statement.reason}",
+        measured="<br>".join(measured),
+        verdict=combined(verdicts) if verdicts else NOT_RUN if statement.trials else NO_STUDY,
+        commands=tuple(commands),
+    )
+
+
+def trial_results(trial: Trial, results: Results) -> list[str]:
+    """The file that is named, or those of the study."""
+    if trial.results:
+        return [trial.results]
+    return [str(file.relative_to(results.root)) for file in results.of(trial.study)]
+
+
+def judged(trial: Trial, report: Report, where: str) -> Iterator[tuple[str, str]]:
+    """(numbers in words, verdict) of each thing that a trial looks at."""
+    places = tables.decimals(report)
+    if trial.cell is not None:
+        rows = [row for row in report.rows if row.cell == trial.cell]
+        if not rows:
+            raise InputError(f"{where}: '{trial.cell}' is no cell of {trial.results}")
+        claim = Claim(where, report.study.metric, trial.stated, trial.tolerance)
+        word = verdict_of(claim, rows[0].values)
+        said = {"reproduced": "supported"}.get(word, word)
+        yield f"{trial.cell}: {numbers(rows[0].values, places)}", said
+    findings = {str(finding.expectation): finding for finding in report.findings}
+    for line in trial.expect:
+        if line not in findings:
+            raise InputError(
+                f"{where}: '{line}' is not among what {report.study.name} expects: "
+                f"{', '.join(findings) or 'nothing'}"
+            )
+        yield f"{line}: {found(findings[line], places)}", findings[line].verdict
+
+
+def combined(verdicts: list[str]) -> str:
+    """One word for several trials."""
+    if set(verdicts) == {"supported"}:
+        return "supported"
+    if "contradicted" in verdicts:
+        return "partly" if "supported" in verdicts else "contradicted"
+    return "undecided"
+
+
+def found(finding: Finding, places: int) -> str:
+    difference = finding.difference
+    if difference.mean is None:
+        return difference.why
+    seeds = seeds_of(difference.values)
+    return f"{tables.change(difference, places)}{seeds}"
+
+
+# What papers report
+
+
+def paper_row(file: Path, content: dict[str, Any], results: Results) -> Row:
+    path = str(file.relative_to(results.root))
+    claim = read_card(Claim, content["claim"], f"{path}: claim")
+    values = measured_by(path, claim.metric, results)
+    places = max(digits(claim.reported), digits(claim.tolerance))
+    return Row(
+        name=link(path),
+        claim=claim.source,
+        source="; ".join([*claim.conditions, *claim.deviations]),
+        reported=f"`{claim.metric}` {claim.reported:.{places}f} ± {claim.tolerance:.{places}f}",
+        measured=numbers(values, places + 1) if values else "",
+        verdict=verdict_of(claim, values) if values else NOT_RUN,
+        commands=(f"attention-vision {content['task']} fit -c {path}",),
+    )
+
+
+def measured_by(path: str, metric: str, results: Results) -> dict[int | None, float]:
+    """By seed, of the results that are of this very file and have a single cell."""
+    values = {}
+    for file in results.of(path):
+        runs = results.content[file].get("runs", [])
+        if len({run["cell"] for run in runs}) == 1:
+            values |= {run["seed"]: run["metrics"].get(metric) for run in runs}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def verdict_of(claim: Claim, values: dict[int | None, float]) -> str:
+    """reproduced, contradicted or undecided.
+
+    Reproduced where the mean over seeds lies within the tolerance; contradicted where its 95 %
+    interval lies outside as a whole, or an exact number does; undecided between the two.
+    """
+    mean = sum(values.values()) / len(values)
+    if claim.reproduced(mean):
+        return "reproduced"
+    interval = (mean, mean) if None in values else mean_interval(list(values.values()))
+    if interval is None:
+        return "undecided"
+    low, high = interval
+    outside = low > claim.reported + claim.tolerance or high < claim.reported - claim.tolerance
+    return "contradicted" if outside else "undecided"
+
+
+# What was measured
+
+
+def study_results(path: str, results: Results) -> list[Path]:
+    """Of the study, or of the folder of its name, whose experiments were once run one by one."""
+    return results.of(path) + results.of(path.removesuffix(".yaml"))
+
+
+def study_row(file: Path, content: dict[str, Any], results: Results) -> Row:
+    path = str(file.relative_to(results.root))
+    plan = content["study"]
+    files = [one for one in study_results(path, results) if one in results.reports]
+    return Row(
+        name=link(path),
+        claim=str(plan["question"]),
+        source=f"`{plan['metric']}`",
+        measured="; ".join(all_found(results.reports[one], link_to(one, results)) for one in files),
+        verdict="; ".join(tally(results.reports[one]) for one in files) or NOT_RUN,
+        commands=(f"attention-vision study run {path}",),
+    )
+
+
+def results_row(file: Path, report: Report, results: Results) -> Row:
+    return Row(
+        name=link_to(file, results),
+        claim=report.study.question,
+        source=f"`{report.study.metric}`",
+        measured=all_found(report, ""),
+        verdict=tally(report),
+        commands=(f"attention-vision study report {file.relative_to(results.root)}",),
+    )
+
+
+def all_found(report: Report, source: str) -> str:
+    places = tables.decimals(report)
+    lines = [f"{one.expectation}: {found(one, places)}, {one.verdict}" for one in report.findings]
+    if not lines:
+        lines = [f"{row.cell}: {numbers(row.values, places)}" for row in report.rows]
+    return "; ".join(lines) + (f" ({source})" if source else "")
+
+
+def tally(report: Report) -> str:
+    verdicts = [finding.verdict for finding in report.findings]
+    words = [word for word in ("supported", "contradicted", "undecided") if word in verdicts]
+    return ", ".join(f"{verdicts.count(word)} {word}" for word in words)
+
+
+# Words
+
+
+def numbers(values: dict[int | None, float], places: int) -> str:
+    """ "0.983 ± 0.002, 5 seeds"."""
+    mean, deviation = sum(values.values()) / len(values), spread(list(values.values()))
+    said = tables.number(mean, places)
+    return said + (f" ± {deviation:.{places}f}" if deviation is not None else "") + seeds_of(values)
+
+
+def seeds_of(values: dict[int | None, float]) -> str:
+    if None in values:
+        return ", exact"
+    return f", {len(values)} seed{'s' if len(values) > 1 else ''}"
+
+
+def digits(value: float) -> int:
+    """Decimals that a number is given with."""
+    return len(f"{value:.10g}".partition(".")[2])
+
+
+def existing(path: str, where: str, root: Path) -> Path:
+    if not (root / path).is_file():
+        raise InputError(f"{where}: there is no file {path}")
+    return root / path
+
+
+def link(path: str) -> str:
+    """A link from experiments/README.md to a file, by its name."""
+    return f"[{Path(path).stem}]({Path(path).relative_to('experiments')})"
+
+
+def link_to(file: Path, results: Results) -> str:
+    return link(str(file.relative_to(results.root)))
+
+
+# The page and the command
+
+INTRODUCTION = """\
+# The ledger
+
+What was claimed about attention, and what became of it here. `attention-vision claims` writes this
+page from [claims](claims), the `claim` blocks of the experiments and [results](results): change
+those, not the page.
+
+Verdicts are of numbers alone. An ordering is *supported* or *contradicted* where the interval of the
+paired difference lies on one side of zero, corrected for all that the study expects (at most 5 %
+false alarms in total), and *undecided* where it spans zero. A paper's number is *reproduced* where
+the mean over seeds lies within its tolerance, and *contradicted* where the 95 % interval of that mean
+lies outside as a whole. `attention-vision study report experiments/results/NAME.json` shows how each
+comes about.
+"""
+PARTS = {
+    "statements": (
+        "What articles say",
+        "What was measured here is small: it speaks of the mechanism, not of the number at full "
+        "scale. `literature` is what the primary source says of the claim.",
+        ("", "claim", "stated", "source", "literature", "measured here", "verdict", "commands"),
+    ),
+    "papers": (
+        "What papers report",
+        "One row for each experiment that reproduces a number, with what differs from its recipe.",
+        ("experiment", "source", "reported", "differs", "measured", "verdict", "command"),
+    ),
+    "studies": (
+        "What studies ask",
+        "One row for each study, and for each result that belongs to none of them.",
+        ("study", "question", "metric", "measured", "verdicts", "command"),
+    ),
+}
+
+
+def cells(part: str, row: Row) -> list[str]:
+    """A row in the order of its part's columns."""
+    commands = "<br>".join(f"`{command}`" for command in row.commands)
+    last = [row.measured, row.verdict, commands]
+    if part == "statements":
+        return [row.name, row.claim, row.reported, row.source, row.literature, *last]
+    if part == "papers":
+        return [row.name, row.claim, row.reported, row.source, *last]
+    return [row.name, row.claim, row.source, *last]
+
+
+def page(ledger: Ledger) -> str:
+    """experiments/README.md."""
+    parts = [INTRODUCTION]
+    for part, (title, remark, columns) in PARTS.items():
+        rows = [cells(part, row) for row in getattr(ledger, part)]
+        table = tables.markdown_table([list(columns), *rows])
+        parts.append(f"## {title}\n\n{remark}\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def text(ledger: Ledger) -> str:
+    """What the command prints: a line per row, without numbers."""
+    parts = []
+    for part, (title, _, _) in PARTS.items():
+        rows = [
+            [plain(row.name), shortened(row.claim), *literature(row), row.verdict]
+            for row in getattr(ledger, part)
+        ]
+        parts.append(f"{title}\n\n{tables.aligned(rows) if rows else 'nothing yet'}")
+    return "\n\n".join(parts) + "\n"
+
+
+def literature(row: Row) -> list[str]:
+    return [row.literature.split("**")[1]] if row.literature else []
+
+
+def plain(link: str) -> str:
+    return link[1:].partition("]")[0] if link.startswith("[") else link
+
+
+def shortened(sentence: str, length: int = 72) -> str:
+    return sentence if len(sentence) <= length else f"{sentence[: length - 1].rstrip()}…"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `claims` and returns its exit code: 0, or 1 for what does not parse or is stale."""
+    parser = argparse.ArgumentParser(
+        prog="attention-vision claims",
+        description="Prints what was claimed and what became of it here, and rewrites "
+        "experiments/README.md.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "root", type=Path, nargs="?", default=Path(),
+        help="the repository, which holds experiments (default: this folder)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail where the page is stale"
+    )
+    options = parser.parse_args(arguments)
+    file = options.root / "experiments/README.md"
+    try:
+        ledger = read_ledger(options.root)
+        print(text(ledger))
+        if options.check:
+            if not file.is_file() or file.read_text() != page(ledger):
+                raise InputError(f"{file} is stale: write it anew by `attention-vision claims`")
+            print(f"up to date: {file}")
+        else:
+            file.write_text(page(ledger))
+            print(f"written: {file}")
+    except InputError as error:
+        print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
