@@ -149,8 +149,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="where report.* go (default: the study's folder; runs/reports/NAME for a file)",
     )  # fmt: skip
     parser.add_argument(
-        "--wandb", action="store_true",
-        help="log table, figures and page to W&B, as a run in the study's group",
+        "--wandb", metavar="PROJECT", nargs="?", const="attention-vision", default=None,
+        help="log tables, figures and page to W&B, as a run in the study's group (of the project "
+        "attention-vision)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
@@ -165,7 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.wandb:
             from attention_vision.study.wandb_summary import log
 
-            log(report, folder)
+            run = log(report, folder, options.wandb)
+            print(f"W&B: {run}")
     except InputError as error:
         print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
         return 1

@@ -152,12 +152,10 @@ def text(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def comma_separated(report: Report) -> str:
-    """One line per cell with all digits; the interval's ends have columns of their own."""
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
+def records(report: Report) -> list[list[str | float | None]]:
+    """Header and one row per cell, numbers with all digits; an interval's ends are two columns."""
     compared = ["difference", "low", "high", "pairs", "p_holm"]
-    writer.writerow(["cell", "metric", "n", "mean", "std", *compared, *COSTS])
+    rows = [["cell", "metric", "n", "mean", "std", *compared, *COSTS]]
     for row in report.rows:
         numbers = [row.cell, report.study.metric, len(row.values), row.mean, row.std]
         if row.difference is None:
@@ -165,7 +163,13 @@ def comma_separated(report: Report) -> str:
         else:
             ends = row.difference.interval or (None, None)
             numbers += [row.difference.mean, *ends, len(row.difference.values), row.p]
-        writer.writerow([*numbers, *(row.cost[name] for name in COSTS)])
+        rows.append([*numbers, *(row.cost[name] for name in COSTS)])
+    return rows
+
+
+def comma_separated(report: Report) -> str:
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(records(report))
     return lines.getvalue()
 
 

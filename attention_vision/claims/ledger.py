@@ -1,12 +1,5 @@
-"""`attention-vision claims`: the ledger of what was claimed, and what became of it here.
+"""Rows of the ledger: claims of articles and papers, joined with what was measured."""
 
-Joins experiments/claims (what articles say), the lab cards of experiments (what papers report) and
-experiments/results (what was measured), and rewrites experiments/README.md from them. Reads files
-alone: neither torch nor Lightning is imported.
-"""
-
-import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +7,8 @@ from typing import Any
 
 from attention_vision.cards import read_card
 from attention_vision.claim import Claim
-from attention_vision.errors import InputError, one_line
-from attention_vision.statement import Statement, Trial
+from attention_vision.claims.statement import Statement, Trial
+from attention_vision.errors import InputError
 from attention_vision.study import tables
 from attention_vision.study.definition import read_yaml
 from attention_vision.study.measured import read_json, read_study
@@ -324,121 +317,3 @@ def link(path: str) -> str:
 
 def link_to(file: Path, results: Results) -> str:
     return link(str(file.relative_to(results.root)))
-
-
-# The page and the command
-
-INTRODUCTION = """\
-# The ledger
-
-What was claimed about attention, and what became of it here. `attention-vision claims` writes this
-page from [claims](claims), the `claim` blocks of the experiments and [results](results): change
-those, not the page.
-
-Verdicts are of numbers alone. An ordering is *supported* or *contradicted* where the interval of the
-paired difference lies on one side of zero, corrected for all that the study expects (at most 5 %
-false alarms in total), and *undecided* where it spans zero. A paper's number is *reproduced* where
-the mean over seeds lies within its tolerance, and *contradicted* where the 95 % interval of that mean
-lies outside as a whole. `attention-vision study report experiments/results/NAME.json` shows how each
-comes about.
-"""
-PARTS = {
-    "statements": (
-        "What articles say",
-        "What was measured here is small: it speaks of the mechanism, not of the number at full "
-        "scale. `literature` is what the primary source says of the claim.",
-        ("", "claim", "stated", "source", "literature", "measured here", "verdict", "commands"),
-    ),
-    "papers": (
-        "What papers report",
-        "One row for each experiment that reproduces a number, with what differs from its recipe.",
-        ("experiment", "source", "reported", "differs", "measured", "verdict", "command"),
-    ),
-    "studies": (
-        "What studies ask",
-        "One row for each study, and for each result that belongs to none of them.",
-        ("study", "question", "metric", "measured", "verdicts", "command"),
-    ),
-}
-
-
-def cells(part: str, row: Row) -> list[str]:
-    """A row in the order of its part's columns."""
-    commands = "<br>".join(f"`{command}`" for command in row.commands)
-    last = [row.measured, row.verdict, commands]
-    if part == "statements":
-        return [row.name, row.claim, row.reported, row.source, row.literature, *last]
-    if part == "papers":
-        return [row.name, row.claim, row.reported, row.source, *last]
-    return [row.name, row.claim, row.source, *last]
-
-
-def page(ledger: Ledger) -> str:
-    """experiments/README.md."""
-    parts = [INTRODUCTION]
-    for part, (title, remark, columns) in PARTS.items():
-        rows = [cells(part, row) for row in getattr(ledger, part)]
-        table = tables.markdown_table([list(columns), *rows])
-        parts.append(f"## {title}\n\n{remark}\n\n{table}\n")
-    return "\n".join(parts)
-
-
-def text(ledger: Ledger) -> str:
-    """What the command prints: a line per row, without numbers."""
-    parts = []
-    for part, (title, _, _) in PARTS.items():
-        rows = [
-            [plain(row.name), shortened(row.claim), *literature(row), row.verdict]
-            for row in getattr(ledger, part)
-        ]
-        parts.append(f"{title}\n\n{tables.aligned(rows) if rows else 'nothing yet'}")
-    return "\n\n".join(parts) + "\n"
-
-
-def literature(row: Row) -> list[str]:
-    return [row.literature.split("**")[1]] if row.literature else []
-
-
-def plain(link: str) -> str:
-    return link[1:].partition("]")[0] if link.startswith("[") else link
-
-
-def shortened(sentence: str, length: int = 72) -> str:
-    return sentence if len(sentence) <= length else f"{sentence[: length - 1].rstrip()}…"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `claims` and returns its exit code: 0, or 1 for what does not parse or is stale."""
-    parser = argparse.ArgumentParser(
-        prog="attention-vision claims",
-        description="Prints what was claimed and what became of it here, and rewrites "
-        "experiments/README.md.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "root", type=Path, nargs="?", default=Path(),
-        help="the repository, which holds experiments (default: this folder)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail where the page is stale"
-    )
-    options = parser.parse_args(arguments)
-    file = options.root / "experiments/README.md"
-    try:
-        ledger = read_ledger(options.root)
-        print(text(ledger))
-        if options.check:
-            if not file.is_file() or file.read_text() != page(ledger):
-                raise InputError(f"{file} is stale: write it anew by `attention-vision claims`")
-            print(f"up to date: {file}")
-        else:
-            file.write_text(page(ledger))
-            print(f"written: {file}")
-    except InputError as error:
-        print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
