@@ -36,7 +36,7 @@ def mistakes(tmp_path):
     yield broken, "not readable"
     yield {"encoder.weight": torch.zeros(1)}, "no known layout"
     yield torchvision.models.resnet34().state_dict(), "has no place"
-    yield torchvision.models.resnet18(num_classes=7).state_dict(), "(7, 512)"
+    yield torchvision.models.resnet18(num_classes=7).state_dict(), "has 7 classes, the model 1000"
 
 
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path):

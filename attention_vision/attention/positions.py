@@ -1,6 +1,6 @@
 """Positions: sine over the plane, learned with interpolation, relative as a bias."""
 
-from math import pi
+from math import isqrt, pi
 
 import torch
 import torch.nn.functional as F
@@ -65,11 +65,23 @@ class LearnedPosition(nn.Module):
     def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
         if grid is None or tuple(grid) == self.grid:
             return self.table
-        prefix, places = self.table[:, : self.prefix], self.table[:, self.prefix :]
-        places = places.mT.unflatten(2, self.grid)
+        return self.resized(self.table, self.grid, grid)
+
+    def resized(self, table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
+        """A table of `grid` for a `new` one: bicubic with antialiasing, as timm."""
+        prefix, places = table[:, : self.prefix], table[:, self.prefix :]
+        places = places.mT.unflatten(2, grid)
         # float: bicubic resizing has no bf16 kernel everywhere
-        resized = F.interpolate(places.float(), tuple(grid), mode="bicubic", antialias=True)
-        return torch.cat((prefix, resized.to(places.dtype).flatten(2).mT), 1)
+        places = F.interpolate(places.float(), tuple(new), mode="bicubic", antialias=True)
+        return torch.cat((prefix, places.to(table.dtype).flatten(2).mT), 1)
+
+    def grid_of(self, table: Tensor) -> tuple[int, int] | None:
+        """The square grid of another table, with as many places before it; None if it has none."""
+        if table.ndim != 3 or table.shape[::2] != self.table.shape[::2]:
+            return None
+        places = table.shape[1] - self.prefix
+        side = isqrt(max(0, places))
+        return (side, side) if side and side**2 == places else None
 
 
 class RelativePositionBias(nn.Module):
