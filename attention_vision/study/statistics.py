@@ -59,7 +59,7 @@ class Expectation:
         Raises:
             InputError: the line is no such ordering.
         """
-        match = re.fullmatch(r"\s*([^<>]*[^<>\s])\s*([<>])\s*([^<>\s][^<>]*?)\s*", str(line))
+        match = re.fullmatch(r"\s*([^<>]*[^<>\s])\s*([<>])\s*([^<>=\s][^<>]*?)\s*", str(line))
         if match is None:
             raise InputError(f"expect: '{line}' is no ordering such as 'cbam > none'")
         return cls(*match.groups())
@@ -101,7 +101,7 @@ def bca_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, 
     draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
     means = values[draws].mean(1)
     bias = ndtri(((means < mean).mean() + (means <= mean).mean()) / 2)
-    left_out = (mean - values) / (n - 1)  # the jackknife's means, from their own mean
+    left_out = (values - mean) / (n - 1)  # their mean minus the jackknife's means
     acceleration = (left_out**3).sum() / (6 * (left_out**2).sum() ** 1.5)
     z = bias + (n / (n - 1)) ** 0.5 * stdtrit(n - 1, [(1 - level) / 2, (1 + level) / 2])
     low, high = np.quantile(means, ndtr(bias + z / (1 - acceleration * z)))
