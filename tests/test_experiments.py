@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from attention_vision.command import Command
+from attention_vision.study.definition import read_definition
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 PROFILES = sorted((EXPERIMENTS / "profiles").glob("*.yaml"))
@@ -15,6 +16,11 @@ FILES = [
     for path in sorted(EXPERIMENTS.rglob("*.yaml"))
     if path.relative_to(EXPERIMENTS).parts[0] not in ("profiles", "results", "claims")
     and "study" not in yaml.safe_load(path.read_text())
+]
+STUDIES = [
+    path
+    for path in sorted((EXPERIMENTS / "ablations").rglob("*.yaml"))
+    if "study" in yaml.safe_load(path.read_text())
 ]
 
 
@@ -67,6 +73,19 @@ def test_experiment_builds(path, tmp_path):
         assert built.model.network.num_classes == built.data.num_classes
 
 
+@pytest.mark.parametrize(
+    ("path", "cell"),
+    [(path, cell) for path in STUDIES for cell in read_definition(path).cells],
+    ids=lambda part: name(part) if isinstance(part, Path) else part,
+)
+def test_cell_of_a_study_builds(path, cell, tmp_path):
+    study = read_definition(path)
+    file = tmp_path / "cell.yaml"
+    file.write_text(yaml.safe_dump(study.cells[cell].config))
+    built = Built(study.task, "fit", with_root(file, tmp_path)).config_init
+    assert sum(parameter.numel() for parameter in built.model.parameters()) > 0
+
+
 @pytest.mark.parametrize("profile", PROFILES, ids=name)
 def test_profile_merges_with_an_experiment(profile, tmp_path):
     given = yaml.safe_load(profile.read_text())
@@ -82,4 +101,5 @@ def test_profile_merges_with_an_experiment(profile, tmp_path):
 
 def test_there_are_files_to_test():
     assert FILES
+    assert STUDIES
     assert {path.stem for path in PROFILES} >= {"laptop", "gpu", "ddp", "slurm", "wandb"}

@@ -239,6 +239,7 @@ class Digits(ClassificationData):
     Args:
         cluttered: training images more, see `digits.cluttered_digits`: a detector of digits in
             scenes starts better from a network that has seen clutter.
+        per_class: scans of each class to train on, the first ones; all where none is given.
     """
 
     class_names = CLASS_NAMES
@@ -254,14 +255,20 @@ class Digits(ClassificationData):
         images: str | None = None,
         cluttered: int = 0,
         repeats: int = 1,
+        per_class: int | None = None,
     ):
         super().__init__(image_size, batch_size, num_workers, seed, images, repeats)
         if cluttered < 0:
             raise InputError(f"data.cluttered: {cluttered}; give a number of images, 0 for none")
-        self.recipe, self.cluttered = recipe, cluttered
+        if per_class is not None and per_class < 1:
+            raise InputError(f"data.per_class {per_class} is not positive")
+        self.recipe, self.cluttered, self.per_class = recipe, cluttered, per_class
 
     def source(self, split: str) -> Source:
         images, labels = single_digits(split, self.image_size)
+        if split == "train" and self.per_class is not None:
+            kept = first_of_each(labels.tolist(), self.per_class)
+            images, labels = images[kept], labels[kept]
         if split == "train" and self.cluttered:
             more, of_more = cluttered_digits(split, self.cluttered, self.image_size)
             images = torch.cat((images.expand(-1, 3, -1, -1), more))

@@ -211,6 +211,21 @@ def test_the_first_images_of_each_class(fashion: Path) -> None:
         FashionMNIST(str(fashion), per_class=0)
 
 
+def test_the_first_scans_of_each_digit() -> None:
+    few, whole = Digits(image_size=8, per_class=3), Digits(image_size=8)
+    source, scans = few.source("train"), whole.source("train")
+    assert sorted(source.targets) == sorted([*range(10)] * 3)
+    for digit in range(10):
+        mine, theirs = (
+            torch.stack([one[i][0] for i, label in enumerate(one.targets) if label == digit])
+            for one in (source, scans)
+        )
+        assert torch.equal(mine, theirs[:3])
+    assert len(few.source("val")) == len(whole.source("val"))
+    with pytest.raises(InputError, match="per_class 0 is not positive"):
+        Digits(per_class=0)
+
+
 @pytest.mark.parametrize("data", [Digits, CIFAR10, CIFAR100, FashionMNIST, ImageNet])
 def test_classes_are_known_before_there_is_data(data: type[ClassificationData]) -> None:
     built = data() if data is Digits else data("nowhere")
