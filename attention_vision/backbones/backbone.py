@@ -36,7 +36,9 @@ class Backbone(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, prefix + N, C): what is pooled, the last map row by row."""
-        return self.features(images)[-1].flatten(2).mT
+        # Not flatten(2).mT: of a single image its gradient has strides that torch 2.15's batch norm
+        # misreads on the CPU, and what stands before the norm gets a wrong gradient.
+        return self.features(images)[-1].permute(0, 2, 3, 1).flatten(1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, num_classes)."""

@@ -8,34 +8,46 @@ import torchvision
 from redraw import redraw
 
 from attention_vision.attention import CBAM, SqueezeExcite
-from attention_vision.backbones import ResNet, ViT
+from attention_vision.backbones import EfficientNet, ResNet, ViT
 from attention_vision.checkpoints import load_official
 
 timm = pytest.importorskip("timm")
 
 SE_ResNet = partial(ResNet, attention=partial(SqueezeExcite, reduction=16))
 
+# timm rounds SE's hidden width to a multiple of 8, which changes depths 18 and 34 alone.
+rounded_se = partial(SqueezeExcite, reduction=16, divisor=8)
+
+# The peer, ours, and the batch that both see.
+FULL, SMALL = (1, 3, 224, 224), (2, 3, 96, 64)
 PEERS = {
-    "torchvision vit_b_16": (torchvision.models.vit_b_16, partial(ViT, num_classes=1000)),
-    "timm vit_base_patch16_224": (partial(timm.create_model, "vit_base_patch16_224"), ViT),
-    "torchvision resnet50": (torchvision.models.resnet50, partial(ResNet, 50)),
-    "timm seresnet50": (partial(timm.create_model, "seresnet50"), partial(SE_ResNet, 50)),
-}
+    "torchvision vit_b_16": (torchvision.models.vit_b_16, partial(ViT, num_classes=1000), FULL),
+    "timm vit_base_patch16_224": (partial(timm.create_model, "vit_base_patch16_224"), ViT, FULL),
+    "torchvision resnet50": (torchvision.models.resnet50, partial(ResNet, 50), FULL),
+    "timm seresnet18": (
+        partial(timm.create_model, "seresnet18"), partial(ResNet, 18, rounded_se), SMALL,
+    ),
+    "timm seresnet50": (partial(timm.create_model, "seresnet50"), partial(SE_ResNet, 50), FULL),
+    "timm seresnet101": (partial(timm.create_model, "seresnet101"), partial(SE_ResNet, 101), SMALL),
+    "torchvision efficientnet_b0": (torchvision.models.efficientnet_b0, EfficientNet, FULL),
+    "timm efficientnet_b0": (partial(timm.create_model, "efficientnet_b0"), EfficientNet, SMALL),
+}  # fmt: skip
 # One weight inside an attention layer of ours, that parity has to notice.
 ATTENTION_WEIGHT = {
     "vit": "blocks.5.attention.qkv.weight",
-    "se": "stages.3.2.attention.excite.bias",
+    "seresnet": "stages.3.1.attention.excite.bias",
+    "efficientnet": "stages.5.1.block.attention.excite.bias",
 }
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("name", PEERS)
 def test_logits_and_gradients_equal_the_peers(name, seed):
-    make_peer, make_ours = PEERS[name]
+    make_peer, make_ours, shape = PEERS[name]
     peer = redraw(make_peer().eval(), seed)
     ours = load_official(make_ours().eval(), peer.state_dict())
-    images = torch.randn(2, 3, 224, 224)
-    labels = torch.tensor([3, 700])
+    images = torch.randn(shape)
+    labels = torch.tensor([3, 700])[: len(images)]
 
     logits = {}
     for which, model in {"peer": peer, "ours": ours}.items():
@@ -75,8 +87,24 @@ def parameters(model) -> int:
         (partial(ResNet, 50), 25_557_032),
         (partial(ResNet, 101), 44_549_160),
         (partial(ResNet, 152), 60_192_808),
-        (partial(SE_ResNet, 50), 28_088_024),  # as in timm
-        (partial(ResNet, 50, attention=CBAM), 28_089_624),  # 28.09 M in CBAM's Table 4
+        (partial(SE_ResNet, 18), 11_778_592),  # SE as timm's legacy_seresnet, which is the paper's
+        (partial(SE_ResNet, 34), 21_958_868),
+        (partial(SE_ResNet, 50), 28_088_024),
+        (partial(SE_ResNet, 101), 49_326_872),
+        (partial(SE_ResNet, 152), 66_821_848),
+        (partial(ResNet, 18, rounded_se), 11_779_624),  # timm's seresnet18
+        # CBAM's Table 4 has 11.78, 21.96, 28.09 and 49.33 M, and no depth 152: SE and 100 numbers
+        # more for each of the 8, 16, 16, 33 and 50 blocks, 98 of the convolution and 2 of the norm.
+        (partial(ResNet, 18, attention=CBAM), 11_778_592 + 800),
+        (partial(ResNet, 34, attention=CBAM), 21_958_868 + 1_600),
+        (partial(ResNet, 50, attention=CBAM), 28_088_024 + 1_600),
+        (partial(ResNet, 101, attention=CBAM), 49_326_872 + 3_300),
+        (partial(ResNet, 152, attention=CBAM), 66_821_848 + 5_000),
+        (partial(EfficientNet, "b0"), 5_288_548),  # torchvision's weight table
+        (partial(EfficientNet, "b1"), 7_794_184),
+        (partial(EfficientNet, "b2"), 9_109_994),
+        (partial(EfficientNet, "b3"), 12_233_232),
+        (partial(EfficientNet, "b4"), 19_341_616),
     ],
 )
 def test_parameter_counts_are_the_published_ones(make, count):
