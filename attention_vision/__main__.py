@@ -44,6 +44,7 @@ without a verb, with a --help of their own:
 
 Experiments are files in experiments/; a second -c merges a profile from experiments/profiles/.
   attention-vision classification fit -c experiments/demo/vit_digits.yaml
+  attention-vision classification fit -c FILE --weights WEIGHTS   fine-tunes a file, run or name
   attention-vision classification fit --help       keys with their defaults
   attention-vision classification fit --data.help CIFAR10   those of one class
   attention-vision --version

@@ -209,7 +209,7 @@ class Command(LightningCLI):
             },
             subclass_mode_model=self.task.choose_model,
             subclass_mode_data=True,
-            args=arguments,
+            args=[spelled_out(word) for word in arguments],
             run=False,  # one parser instead of one per verb: the verb is no part of the config
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # `load_run` reads config.yaml instead
@@ -346,7 +346,7 @@ class Command(LightningCLI):
         if self.official_weights() is None:
             raise InputError(
                 f"no checkpoint to {self.verb}: "
-                "give -c RUN/config.yaml, --ckpt_path FILE or --model.weights FILE"
+                "give -c RUN/config.yaml, --ckpt_path FILE or --weights FILE"
             )
         return None
 
@@ -491,6 +491,11 @@ def input_error(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__
     return error
+
+
+def spelled_out(word: str) -> str:
+    """`--weights` is short for `--model.weights`, of whichever model."""
+    return word.replace("--", "--model.", 1) if word.partition("=")[0] == "--weights" else word
 
 
 def config_files(arguments: list[str]) -> list[Path]:

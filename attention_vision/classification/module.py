@@ -37,7 +37,9 @@ class Classifier(LightningModule):
         cutmix: alpha of CutMix, 0 for none. With both on, each batch takes one, either with
             probability 0.5 (DeiT's "prob" 1 and "switch" 0.5).
         ema_decay: of the average of weights that is validated and saved as the model, 0 for none.
-        weights: official state dict to start from, unless a checkpoint is loaded anyway.
+        weights: file, run folder or name of weights to start from, as `load_official` reads them,
+            unless a checkpoint is loaded anyway. In fit a head of other classes starts anew, and
+            positions of other image sizes are resized (`start_from`).
         channels_last: memory format of the convolutions; pays on GPUs with mixed precision.
         mix_epochs: images are mixed in so many epochs at the start, not from then on (CCT: 175 of
             300); in all where none is given.
@@ -108,9 +110,14 @@ class Classifier(LightningModule):
         """Raises InputError when network and data disagree about the number of classes."""
         check_classes(self.network, self.trainer.datamodule)
         if self.weights is not None and self.trainer.ckpt_path is None:
-            from attention_vision.checkpoints import load_official
+            from attention_vision.checkpoints import load_official, start_from
 
-            load_official(self.network, self.weights)
+            if stage != "fit":
+                load_official(self.network, self.weights)
+            else:
+                line = start_from(self.network, self.weights)
+                if self.trainer.is_global_zero:
+                    print(line, flush=True)
         if stage == "fit":
             for term in self.terms.values():
                 term.prepare(self.network, self.trainer.datamodule)
