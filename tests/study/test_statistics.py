@@ -1,4 +1,4 @@
-"""Intervals cover what they should, verdicts raise few false alarms, and both say when they cannot."""
+"""Intervals cover what they should, verdicts raise few false alarms, both say when they cannot."""
 
 import numpy as np
 import pytest
