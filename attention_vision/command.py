@@ -13,6 +13,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from inspect import signature
 from itertools import pairwise
 from pathlib import Path
@@ -234,6 +235,11 @@ class Command(LightningCLI):
             help="how attention weights are computed, see attention_vision.attention",
         )  # fmt: skip
         parser.add_argument(
+            "--compile", type=Literal["inductor", "aot_eager", "eager"] | None, default=None,
+            help="torch.compile the networks with this backend; inductor makes them faster, the"
+            " others only trace them (default: as written)",
+        )  # fmt: skip
+        parser.add_argument(
             "--threads", type=int | None, default=None,
             help="CPU threads of each process (default: torch's own choice)",
         )  # fmt: skip
@@ -276,6 +282,10 @@ class Command(LightningCLI):
         self.settle_classes()
         if self.checkpoint:
             read_state(self.checkpoint, self.model)
+        if self.config.compile:
+            for name in filter(partial(hasattr, self.model), self.task.networks):
+                network = getattr(self.model, name)
+                network.compile(backend=self.config.compile)  # in place: its names stay
         self.trainer = self.instantiate_trainer()
 
     def settle_classes(self) -> None:
@@ -422,14 +432,10 @@ class Command(LightningCLI):
                 say(line)
             say(parameter_count(self.model))
         work = getattr(self.trainer, self.verb)
+        options = {"ckpt_path": self.checkpoint, "weights_only": True}
         try:
             with attention_backend(self.config.attention_backend):
-                results = work(
-                    self.model,
-                    datamodule=self.datamodule,
-                    ckpt_path=self.checkpoint,
-                    weights_only=True,
-                )
+                results = work(self.model, datamodule=self.datamodule, **options)
         except InputError:
             if launcher := self.trainer.strategy.launcher:
                 launcher.kill(signal.SIGTERM)  # the other processes would say the same
@@ -440,12 +446,15 @@ class Command(LightningCLI):
             if self.verb == "fit" and self.trainer.interrupted:
                 say(self.how_to_go_on())
             raise
+        exact = self.cost_of_fp8(results) if self.config.attention_backend == "fp8" else {}
         if self.verb in ("validate", "test") and self.trainer.is_global_zero:
             file = self.run_folder / f"{self.verb}.json"
-            metrics = {key: value for result in results for key, value in result.items()}
+            metrics = merged(results)
             source = str(self.checkpoint or self.official_weights())
             images, total = self.measured()
             report = {"checkpoint": source, "images": images, "metrics": metrics}
+            if exact:
+                report["metrics_fused"] = exact
             file.write_text(json.dumps(report, indent=2) + "\n")
             part = f" ({images} of {total} images: trainer.limit_*_batches)"
             say(f"written: {file}{part if images < total else ''}")
@@ -453,6 +462,38 @@ class Command(LightningCLI):
             say(f"written: {self.run_folder / self.task.predictions}")
         elif not self.config.trainer.fast_dev_run:
             say(f"finished: {self.run_folder}")
+
+    def cost_of_fp8(self, results: list[dict[str, float]] | None) -> dict[str, float]:
+        """Prints what fp8 attention changes in each metric -> the metrics of fused attention.
+
+        Of a training its last weights are validated, both ways, and RUN/fp8.json is written.
+
+        Args:
+            results: of validate or test in fp8; None of fit and predict.
+        """
+        trainer = self.trainer
+        if self.verb == "predict" or trainer.fast_dev_run:
+            return {}
+        work = trainer.test if self.verb == "test" else trainer.validate
+        options = {"verbose": False, "weights_only": True}
+        if self.verb == "fit":
+            trainer.loggers = []  # the curves end with the training
+            with attention_backend("fp8"):
+                results = work(self.model, datamodule=self.datamodule, **options)
+        else:
+            options["ckpt_path"] = self.checkpoint
+        with attention_backend("fused"):
+            exact = merged(work(self.model, datamodule=self.datamodule, **options))
+        rounded = merged(results)
+        say(f"{'attention in':<24}{'fp8':>12}{'fused':>12}{'difference':>12}")
+        for key, value in exact.items():
+            change = rounded[key] - value
+            say(f"{key:<24}{rounded[key]:>12.5f}{value:>12.5f}{change:>+12.5f}")
+        if self.verb == "fit" and trainer.is_global_zero:
+            file = self.run_folder / "fp8.json"
+            report = {"metrics": rounded, "metrics_fused": exact}
+            file.write_text(json.dumps(report, indent=2) + "\n")
+        return exact
 
     def measured(self) -> tuple[int, int]:
         """Images that validate or test measured, and all there are."""
@@ -533,6 +574,11 @@ def read_config(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigError(f"{file}: expected keys and values, found {type(config).__name__}")
     return config
+
+
+def merged(results: list[dict[str, float]]) -> dict[str, float]:
+    """The metrics of all data that was measured."""
+    return {key: value for result in results for key, value in result.items()}
 
 
 def parameter_count(model: LightningModule) -> str:

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from redraw import redraw
 
 from attention_vision.attention import (
     AttentionPool,
@@ -156,3 +157,25 @@ def test_gradients_pass_straight_through_the_rounding():
     (exact,) = torch.autograd.grad(scores.softmax(-1)[:, 0].sum(), scores)
     assert gradient.abs().sum() > 0
     assert (gradient - exact).norm() <= 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: MultiHeadAttention(16, 4), (12, 16)),
+        (lambda: SelfAttention2d(16), (16, 4, 4)),
+        (lambda: AxialAttention2d(16), (16, 4, 4)),
+        (lambda: AttentionPool(16), (12, 16)),
+    ],
+    ids=["multi-head", "sagan", "axial", "pool"],
+)
+def test_what_trains_in_eager_attention_trains_in_fp8(make, shape):
+    """Every parameter, in nearly the same direction; queries too, which rounding stands before."""
+    module, x = redraw(make(), 0), torch.randn(2, *shape)
+    gradients = []
+    for backend in ("eager", "fp8"):
+        with attention_backend(backend):
+            loss = module(x).square().sum()
+        gradients.append(torch.autograd.grad(loss, list(module.parameters())))
+    for (name, _), exact, rounded in zip(module.named_parameters(), *gradients, strict=True):
+        assert 0 < (rounded - exact).norm() <= 0.1 * exact.norm(), name
