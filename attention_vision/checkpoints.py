@@ -33,11 +33,11 @@ def load_official(
     """Load the weights that another library or a paper's authors released.
 
     Recognised by their keys: ResNet of torchvision and timm, SE-ResNet of timm, CBAM-ResNet of the
-    official release, EfficientNet of torchvision and timm, ViT of torchvision, ViT and DeiT of
-    timm, CCT, CVT and ViT-Lite of the official release, Swin of the official release, torchvision
-    and timm, DETR of the official release and of Hugging Face, before transformers 5 and since,
-    Faster R-CNN R50-FPN of torchvision. The model's own state dict is taken as it is. Relative
-    position biases are resized to the windows of the model.
+    official release, EfficientNet of torchvision and timm, ViT of torchvision, ViT and DeiT of timm
+    and of Hugging Face, CCT, CVT and ViT-Lite of the official release, Swin of the official
+    release, torchvision and timm, DETR of the official release and of Hugging Face, before
+    transformers 5 and since, Faster R-CNN R50-FPN of torchvision. The model's own state dict is
+    taken as it is. Relative position biases are resized to the windows of the model.
 
     A state dict says nothing about the `eps` of norms. Torchvision's released Faster R-CNN
     (COCO_V1) was trained with 0: `norm=partial(FrozenBatchNorm2d, eps=0.0)`. Nor does it show how

@@ -66,10 +66,12 @@ def of_hub(name: str) -> Path:
             LocalEntryNotFoundError,
             RepositoryNotFoundError,
         )
+        from huggingface_hub.utils.logging import set_verbosity_error
     except ImportError as error:
         raise InputError(
             f"{name}: no such file, and a name on the hub needs `pip install huggingface_hub`"
         ) from error
+    set_verbosity_error()  # it tells of every attempt
     for file in HUB_FILES:
         try:
             return Path(hf_hub_download(name, file))

@@ -15,6 +15,8 @@ LAYOUTS: tuple[Layout, ...] = (
     vit.DISTILLED,
     vit.TIMM,
     vit.TORCHVISION,
+    vit.HUGGING_FACE_DISTILLED,
+    vit.HUGGING_FACE,
     cct.PATCHES,
     cct.RELEASE,
     swin.RELEASE,

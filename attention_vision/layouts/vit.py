@@ -47,3 +47,42 @@ TORCHVISION = Layout(
         (r"heads\.head\.", "head."),
     ),
 )
+
+# Files on the hub have the names from before transformers 5.
+LAYER = r"(?:vit|deit)\.(?:encoder\.layer|layers)\.(\d+)"
+OF_HUGGING_FACE = (
+    (r"(?:vit|deit)\.embeddings\.cls_token$", "pool.token"),
+    (r"(?:vit|deit)\.embeddings\.position_embeddings$", "position.table"),
+    (r"(?:vit|deit)\.embeddings\.patch_embeddings\.projection\.", "patches."),
+    *(
+        (LAYER + rf"\.attention\.(?:attention\.{theirs}|{theirs[0]}_proj)\.", ours)
+        for theirs, ours in (
+            ("query", r"blocks.\1.attention.qkv.0."),
+            ("key", r"blocks.\1.attention.qkv.1."),
+            ("value", r"blocks.\1.attention.qkv.2."),
+        )
+    ),
+    (LAYER + r"\.attention\.(?:output\.dense|o_proj)\.", r"blocks.\1.attention.out."),
+    (LAYER + r"\.layernorm_before\.", r"blocks.\1.norm1."),
+    (LAYER + r"\.layernorm_after\.", r"blocks.\1.norm2."),
+    (LAYER + r"\.(?:intermediate\.dense|mlp\.fc1)\.", r"blocks.\1.mlp.expand."),
+    (LAYER + r"\.(?:output\.dense|mlp\.fc2)\.", r"blocks.\1.mlp.reduce."),
+    (r"(?:vit|deit)\.layernorm\.", "norm."),
+)
+
+HUGGING_FACE_DISTILLED = Layout(
+    "distilled DeiT of Hugging Face",
+    ("deit.embeddings.distillation_token", "cls_classifier.weight"),
+    (
+        *OF_HUGGING_FACE,
+        (r"deit\.embeddings\.distillation_token$", "pool.distillation.token"),
+        (r"cls_classifier\.", "head.classes."),
+        (r"distillation_classifier\.", "head.distillation."),
+    ),
+)
+
+HUGGING_FACE = Layout(
+    "ViT of Hugging Face",
+    ("vit.embeddings.cls_token", "classifier.weight"),
+    (*OF_HUGGING_FACE, (r"classifier\.", "head.")),
+)
