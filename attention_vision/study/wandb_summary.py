@@ -6,7 +6,7 @@ import wandb
 
 from attention_vision.study import tables
 from attention_vision.study.report import Report
-from attention_vision.wandb_logger import mode
+from attention_vision.wandb_mode import mode
 
 
 def log(report: Report, folder: Path, project: str) -> Path:
