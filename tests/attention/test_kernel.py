@@ -87,6 +87,19 @@ def test_the_fused_path_never_stores_the_weights(make, shapes):
     assert not any(key.endswith("attention_math") for key in kernels)
 
 
+def test_a_bias_per_head_stays_on_the_fused_path():
+    """As a relative position bias comes: three axes, the heads last in memory."""
+    query = torch.randn(2, 4, 9, 8)
+    bias = torch.randn(9, 9, 4).permute(2, 0, 1)
+    with torch.profiler.profile() as profile:
+        fused = attend(query, query, query, bias=bias)
+    kernels = [event.key for event in profile.key_averages() if "dot_product" in event.key]
+    assert not any("math" in kernel for kernel in kernels)
+    assert any("flash" in kernel or "efficient" in kernel for kernel in kernels)
+    with attention_backend("eager"):
+        torch.testing.assert_close(fused, attend(query, query, query, bias=bias))
+
+
 def test_backends_nest_and_are_restored_after_an_error():
     query = torch.randn(1, 3, 4)
 
