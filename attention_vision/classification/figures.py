@@ -43,7 +43,7 @@ def class_attention(network: ViT, images: Tensor) -> Tensor:
     layer = f"blocks.{len(network.blocks) - 1}.attention"
     with torch.no_grad(), record_attention(network, [layer]) as maps:
         network(images)
-    return on_image(maps[layer][:, :, 0, 1:].mean(1), network, images)
+    return on_image(maps[layer][:, :, 0, network.prefix :].mean(1), network, images)
 
 
 def grad_cam(network: Backbone, images: Tensor) -> Tensor:

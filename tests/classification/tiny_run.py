@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from attention_vision.backbones import ViT
 from attention_vision.callbacks import StepCheckpoint
-from attention_vision.classification import Classifier, Digits, SmallImages
+from attention_vision.classification import AttentionPenalty, Classifier, Digits, SmallImages
 from attention_vision.metrics_csv import MetricsCSV
 from attention_vision.optim import WarmupCosine
 
@@ -40,6 +40,7 @@ def classifier() -> Classifier:
         cutmix=1.0,
         ema_decay=0.9,
         mix_epochs=2,
+        penalty=AttentionPenalty("row_entropy", -0.1, ["blocks.1"]),
     )
 
 
