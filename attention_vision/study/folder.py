@@ -144,7 +144,7 @@ def check_same_study(study: Study, folder: Path) -> None:
     """
     file = folder / "study.json"
     if not file.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(path.name != "cells" for path in folder.iterdir()):
             raise InputError(f"{folder} holds something else than a study: give another --folder")
         return
     there, here = read_json(file), study.describe()
