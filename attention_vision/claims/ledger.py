@@ -280,7 +280,7 @@ def all_found(report: Report, source: str) -> str:
 def tally(report: Report) -> str:
     verdicts = [finding.verdict for finding in report.findings]
     words = [word for word in ("supported", "contradicted", "undecided") if word in verdicts]
-    return ", ".join(f"{verdicts.count(word)} {word}" for word in words)
+    return ", ".join(f"{verdicts.count(word)} {word}" for word in words) or "nothing expected"
 
 
 # Words

@@ -1,0 +1,369 @@
+"""Claims: cards parse strictly, runs are compared with theirs, the ledger is current and right."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from attention_vision.__main__ import main
+from attention_vision.cards import read_card
+from attention_vision.claim import Claim
+from attention_vision.claims.ledger import Results, combined, read_ledger, verdict_of
+from attention_vision.claims.statement import Statement, Trial
+from attention_vision.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+CLAIM = {"source": "A paper, Table 1", "metric": "val/top1", "reported": 0.93, "tolerance": 0.01}
+STATEMENT = {
+    "statement": "It helps.",
+    "kind": "qualitative",
+    "source": "A paper, Table 1",
+    "says": "that it helps",
+    "literature": "confirmed",
+    "reason": "It does.",
+}
+STUDY = {
+    "question": "Does it help?",
+    "task": "classification",
+    "metric": "val/top1",
+    "baseline": "none",
+    "expect": ["se > none", "none > se"],
+}
+
+
+# Cards
+
+
+@dataclass
+class Inner:
+    name: str
+
+
+@dataclass
+class Card:
+    number: float
+    kind: Literal["a", "b"] = "a"
+    names: list[str] = field(default_factory=list)
+    inner: Inner | None = None
+    switch: bool = False
+
+
+def test_a_card_is_read():
+    given = {"number": 1, "kind": "b", "names": ["x"], "inner": {"name": "y"}, "switch": True}
+    card = read_card(Card, given, "here")
+    assert card == Card(1.0, "b", ["x"], Inner("y"), True)
+    assert isinstance(card.number, float)
+    assert read_card(Card, {"number": 0.5, "inner": None}, "here").inner is None
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (None, "here: expected keys and values, found NoneType"),
+        ({}, "here: 'number' is missing"),
+        ({"number": 1, "nmae": 2}, "here: unknown key 'nmae'; known: number, kind, names"),
+        ({"number": "1"}, "here: number is '1', not of type float"),
+        ({"number": True}, "here: number is True, not of type float"),
+        ({"number": None}, "here: number is None, not of type float"),
+        ({"number": 1, "switch": 1}, "here: switch is 1, not of type bool"),
+        ({"number": 1, "kind": "c"}, "here: kind is 'c', none of a, b"),
+        ({"number": 1, "names": "x"}, "here: names is 'x', not a list"),
+        ({"number": 1, "names": ["x", 2]}, "here: names, item 2 is 2, not of type str"),
+        ({"number": 1, "inner": {}}, "here: inner: 'name' is missing"),
+    ],
+)
+def test_what_is_no_card(given, line):
+    with pytest.raises(InputError) as error:
+        read_card(Card, given, "here")
+    assert str(error.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "line"),
+    [
+        (Claim, {"source": " "}, "claim.source is empty"),
+        (Claim, {"metric": "top1"}, "is no logged key"),
+        (Claim, {"tolerance": -1}, "must not be negative"),
+        (Claim, {"reported": float("nan")}, "must be a finite number"),
+        (Claim, {"conditions": "224 pixels"}, "conditions is '224 pixels', not a list"),
+        (Statement, {"says": ""}, "says is empty"),
+        (Statement, {"kind": "numeric"}, "a numeric statement gives its number"),
+        (Statement, {"stated": "2 %"}, "a numeric statement gives its number"),
+        (Statement, {"literature": "true"}, "none of confirmed, partly, contradicted"),
+        (Statement, {"trials": [{"expect": ["a > b"]}]}, "names neither a study nor results"),
+        (Statement, {"trials": [{"study": "a.yaml"}]}, "needs either expect, or cell and stated"),
+        (Statement, {"trials": [{"study": "a", "cell": "b"}]}, "cell and stated belong together"),
+    ],
+)
+def test_bad_claims_and_statements(kind, change, line):
+    given = (CLAIM if kind is Claim else STATEMENT) | change
+    with pytest.raises(InputError, match="here: ") as error:
+        read_card(kind, given, "here")
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# A run and its claim
+
+
+@pytest.mark.parametrize(
+    ("reported", "tolerance", "measured", "reproduced"),
+    [
+        (0.77, 0.004, 0.766, True),
+        (0.77, 0.004, 0.774, True),
+        (0.77, 0.004, 0.7659, False),
+        (52.52, 2.0, 50.52, True),
+        (0.93, 0.0, 0.93, True),
+        (0.93, 0.01, float("nan"), False),
+    ],
+)
+def test_reproduced_is_within_the_tolerance(reported, tolerance, measured, reproduced):
+    assert Claim("a", "val/top1", reported, tolerance).reproduced(measured) is reproduced
+
+
+EXPERIMENT = """
+task: classification
+claim: {source: nobody, metric: METRIC, reported: 0.5, tolerance: 0.5, conditions: [digits]}
+trainer:
+  {max_epochs: 1, num_sanity_val_steps: 0, limit_train_batches: 2, log_every_n_steps: 1, accelerator: cpu}
+data: {class_path: Digits, init_args: {image_size: 16, batch_size: 32}}
+model:
+  network:
+    class_path: ViT
+    init_args: {image_size: 16, patch_size: 8, width: 8, depth: 1, heads: 2}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("experiment.yaml").write_text(EXPERIMENT.replace("METRIC", "val/top1"))
+    return Path("experiment.yaml")
+
+
+def test_a_run_is_compared_with_its_claim(experiment, capsys):
+    assert main(["classification", "fit", "-c", "experiment.yaml", "--run", "run"]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("claim: "))
+    outcome = json.loads(Path("run/claim.json").read_text())
+    assert outcome.items() >= {"reported": 0.5, "conditions": ["digits"], "by": "fit"}.items()
+    assert outcome["verdict"] == "reproduced"
+    assert outcome["difference"] == outcome["measured"] - 0.5
+    assert line.startswith("claim: val/top1 reported 0.5 ± 0.5, measured 0.")
+    assert line.endswith(": reproduced")
+
+    flags = ["--claim.reported", "2", "--trainer.limit_val_batches", "1"]
+    assert main(["classification", "validate", "-c", "run/config.yaml", *flags]) == 0
+    assert "measured" in capsys.readouterr().out
+    outcome = json.loads(Path("run/claim.json").read_text())
+    assert (outcome["by"], outcome["reported"]) == ("validate", 2.0)
+    assert outcome["verdict"] == "not comparable (a part of the images)"
+
+    assert main(["classification", "test", "-c", "run/config.yaml"]) == 0
+    assert "claim: val/top1 reported 0.5 ± 0.5, not measured by test" in capsys.readouterr().out
+    assert json.loads(Path("run/claim.json").read_text())["by"] == "validate"
+
+
+# The ledger
+
+
+def test_the_ledger_is_current():
+    """`attention-vision claims` writes it anew."""
+    assert main(["claims", str(ROOT), "--check"]) == 0
+
+
+def test_all_nine_numbers_of_the_articles_are_in_it():
+    rows = read_ledger(ROOT).statements
+    assert "".join(row.name for row in rows) == "abcdefghi"
+    assert sum(not row.name for row in rows) >= 5
+
+
+def test_exact_numbers_are_still_those_of_the_package():
+    path = ROOT / "experiments/benchmarks/claims.py"
+    spec = importlib.util.spec_from_file_location("claims_benchmark", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    for name in benchmark.STUDIES:
+        committed = json.loads((ROOT / f"experiments/results/{name}.json").read_text())
+        measured = benchmark.results(name, commit="")
+        assert measured["study"] == committed["study"]
+        for here, there in zip(measured["runs"], committed["runs"], strict=True):
+            assert here["cell"] == there["cell"]
+            assert here["metrics"] == pytest.approx(there["metrics"])
+
+
+def runs(**cells: list[float]) -> list[dict]:
+    return [
+        {"cell": cell, "seed": seed, "metrics": {"val/top1": value}}
+        for cell, values in cells.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    """One statement, one paper and one study, none of them measured."""
+    experiments = tmp_path / "experiments"
+    for folder in ("claims", "results", "classification", "ablations", "profiles"):
+        (experiments / folder).mkdir(parents=True)
+    trial = {"study": "experiments/ablations/se.yaml", "expect": ["se > none"]}
+    files = {
+        "claims/a_se.yaml": {
+            **STATEMENT,
+            "kind": "numeric",
+            "stated": "2 %",
+            "experiment": "experiments/classification/se.yaml",
+            "trials": [trial],
+        },
+        "classification/se.yaml": {"task": "classification", "claim": CLAIM},
+        "ablations/se.yaml": {"study": STUDY, "base": "../classification/se.yaml"},
+        "profiles/gpu.yaml": {"trainer": {}},
+    }
+    for name, content in files.items():
+        (experiments / name).write_text(yaml.safe_dump(content))
+    return tmp_path
+
+
+def measure(repository: Path, experiment: str, measured: list[dict], **more) -> None:
+    content = {"what": {"experiment": experiment}, "runs": measured, **more}
+    file = repository / "experiments/results" / f"{Path(experiment).stem}_{len(more)}.json"
+    file.write_text(json.dumps(content))
+
+
+def test_what_is_not_measured_is_said(repository):
+    ledger = read_ledger(repository)
+    ((statement,), (paper,), (study,)) = ledger.statements, ledger.papers, ledger.studies
+    assert (statement.name, statement.reported) == ("a", "2 %")
+    assert statement.commands == (
+        "attention-vision classification fit -c experiments/classification/se.yaml",
+        "attention-vision study run experiments/ablations/se.yaml",
+    )
+    assert {row.verdict for row in (statement, paper, study)} == {"not yet run"}
+    assert paper.reported == "`val/top1` 0.93 ± 0.01"
+
+
+def test_results_are_joined_by_what_they_are_of(repository):
+    path = "experiments/ablations/se.yaml"
+    values = runs(none=[0.90, 0.92, 0.91], se=[0.95, 0.971, 0.96])
+    measure(repository, path, values, study=STUDY)
+    measure(repository, "experiments/classification/se.yaml", runs(se=[0.931, 0.928]))
+    ledger = read_ledger(repository)
+    ((statement,), (paper,), (study,)) = ledger.statements, ledger.papers, ledger.studies
+    assert statement.verdict == "supported"
+    assert "se > none: +0.050 [+0.0" in statement.measured
+    assert "3 seeds ([se_1](results/se_1.json))" in statement.measured
+    assert (paper.verdict, paper.measured) == ("reproduced", "0.929 ± 0.002, 2 seeds")
+    assert study.verdict == "1 supported, 1 contradicted"
+
+
+def test_results_without_a_study_file_have_a_row(repository):
+    measure(repository, "elsewhere", runs(none=[0.9], se=[0.91]), study=STUDY)
+    assert read_ledger(repository).studies[-1].verdict == "2 undecided"
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ({0: 0.925, 1: 0.938}, "reproduced"),
+        ({0: 0.90}, "undecided"),
+        ({0: 0.90, 1: 0.93}, "undecided"),
+        ({0: 0.90, 1: 0.901, 2: 0.902}, "contradicted"),
+        ({0: 0.96, 1: 0.961, 2: 0.962}, "contradicted"),
+        ({None: 0.90}, "contradicted"),
+        ({None: 0.94}, "reproduced"),
+    ],
+)
+def test_verdict_on_a_number(values, verdict):
+    assert verdict_of(Claim(**CLAIM), values) == verdict
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "word"),
+    [
+        (["supported"], "supported"),
+        (["supported", "undecided"], "undecided"),
+        (["contradicted", "undecided"], "contradicted"),
+        (["contradicted", "supported"], "partly"),
+    ],
+)
+def test_several_trials_in_one_word(verdicts, word):
+    assert combined(verdicts) == word
+
+
+def change(repository: Path, name: str, **changes) -> None:
+    file = repository / "experiments" / name
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changes))
+
+
+def trials(repository: Path, **given) -> None:
+    change(repository, "claims/a_se.yaml", trials=[given])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda r: shutil.rmtree(r / "experiments"), "there is no folder experiments here"),
+        (lambda r: change(r, "claims/a_se.yaml", experiment="a.yaml"), "there is no file a.yaml"),
+        (lambda r: trials(r, study="b.yaml", expect=["a > b"]), "there is no file b.yaml"),
+        (lambda r: trials(r, results="c.json", expect=["a > b"]), "c.json is no results file"),
+        (lambda r: change(r, "claims/a_se.yaml", color="red"), "a_se.yaml: unknown key 'color'"),
+        (lambda r: change(r, "classification/se.yaml", claim={}), "claim: 'source' is missing"),
+        (
+            lambda r: (r / "experiments/results/half.json").write_text('{"runs": ['),
+            "half.json, line 1: no valid JSON",
+        ),
+        (
+            lambda r: (
+                measure(r, "experiments/ablations/se.yaml", runs(none=[1], se=[2]), study=STUDY),
+                trials(r, study="experiments/ablations/se.yaml", expect=["cbam > se"]),
+            ),
+            "'cbam > se' is not among what se_1 expects: se > none, none > se",
+        ),
+    ],
+)
+def test_bad_files(repository, spoil, line, capsys):
+    spoil(repository)
+    assert main(["claims", str(repository)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("attention-vision: error: ")
+    assert line in error
+    assert error.count("\n") == 1
+    assert not (repository / "experiments/README.md").exists()
+
+
+def test_a_stale_page_is_found(repository, capsys):
+    assert main(["claims", str(repository), "--check"]) == 1
+    assert "is stale: write it anew by `attention-vision claims`" in capsys.readouterr().err
+    assert main(["claims", str(repository)]) == 0
+    assert main(["claims", str(repository), "--check"]) == 0
+    change(repository, "classification/se.yaml", claim=CLAIM | {"reported": 0.94})
+    assert main(["claims", str(repository), "--check"]) == 1
+
+
+def test_a_results_file_is_named_by_its_cell_too(repository):
+    study = STUDY | {"expect": []}
+    measure(repository, "elsewhere", [{"cell": "none", "seed": None, "metrics": {"val/top1": 768}}],
+            study=study)  # fmt: skip
+    trials(repository, results="experiments/results/elsewhere_1.json", cell="none", stated=256.0)
+    (row,) = read_ledger(repository).statements
+    assert row.verdict == "contradicted"
+    assert "none: 768, exact" in row.measured
+    assert Trial(results="a", cell="none", stated=1.0).tolerance == 0
+    assert Results(repository).of("elsewhere")
+
+
+@pytest.mark.parametrize("arguments", [["claims", str(ROOT), "--check"], ["claims", "--help"]])
+def test_nothing_heavy_is_imported(arguments):
+    code = (
+        "import sys\nfrom attention_vision.__main__ import main\n"
+        f"try:\n    main({arguments})\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'lightning', 'wandb', 'matplotlib'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout.splitlines()[-1] == "[]", ended.stderr
