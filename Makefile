@@ -28,7 +28,7 @@ lint: $(VENV)/.dev  ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(VENV)/.dev  ## measure speed against the peers' libraries, as ratios
+bench: $(VENV)/.dev  ## measure speed and memory against naive code and the peers' libraries, as ratios
 	$(BIN)/python experiments/benchmarks/attention.py
 	$(BIN)/python experiments/benchmarks/matching.py
 

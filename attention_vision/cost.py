@@ -175,25 +175,33 @@ def macs(one: Work) -> int:
 
 
 def peak_memory(one: Work) -> int:
-    """See `Cost`: from the allocator of a GPU, on a CPU from all that torch allocates and frees."""
-    step = one.step if one.trained else one.evaluate
-    step()  # what is allocated once and kept is none of a step's
+    """See `Cost`."""
     held = (*one.network.parameters(), *one.network.buffers(), *one.batch)
     own = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    device = one.batch[0].device
+    return own + growth(one.step if one.trained else one.evaluate, one.batch[0].device)
+
+
+def growth(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes that tensors take at the worst moment of `run`, above what they took before.
+
+    On a GPU its allocator knows; on a CPU all is added up that torch's allocator hands out and gets
+    back, scratch memory inside of kernels included. `run` is called twice: what the first call
+    allocates once and for all does not count.
+    """
+    run()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        step()
-        return own + torch.cuda.max_memory_allocated(device) - before
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        step()
+        run()
     now = most = 0
     for event in record.profiler.kineto_results.events():  # in the order of time
         if event.name() == "[memory]":
             now += event.nbytes()
             most = max(most, now)
-    return own + most
+    return most
 
 
 def seconds(run: Callable[[], None], device: torch.device) -> float:
