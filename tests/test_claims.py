@@ -132,7 +132,11 @@ EXPERIMENT = """
 task: classification
 claim: {source: nobody, metric: METRIC, reported: 0.5, tolerance: 0.5, conditions: [digits]}
 trainer:
-  {max_epochs: 1, num_sanity_val_steps: 0, limit_train_batches: 2, log_every_n_steps: 1, accelerator: cpu}
+  max_epochs: 1
+  num_sanity_val_steps: 0
+  limit_train_batches: 2
+  log_every_n_steps: 1
+  accelerator: cpu
 data: {class_path: Digits, init_args: {image_size: 16, batch_size: 32}}
 model:
   network:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from attention_vision.study.report import Report, Row
 
@@ -61,6 +62,9 @@ def differences(report: Report) -> Figure:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+    axes.locator_params(axis="x", nbins=6)
+    if max(map(abs, axes.get_xlim())) >= 1e5:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.set_xlabel(f"{report.study.metric} minus that of {report.study.baseline}")
     return figure
 

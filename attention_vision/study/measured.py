@@ -61,6 +61,11 @@ class MeasuredStudy:
     facts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def exact(self) -> bool:
+        """Whether nothing in it is drawn at random."""
+        return all(run.seed is None for run in self.runs)
+
     def values(self, cell: str, metric: str | None = None) -> Values:
         """By seed; without runs whose number is missing or not finite."""
         metric = metric or self.metric

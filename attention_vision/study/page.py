@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from attention_vision.study import tables
 from attention_vision.study.figures import as_svg
-from attention_vision.study.report import METHOD, Report
+from attention_vision.study.report import Report
 from attention_vision.study.statistics import spread
 
 STYLE = """
@@ -25,7 +25,7 @@ h2 { font-size: 1.15rem; font-weight: 600; margin: 2.6rem 0 .7rem; }
 p, li { max-width: 42rem; }
 .soft, figcaption, dt { color: var(--soft); }
 .soft, figcaption { font-size: .92rem; line-height: 1.5; }
-code, .metric { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 .scroll { overflow-x: auto; margin: 0 -1.25rem; padding: 0 1.25rem; }
 table { border-collapse: collapse; width: 100%; font-size: .95rem; line-height: 1.4;
   font-variant-numeric: tabular-nums lining-nums; border-top: 1.5px solid var(--ink);
@@ -54,7 +54,8 @@ svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .35rem 1.2rem;
   font-size: .95rem; }
-dd { margin: 0; overflow-wrap: anywhere; white-space: pre-line; }
+dd { margin: 0; overflow-wrap: anywhere; }
+dd code { display: block; padding-left: 1.5rem; text-indent: -1.5rem; }
 details > summary { cursor: pointer; margin: 2.6rem 0 .7rem; font-weight: 600; font-size: 1.15rem; }
 @media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .7rem; }
   .verdicts li { grid-template-columns: 1fr; } .verdict { text-align: left; } }
@@ -84,10 +85,10 @@ def page(report: Report, figures: dict[str, Figure]) -> str:
         "<h2>What was measured</h2>",
         measured(report),
         remarks(report),
-        drawings(figures),
+        drawings(report, figures),
         others(report),
         "<h2>How to read the numbers</h2>",
-        f"<p>{escape(METHOD)}</p>",
+        f"<p>{escape(report.method)}</p>",
         setting(report),
     ]
     return (
@@ -144,9 +145,10 @@ def verdicts(report: Report) -> str:
 
 def measured(report: Report) -> str:
     head, *rows = tables.table(report)
+    place = head.index("difference")
     for row in rows:
-        row[3] = minus(row[3])
-    return grid([head, *rows], [1, *range(4, len(head))])
+        row[place] = minus(row[place])
+    return grid([head, *rows], tables.to_the_right(report))
 
 
 def minus(numbers: str) -> str:
@@ -159,11 +161,12 @@ def remarks(report: Report) -> str:
     return f'<ul class="remarks soft">\n{lines}\n</ul>' if lines else ""
 
 
-def drawings(figures: dict[str, Figure]) -> str:
+def drawings(report: Report, figures: dict[str, Figure]) -> str:
     """The figures, side by side where there is room."""
     parts = []
     for name, figure in figures.items():
         title, caption = CAPTIONS[name]
+        caption = "One dot for each cell." if report.study.exact else caption
         parts.append(
             f'<figure aria-label="{title}">\n<h2>{title}</h2>\n{as_svg(figure)}\n'
             f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
@@ -194,10 +197,16 @@ def summary(values: list[float]) -> str:
     return f"{mean:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
 
 
+def fact(title: str, text: str) -> str:
+    if title != "commands":
+        return f"<dd>{escape(text)}</dd>"
+    return "<dd>" + "".join(f"<code>{escape(line)}</code>" for line in text.splitlines()) + "</dd>"
+
+
 def setting(report: Report) -> str:
     """Budget, machine, versions and notes."""
     facts = report.study.facts.items()
-    terms = "".join(f"<dt>{escape(title)}</dt><dd>{escape(text)}</dd>\n" for title, text in facts)
+    terms = "".join(f"<dt>{escape(title)}</dt>{fact(title, text)}\n" for title, text in facts)
     notes = "".join(f"<li>{escape(note)}</li>\n" for note in report.study.notes)
     return (f"<h2>Setting</h2>\n<dl>\n{terms}</dl>\n" if terms else "") + (
         f"<h2>Notes</h2>\n<ul>\n{notes}</ul>" if notes else ""

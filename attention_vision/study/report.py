@@ -54,6 +54,11 @@ class Report:
     findings: list[Finding]
     remarks: list[str]
 
+    @property
+    def method(self) -> str:
+        """How the numbers came about, for a reader of the table."""
+        return EXACT if self.study.exact else METHOD
+
     @classmethod
     def of(cls, study: MeasuredStudy) -> "Report":
         values = {cell: study.values(cell) for cell in study.cells}
@@ -101,6 +106,7 @@ def remarks(study: MeasuredStudy, rows: list[Row]):
                 )
 
 
+EXACT = "Exact numbers, that nothing random goes into: they are compared as they are."
 METHOD = (
     "Mean ± standard deviation over seeds. Differences are taken within each seed; their "
     f"intervals are at {100 * LEVEL:g} % by Student's t (bootstrap BCa from {BOOTSTRAP_FROM} seeds "

@@ -2,13 +2,14 @@
 
 import csv
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from math import floor, log10
 from statistics import median_low
 
 from attention_vision.study.measured import COSTS
-from attention_vision.study.report import METHOD, Report, Row
+from attention_vision.study.report import Report, Row
 from attention_vision.study.statistics import Difference, Finding
 
 TITLES = {
@@ -110,7 +111,15 @@ def table(report: Report) -> list[list[str]]:
         compared = [change(row.difference, places), p_value(row.p)]
         spent = [size(row.cost[name], name) for name in known]
         rows.append([row.cell, *numbers, *compared, *spent])
+    if report.study.exact:  # without seeds to count or chances to compute
+        rows = [[*row[:1], *row[2:4], *row[5:]] for row in rows]
     return rows
+
+
+def to_the_right(report: Report) -> list[int]:
+    """Columns of `table` whose numbers stand flush with their right edge."""
+    columns = len(table(report)[0])
+    return list(range(3, columns)) if report.study.exact else [1, *range(4, columns)]
 
 
 def verdicts(report: Report) -> list[list[str]]:
@@ -119,7 +128,8 @@ def verdicts(report: Report) -> list[list[str]]:
         return []
     places = decimals(report)
     level = report.findings[0].difference.level
-    rows = [["expected", f"difference ({100 * level:.4g} %)", "verdict"]]
+    title = "difference" if report.study.exact else f"difference ({100 * level:.4g} %)"
+    rows = [["expected", title, "verdict"]]
     for finding in report.findings:
         shown = change(finding.difference, places)
         rows.append([str(finding.expectation), shown, outcome(finding)])
@@ -141,14 +151,13 @@ def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
 
 def text(report: Report) -> str:
     """What the command prints."""
-    rows = table(report)
-    numbers = [1, *range(4, len(rows[0]))]
-    parts = [f"{report.study.question}\n{subtitle(report)}", aligned(rows, numbers)]
+    rows = aligned(table(report), to_the_right(report))
+    parts = [f"{report.study.question}\n{subtitle(report)}", rows]
     if report.findings:
         parts.append(aligned(verdicts(report)))
     if report.remarks:
         parts.append("\n".join(report.remarks))
-    parts.append("\n".join(textwrap.wrap(METHOD, 100)))
+    parts.append("\n".join(textwrap.wrap(report.method, 100)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -181,16 +190,15 @@ def markdown_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> 
 
 
 def markdown(report: Report) -> str:
-    rows = table(report)
     parts = [
         f"## {report.study.question}",
         subtitle(report) + ".",
-        markdown_table(rows, [1, *range(4, len(rows[0]))]),
+        markdown_table(table(report), to_the_right(report)),
     ]
     if report.findings:
         parts.append(markdown_table(verdicts(report)))
     parts += ["\n".join(f"- {line}" for line in report.remarks)] if report.remarks else []
-    return "\n\n".join([*parts, METHOD]) + "\n"
+    return "\n\n".join([*parts, report.method]) + "\n"
 
 
 LATEX = {
@@ -207,6 +215,7 @@ LATEX = {
 
 
 def escaped(text: str) -> str:
+    text = re.sub(r"(?<!\S)(\[?)-(?=\d)", r"\1−", text)  # the sign of a number
     return "".join(LATEX.get(char, char) for char in text)
 
 
@@ -219,8 +228,7 @@ def latex(report: Report) -> str:
         r"\begin{table}",
         r"  \centering",
         rf"  \caption{{{escaped(report.study.question)} {escaped(subtitle(report))}.",
-        "    Mean $\\pm$ standard deviation over seeds; differences are paired by seed, with",
-        "    95\\,\\% intervals by Student's $t$; $p$ adjusted by Holm.}",
+        f"    {escaped(report.method.partition(' A verdict')[0])}}}",
         rf"  \begin{{tabular}}{{{columns}}}",
         r"    \toprule",
         f"    {' & '.join(escaped(cell) for cell in head)} \\\\",

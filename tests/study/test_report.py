@@ -107,6 +107,25 @@ def test_names_are_escaped(tmp_path):
     assert "<b>" not in (tmp_path / "report.html").read_text()
 
 
+def test_exact_numbers_have_no_seeds_and_no_chances(tmp_path):
+    runs = [
+        {"cell": cell, "seed": None, "metrics": {"val/top1": value}}
+        for cell, value in (("none", 5), ("se", 1_000_007), ("cbam", 3))
+    ]
+    report = report_of(write_file(tmp_path / "exact.json", runs=runs))
+    assert tables.table(report) == [
+        ["cell", "val/top1", "difference"],
+        ["none", "5", "baseline"],
+        ["se", "1,000,007", "+1,000,002"],
+        ["cbam", "3", "-2"],
+    ]
+    assert [finding.verdict for finding in report.findings] == ["supported", "contradicted"]
+    assert report.remarks == []
+    text = tables.text(report)
+    assert "exact numbers" in text
+    assert "Student" not in text
+
+
 def test_gaps_are_said(tmp_path):
     folder = write_folder(tmp_path / "partial", PARTIAL)
     failed = folder / "cells/se/seed1"
