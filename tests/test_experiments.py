@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from attention_vision.command import Command
@@ -66,7 +67,15 @@ def with_root(path: Path, root: Path) -> list[str]:
     return arguments
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Networks keep the weights that their memory held: drawing them is most of the time."""
+    for draw in ("trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_"):
+        monkeypatch.setattr(torch.nn.init, draw, lambda tensor, *_, **__: tensor)
+
+
 @pytest.mark.parametrize("path", FILES, ids=name)
+@pytest.mark.usefixtures("undrawn")
 def test_experiment_builds(path, tmp_path):
     task = yaml.safe_load(path.read_text()).get("task")
     assert task, f"{name(path)} does not say its task"
