@@ -8,9 +8,9 @@ import torchvision
 from redraw import redraw
 from torch import nn
 
-from attention_vision.attention import SqueezeExcite
+from attention_vision.attention import SelfAttention2d, SqueezeExcite
 from attention_vision.backbones import ResNet
-from attention_vision.backbones.resnet import Bottleneck
+from attention_vision.backbones.resnet import Bottleneck, PlainBottleneck
 from attention_vision.checkpoints import load_official
 
 
@@ -110,3 +110,11 @@ def test_stride_first_maps_do_not_depend_on_the_padding():
         for alone, among in maps:
             high, wide = alone.shape[2:]
             torch.testing.assert_close(among[..., :high, :wide], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_plain_bottleneck_fits_the_slot_and_costs_about_what_self_attention_does():
+    network = ResNet(8, PlainBottleneck, 3, attention_at="stages", attention_stages=(3,), width=16)
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 3)
+    block = network.stages[-1].attention
+    counts = [sum(p.numel() for p in m.parameters()) for m in (block, SelfAttention2d(64))]
+    assert counts == [4_544, 5_121]
