@@ -79,14 +79,14 @@ def attend(
 
 def _fused(query, key, value, bias, mask, scale, dropout) -> Tensor:
     if bias is not None:
-        bias = bias.to(query.dtype)
+        bias = adjacent(bias.to(query.dtype))  # before the mask may make it larger
         if mask is not None:
             bias = bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
     # The fused kernels want adjacent channels, which the pixels of a convolution's map do not have,
     # and one width for all: zeros in q and k add nothing to a score, and the columns that zeros in
     # v give are cut off again. What is added to the scores must have as many axes as they, and
     # adjacent keys. Otherwise PyTorch falls back, in silence, to storing the weights.
-    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    query, key, value = (adjacent(x) for x in (query, key, value))
     width, value_width = query.shape[-1], value.shape[-1]
     if width < value_width:
         query, key = (F.pad(x, (0, value_width - width)) for x in (query, key))
@@ -94,12 +94,16 @@ def _fused(query, key, value, bias, mask, scale, dropout) -> Tensor:
         value = F.pad(value, (0, width - value_width))
     added = mask if bias is None else bias
     if added is not None:
-        added = added[(None,) * (query.ndim - added.ndim)]
-        added = added if added.stride(-1) == 1 else added.contiguous()
+        added = adjacent(added[(None,) * (query.ndim - added.ndim)])
     output = F.scaled_dot_product_attention(query, key, value, added, dropout, scale=scale)
     if bias is not None and mask is not None:
         output = output * mask.any(-1, keepdim=True)
     return output[..., :value_width]
+
+
+def adjacent(x: Tensor) -> Tensor:
+    """`x`, copied where neighbours along the last axis are no neighbours in memory."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
