@@ -16,6 +16,7 @@ from attention_vision.__main__ import main
 from attention_vision.cards import read_card
 from attention_vision.claim import Claim
 from attention_vision.claims.ledger import Results, combined, read_ledger, verdict_of
+from attention_vision.claims.record import differences, record
 from attention_vision.claims.statement import Statement, Trial
 from attention_vision.errors import InputError
 
@@ -130,7 +131,7 @@ def test_reproduced_is_within_the_tolerance(reported, tolerance, measured, repro
 
 EXPERIMENT = """
 task: classification
-claim: {source: nobody, metric: METRIC, reported: 0.5, tolerance: 0.5, conditions: [digits]}
+claim: {source: nobody, metric: val/top1, reported: 0.5, tolerance: 0.5, conditions: [digits]}
 trainer:
   max_epochs: 1
   num_sanity_val_steps: 0
@@ -145,15 +146,13 @@ model:
 """
 
 
-@pytest.fixture
-def experiment(tmp_path, monkeypatch) -> Path:
+def test_a_run_is_compared_with_its_claim_and_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("experiment.yaml").write_text(EXPERIMENT.replace("METRIC", "val/top1"))
-    return Path("experiment.yaml")
-
-
-def test_a_run_is_compared_with_its_claim(experiment, capsys):
-    assert main(["classification", "fit", "-c", "experiment.yaml", "--run", "run"]) == 0
+    experiment = Path("experiments/classification/tiny.yaml")
+    for folder in (experiment.parent, Path("experiments/results")):
+        folder.mkdir(parents=True)
+    experiment.write_text(EXPERIMENT)
+    assert main(["classification", "fit", "-c", str(experiment), "--run", "run"]) == 0
     (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("claim: "))
     outcome = json.loads(Path("run/claim.json").read_text())
     assert outcome.items() >= {"reported": 0.5, "conditions": ["digits"], "by": "fit"}.items()
@@ -161,6 +160,14 @@ def test_a_run_is_compared_with_its_claim(experiment, capsys):
     assert outcome["difference"] == outcome["measured"] - 0.5
     assert line.startswith("claim: val/top1 reported 0.5 ± 0.5, measured 0.")
     assert line.endswith(": reproduced")
+
+    assert main(["claims", "--record", "run"]) == 0
+    (row,) = read_ledger(Path()).papers
+    assert row.verdict == "reproduced"
+    assert row.measured.endswith(", 1 seed")
+    recorded = json.loads(Path("experiments/results/tiny.json").read_text())
+    assert recorded["runs"][0]["metrics"] == {"val/top1": outcome["measured"]}
+    assert recorded["versions"].keys() >= {"torch", "lightning"}
 
     flags = ["--claim.reported", "2", "--trainer.limit_val_batches", "1"]
     assert main(["classification", "validate", "-c", "run/config.yaml", *flags]) == 0
@@ -172,6 +179,72 @@ def test_a_run_is_compared_with_its_claim(experiment, capsys):
     assert main(["classification", "test", "-c", "run/config.yaml"]) == 0
     assert "claim: val/top1 reported 0.5 ± 0.5, not measured by test" in capsys.readouterr().out
     assert json.loads(Path("run/claim.json").read_text())["by"] == "validate"
+
+
+@pytest.fixture
+def run(repository) -> Path:
+    """A run of the repository's experiment, seed 1."""
+    folder = repository / "run"
+    folder.mkdir()
+    config = {"task": "classification", "seed_everything": 1, "trainer": {"max_epochs": 2}}
+    (folder / "config.yaml").write_text(f"# attention-vision 0.1.0\n{yaml.safe_dump(config)}")
+    change(repository, "classification/se.yaml", trainer={"max_epochs": 2, "devices": 8})
+    outcome = CLAIM | {"measured": 0.93, "verdict": "reproduced", "by": "validate"}
+    (folder / "claim.json").write_text(json.dumps(outcome))
+    (folder / "validate.json").write_text(json.dumps({"metrics": {"val/top1": 0.93, "x": 1}}))
+    return folder
+
+
+def test_recorded_runs_hold_all_that_was_measured(repository, run):
+    file = record([run], repository)
+    recorded = json.loads(file.read_text())
+    assert file.name == "se.json"
+    assert recorded["what"]["experiment"] == "experiments/classification/se.yaml"
+    assert recorded["runs"] == [{"cell": "se", "seed": 1, "metrics": {"val/top1": 0.93, "x": 1}}]
+    with pytest.raises(InputError, match=r"se\.json is there already: results are kept"):
+        record([run], repository)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "line"),
+    [
+        ("claim.json", {"verdict": "not comparable (a part)"}, "was measured on a part of the ima"),
+        ("claim.json", {"reported": 0.5}, "no experiment here claims what it does: A paper"),
+        ("config.yaml", {"trainer": {"max_epochs": 1}}, "trainer.max_epochs is 1 in place of 2"),
+        ("config.yaml", {"seed_everything": None}, "'seed_everything' is None, not of type int"),
+    ],
+)
+def test_what_is_not_recorded(name, changes, line, repository, run):
+    file = run / name
+    file.write_text(json.dumps(yaml.safe_load(file.read_text()) | changes))
+    with pytest.raises(InputError) as error:
+        record([run], repository)
+    assert line in str(error.value)
+
+
+def test_runs_are_recorded_once_and_whole(repository, run):
+    with pytest.raises(InputError, match="two runs have seed 1"):
+        record([run, run], repository)
+    with pytest.raises(InputError, match="holds no run that was compared with a claim"):
+        record([repository], repository)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "config", "words"),
+    [
+        ({"a": 1}, {"a": 1.0, "b": 2}, []),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, ["a.b is 2 in place of 1"]),
+        ({"a": {"b": 1}}, {"a": None}, ["a is None in place of {'b': 1}"]),
+        ({"a": "SqueezeExcite"}, {"a": {"class_path": "attention_vision.SqueezeExcite"}}, []),
+        ({"a": "CBAM"}, {"a": {"class_path": "x.ECA"}}, ["a is x.ECA in place of CBAM"]),
+        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, ["a.1.b is 3 in place of 2"]),
+        ({"a": [1]}, {"a": [1, 2]}, ["a has 2 items in place of 1"]),
+        ({"trainer": {"devices": 8}, "threads": 1}, {"trainer": {"devices": "auto"}}, []),
+        ({"data": {"init_args": {"root": "data"}}}, {"data": {"init_args": {"root": "/d"}}}, []),
+    ],
+)
+def test_what_makes_another_experiment(experiment, config, words):
+    assert list(differences(experiment, config)) == words
 
 
 # The ledger

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from attention_vision.claims.ledger import read_ledger
 from attention_vision.claims.page import page, text
+from attention_vision.claims.record import record
 from attention_vision.errors import InputError, one_line
 
 
@@ -29,9 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; fail where the page is stale"
     )
+    parser.add_argument(
+        "--record", type=Path, nargs="+", metavar="RUN", default=[],
+        help="first write what these runs of one experiment measured, a seed each, into "
+        "experiments/results",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     file = options.root / "experiments/README.md"
     try:
+        if options.record:
+            print(f"written: {record(options.record, options.root)}\n")
         ledger = read_ledger(options.root)
         print(text(ledger))
         if options.check:

@@ -11,7 +11,7 @@ from attention_vision.claims.statement import Statement, Trial
 from attention_vision.errors import InputError
 from attention_vision.study import tables
 from attention_vision.study.definition import read_yaml
-from attention_vision.study.measured import read_json, read_study
+from attention_vision.study.measured import defined, read_json, read_run, read_study, take
 from attention_vision.study.report import Report
 from attention_vision.study.statistics import Finding, mean_interval, spread
 
@@ -123,7 +123,7 @@ def statement_row(file: Path, results: Results) -> Row:
     commands = []
     if statement.experiment:
         content = read_yaml(existing(statement.experiment, where, results.root))
-        commands.append(f"attention-vision {content['task']} fit -c {statement.experiment}")
+        commands.append(training(content, statement.experiment))
     measured, verdicts = [], []
     for trial in statement.trials:
         if trial.study:
@@ -205,7 +205,7 @@ def paper_row(file: Path, content: dict[str, Any], results: Results) -> Row:
         reported=f"`{claim.metric}` {claim.reported:.{places}f} ± {claim.tolerance:.{places}f}",
         measured=numbers(values, places + 1) if values else "",
         verdict=verdict_of(claim, values) if values else NOT_RUN,
-        commands=(f"attention-vision {content['task']} fit -c {path}",),
+        commands=(training(content, path),),
     )
 
 
@@ -213,10 +213,10 @@ def measured_by(path: str, metric: str, results: Results) -> dict[int | None, fl
     """By seed, of the results that are of this very file and have a single cell."""
     values = {}
     for file in results.of(path):
-        runs = results.content[file].get("runs", [])
-        if len({run["cell"] for run in runs}) == 1:
-            values |= {run["seed"]: run["metrics"].get(metric) for run in runs}
-    return {seed: value for seed, value in values.items() if value is not None}
+        runs = [read_run(run, file) for run in take(results.content[file], "runs", list, file)]
+        if len({run.cell for run in runs}) == 1:
+            values |= {run.seed: run.metrics.get(metric) for run in runs}
+    return {seed: value for seed, value in values.items() if defined(value)}
 
 
 def verdict_of(claim: Claim, values: dict[int | None, float]) -> str:
@@ -246,12 +246,12 @@ def study_results(path: str, results: Results) -> list[Path]:
 
 def study_row(file: Path, content: dict[str, Any], results: Results) -> Row:
     path = str(file.relative_to(results.root))
-    plan = content["study"]
+    plan = take(content, "study", dict, file)
     files = [one for one in study_results(path, results) if one in results.reports]
     return Row(
         name=link(path),
-        claim=str(plan["question"]),
-        source=f"`{plan['metric']}`",
+        claim=take(plan, "question", str, file),
+        source=f"`{take(plan, 'metric', str, file)}`",
         measured="; ".join(all_found(results.reports[one], link_to(one, results)) for one in files),
         verdict="; ".join(tally(results.reports[one]) for one in files) or NOT_RUN,
         commands=(f"attention-vision study run {path}",),
@@ -302,6 +302,11 @@ def seeds_of(values: dict[int | None, float]) -> str:
 def digits(value: float) -> int:
     """Decimals that a number is given with."""
     return len(f"{value:.10g}".partition(".")[2])
+
+
+def training(content: dict[str, Any], path: str) -> str:
+    """The command that trains an experiment."""
+    return f"attention-vision {take(content, 'task', str, Path(path))} fit -c {path}"
 
 
 def existing(path: str, where: str, root: Path) -> Path:
