@@ -47,7 +47,7 @@ class Reproduction(Callback):
             return
         measured = trainer.callback_metrics[claim.metric].item()
         verdict = "reproduced" if claim.reproduced(measured) else "not reproduced"
-        if loader is not None and sum(batches) < len(loader):
+        if not whole(batches, loader):
             verdict = "not comparable (a part of the images)"
         outcome = {
             "measured": measured if isfinite(measured) else None,
@@ -62,3 +62,11 @@ class Reproduction(Callback):
                 numbers = {"reported": claim.reported, **outcome}
                 logger.experiment.summary.update({f"claim/{k}": v for k, v in numbers.items()})
         print(f"{said}, measured {measured:.5g}: {verdict}", flush=True)
+
+
+def whole(batches: list[float], loader: Any) -> bool:
+    """Whether all batches of a loader were measured; one without a length is read to its end."""
+    try:
+        return loader is None or sum(batches) >= len(loader)
+    except TypeError:
+        return True
