@@ -15,7 +15,7 @@ from attention_vision import attention
 from attention_vision.classification import Classifier
 from attention_vision.command import TASKS, ArgumentParser, Task, input_error, read_config
 from attention_vision.config_errors import ConfigError, explain
-from attention_vision.cost import Work, work
+from attention_vision.cost import Work, tensors, work
 from attention_vision.detection import Detector
 from attention_vision.errors import InputError
 from attention_vision.generation import SAGAN, ImageToImage
@@ -104,12 +104,11 @@ def experiment_works(
     match module:
         case Classifier(network=network):
             batch, classes = images(), labels(network.num_classes)
-            return [
-                Work(
-                    name, network, lambda: module(batch),
-                    lambda: cross_entropy(module(batch), classes), (batch,),
-                )
-            ]  # fmt: skip
+
+            def loss() -> Tensor:  # of both heads where there are two
+                return sum(cross_entropy(logits, classes) for logits in tensors(module(batch)))
+
+            return [Work(name, network, lambda: module(batch), loss, (batch,))]
         case Detector(network=network):
             batch, targets = images(), [objects(device) for _ in range(batch_size)]
             padding = torch.zeros(batch_size, *size, dtype=torch.bool, device=device)

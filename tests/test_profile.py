@@ -13,9 +13,13 @@ from torch import nn
 
 from attention_vision.__main__ import main
 from attention_vision.attention import MultiHeadAttention, SelfAttention2d
-from attention_vision.backbones import ResNet
+from attention_vision.backbones import DistilledToken, ResNet, ViT
+from attention_vision.classification import Classifier
 from attention_vision.cost import cost, macs, measure, peak_memory, work
-from attention_vision.workloads import mechanism_works, mechanisms
+from attention_vision.detection import AttentionRCNN, RCNNDetector
+from attention_vision.generation import AttentionUNet, ImageToImage
+from attention_vision.generation.image_to_image import Restoration, Segmentation
+from attention_vision.workloads import experiment_works, mechanism_works, mechanisms
 
 DEMO = Path(__file__).parents[1] / "experiments" / "demo"
 MIB = 2**20
@@ -120,6 +124,33 @@ def test_experiments_of_all_tasks_become_rows(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in expected)
     assert "82,790" in printed
+
+
+MODELS = {
+    "two heads": lambda: Classifier(ViT(16, 4, 8, 1, 2, 3, pool=DistilledToken)),
+    "R-CNN": lambda: RCNNDetector(
+        AttentionRCNN(3, ResNet(8, width=4, num_classes=0), pyramid_channels=8)
+    ),
+    "segmentation": lambda: ImageToImage(
+        AttentionUNet(1, 3, width=2, depth=1, gated_levels=(1,)), Segmentation()
+    ),
+    "restoration": lambda: ImageToImage(
+        AttentionUNet(width=2, depth=1, gated_levels=(1,)), Restoration()
+    ),
+}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_networks_with_losses_of_their_own_take_a_step(make):
+    module = make()
+    (one,) = experiment_works("name", module, (32, 32), 2)
+    one.evaluate()
+    parameters = dict(module.network.named_parameters())
+    one.network.train()
+    one.loss().backward()
+    assert [name for name, parameter in parameters.items() if parameter.grad is None] == []
+    one.step()
+    assert all(parameter.grad is None for parameter in parameters.values())
 
 
 def test_data_need_not_be_there(tmp_path, capsys):
