@@ -41,14 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
         if options.record:
             print(f"written: {record(options.record, options.root)}\n")
         ledger = read_ledger(options.root)
-        print(text(ledger))
-        if options.check:
-            if not file.is_file() or file.read_text() != page(ledger):
-                raise InputError(f"{file} is stale: write it anew by `attention-vision claims`")
-            print(f"up to date: {file}")
-        else:
+        current = file.is_file() and file.read_text() == page(ledger)
+        if not (options.check or current):
             file.write_text(page(ledger))
-            print(f"written: {file}")
+        print(text(ledger))
+        if options.check and not current:
+            raise InputError(f"{file} is stale: write it anew by `attention-vision claims`")
+        print(f"{'up to date' if current else 'written'}: {file}")
     except InputError as error:
         print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
         return 1
