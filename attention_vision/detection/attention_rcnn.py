@@ -269,6 +269,10 @@ class AttentionRCNN(nn.Module):
         }
         return {"total": sum(losses.values()), **losses}
 
+    def compile(self, backend: str = "inductor") -> None:
+        """Compiles what has fixed shapes, `look`; the rest changes with the objects of an image."""
+        self.look = torch.compile(self.look, backend=backend)
+
     def look(self, images: Tensor) -> dict[str, Tensor]:
         """The levels of the pyramid, named 0, 1, ... and "pool", fine to coarse."""
         maps = self.backbone.features(images)[self.first_stage - 1 :]

@@ -1,0 +1,115 @@
+"""`--compile`: the networks of every task, traced, train as they do as written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch._dynamo.utils import counters
+
+from attention_vision.attention import record_attention
+from attention_vision.command import Command
+from attention_vision.runs import load_run
+
+TRAINER = {
+    "max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0,
+    "accelerator": "cpu", "devices": 1, "log_every_n_steps": 1,
+}  # fmt: skip
+EXPERIMENTS = {
+    "classification": """
+data: {class_path: Digits, init_args: {image_size: 16, batch_size: 16}}
+model:
+  network:
+    class_path: ViT
+    init_args: {image_size: 16, patch_size: 4, width: 16, depth: 2, heads: 2}
+  schedule: {class_path: torch.optim.lr_scheduler.ConstantLR}
+  progressive: {epochs_per_stage: 0.5, ramp: 0.5}
+""",
+    "detection": """
+data: {class_path: DigitScenes, init_args: {scenes: 8, val_scenes: 4, batch_size: 4}}
+model:
+  class_path: DETRDetector
+  init_args:
+    network:
+      class_path: DETR
+      init_args:
+        num_queries: 4
+        width: 16
+        heads: 2
+        encoder_layers: 1
+        decoder_layers: 1
+        hidden: 16
+        dropout: 0.0
+        backbone: {class_path: ResNet, init_args: {depth: 8, width: 8}}
+""",
+    "detection of proposals": """
+data: {class_path: DigitScenes, init_args: {scenes: 8, val_scenes: 4, batch_size: 4}}
+model:
+  class_path: RCNNDetector
+  init_args:
+    network:
+      class_path: AttentionRCNN
+      init_args:
+        pyramid_channels: 8
+        backbone: {class_path: ResNet, init_args: {depth: 8, width: 8, dilation: true}}
+""",
+    "generation": """
+data: {class_path: DigitImages, init_args: {size: 16, batch_size: 8, count: 8}}
+model:
+  class_path: SAGAN
+  init_args:
+    generator:
+      class_path: Generator
+      init_args: {size: 16, latent: 8, width: 8, attention_at: [8]}
+    discriminator: {class_path: Discriminator, init_args: {size: 16, width: 8, attention_at: [8]}}
+    generator_optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
+    discriminator_optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
+""",
+}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["attention-vision"])
+
+
+def fit(name: str, run: str, *arguments: str, **trainer: int) -> Command:
+    task = name.split()[0]
+    config = {"task": task, "trainer": TRAINER | trainer} | yaml.safe_load(EXPERIMENTS[name])
+    Path("experiment.yaml").write_text(yaml.safe_dump(config))
+    command = Command(task, "fit", ["-c", "experiment.yaml", "--run", run, *arguments])
+    command.execute()
+    return command
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_trains_as_written(name: str) -> None:
+    # The gradients are traced too where that does not take long.
+    backend = "aot_eager" if name in ("classification", "detection") else "eager"
+    checks = {"limit_val_batches": 0, "enable_checkpointing": False}
+    written = fit(name, "written", **checks).model.state_dict()
+    counters.clear()
+    traced = fit(name, "traced", "--compile", backend, **checks).model.state_dict()
+    assert counters["stats"]["unique_graphs"] > 0
+    assert traced.keys() == written.keys()
+    for key, value in written.items():
+        torch.testing.assert_close(traced[key], value, rtol=1e-4, atol=1e-4, msg=key)
+
+
+def test_a_compiled_run_is_resumed_recorded_and_loaded() -> None:
+    whole = fit("classification", "whole", "--compile", "aot_eager", max_epochs=2)
+    fit("classification", "cut", "--compile", "aot_eager", max_epochs=1)
+    cut = ["--compile", "aot_eager", "--ckpt_path", "last"]
+    resumed = fit("classification", "cut", *cut, max_epochs=2)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+    network, images = resumed.model.network.eval(), torch.rand(2, 3, 16, 16)
+    with torch.no_grad(), record_attention(network, ["blocks.1"]) as maps:
+        recorded = network(images)
+    assert maps["blocks.1.attention"].shape == (2, 2, 17, 17)
+    loaded = load_run("cut", "last").network
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), recorded)
+        torch.testing.assert_close(loaded(images), recorded)
