@@ -88,7 +88,7 @@ def page(report: Report, figures: dict[str, Figure]) -> str:
         drawings(report, figures),
         others(report),
         "<h2>How to read the numbers</h2>",
-        f"<p>{escape(report.method)}</p>",
+        f"<p>{escape(report.method)}</p>".replace(" %", "&nbsp;%"),
         setting(report),
     ]
     return (
