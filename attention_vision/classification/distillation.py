@@ -145,16 +145,18 @@ class Distillation:
         """One image through both, so that what does not fit is said before training begins."""
         height, width = image.shape[2:]
         try:
-            self.network(image)
+            with torch.no_grad():
+                self.network(image)
         except (ValueError, RuntimeError) as error:
             raise InputError(
                 f"model.distillation: the teacher {self.name} takes no images of {height} x {width}"
                 f" pixels, which the data has: {' '.join(str(error).split())}"
             ) from error
-        with trial(student):
-            with self.record(student) as maps:
-                output = student(image)
-            self(image, output, maps)
+        if self.maps is not None:
+            with trial(student):
+                with self.record(student) as maps:
+                    output = student(image)
+                self(image, output, maps)
 
 
 def hard_loss(student: Tensor, teacher: Tensor) -> Tensor:
