@@ -5,6 +5,7 @@ import csv
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ import torch
 from torch import nn
 
 from attention_vision.__main__ import main
-from attention_vision.attention import MultiHeadAttention, SelfAttention2d
+from attention_vision.attention import MultiHeadAttention, SelfAttention2d, attend
 from attention_vision.backbones import DistilledToken, ResNet, ViT
 from attention_vision.classification import Classifier
-from attention_vision.cost import cost, macs, measure, peak_memory, work
+from attention_vision.cost import cost, growth, macs, measure, peak_memory, work
 from attention_vision.detection import AttentionRCNN, RCNNDetector
 from attention_vision.generation import AttentionUNet, ImageToImage
 from attention_vision.generation.image_to_image import Restoration, Segmentation
@@ -54,6 +55,24 @@ def test_memory_is_that_of_the_worst_moment():
     assert peak_memory(work("", Square(), x.detach())) > 8 * MIB  # forward alone
     weights = nn.Linear(1024, 1024, bias=False)  # 4 MiB, and 4 of its gradient
     assert 8 * MIB < peak_memory(work("", weights, x.detach())) < 9 * MIB
+
+
+def test_attention_takes_a_fifth_of_the_memory_of_stored_weights():
+    inputs = [torch.randn(1, 1, 64 * 64, 16, requires_grad=True) for _ in range(3)]
+
+    def stored(query, key, value):
+        return (query @ key.mT / 4).softmax(-1) @ value
+
+    fused, naive = (
+        growth(partial(backward, function, inputs), torch.device("cpu"))
+        for function in (attend, stored)
+    )
+    assert naive > 3 * 64 * MIB  # softmax, its gradient, that of the scores
+    assert 5 * fused < naive
+
+
+def backward(function, inputs):
+    torch.autograd.grad(function(*inputs).square().sum(), inputs)
 
 
 def test_measuring_changes_nothing():
