@@ -138,9 +138,19 @@ class RowTransfer(MapTransfer):
             raise InputError(f"model.distillation.maps.loss {loss!r} is neither kl nor mse")
         self.loss = loss
 
+    def pairs(self, student: Maps, teacher: Maps) -> list[tuple[str, str]]:
+        if self.layers is None:  # a pool, which asks with one query, is no layer among others
+            student, teacher = (
+                {name: rows for name, rows in maps.items() if rows.shape[2] > 1}
+                for maps in (student, teacher)
+            )
+        return super().pairs(student, teacher)
+
     def distance(
         self, mine: Tensor, theirs: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
     ) -> Tensor:
+        if (mine.shape[2] == 1) != (theirs.shape[2] == 1):
+            raise ValueError("a pool's one query and a map's queries have nothing in common")
         if mine.shape[1] != theirs.shape[1]:
             mine, theirs = mine.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
         prefix = min(prefixes)

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import signal
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,13 @@ from tiny_run import Kill, digits
 from torch import nn
 
 from attention_vision.__main__ import main
-from attention_vision.attention import CBAM, SqueezeExcite, WindowAttention, record_attention
+from attention_vision.attention import (
+    CBAM,
+    AttentionPool,
+    SqueezeExcite,
+    WindowAttention,
+    record_attention,
+)
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.backbones.backbone import Backbone, MeanPool
 from attention_vision.backbones.vit import DistilledToken
@@ -215,6 +222,24 @@ def test_maps_of_any_teacher(tmp_path, teacher, loss):
         total += ((s - t) ** 2).mean() if loss == "mse" else (t * (t / s).log()).sum(-1).mean()
     assert measured.item() == pytest.approx(3.0 * total.item() / len(mine), rel=1e-4)
     assert measured > 0
+
+
+def test_pools_are_paired_by_name_alone(tmp_path):
+    student, teacher = vit(pool=AttentionPool), vit(pool=AttentionPool, depth=4)
+    images = torch.randn(2, 3, *SIZE)
+    maps = RowTransfer()
+    distillation = taught(student, teacher, tmp_path, logits="none", maps=maps)
+    with distillation.record(student) as seen:
+        student(images)
+    assert maps.pairs(seen, distillation.ask(images)[1]) == [
+        ("blocks.0.attention", "blocks.1.attention"),
+        ("blocks.1.attention", "blocks.3.attention"),
+    ]
+    for other, line in (("pool", None), ("blocks.1", "nothing in common")):
+        maps = RowTransfer({"pool": other})
+        distillation = taught(student, teacher, tmp_path, logits="none", maps=maps)
+        with nullcontext() if line is None else pytest.raises(InputError, match=line):
+            assert loss_of(student, distillation, images)[1] >= 0
 
 
 def test_maps_alone_teach_queries_and_keys_alone(tmp_path):
