@@ -48,7 +48,8 @@ class WindowAttention(nn.Module):
             as in torchvision and the released detection code.
 
     Raises:
-        ValueError: `shift` is not in 0..M-1; the tokens are not the `grid`, or not square without.
+        ValueError: `window` is not positive; `shift` is not in 0..M-1; the tokens are not the
+            `grid`, or not square without.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class WindowAttention(nn.Module):
         mask_padding: bool = True,
     ):
         super().__init__()
+        if window < 1:
+            raise ValueError(f"WindowAttention: window {window} is not positive")
         if not 0 <= shift < window:
             raise ValueError(f"WindowAttention: shift {shift} is not in 0..{window - 1}")
         self.window = window

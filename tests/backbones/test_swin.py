@@ -16,7 +16,7 @@ from attention_vision.attention import (
     record_attention,
 )
 from attention_vision.backbones import Swin
-from attention_vision.checkpoints import load_official
+from attention_vision.checkpoints import load_official, start_from
 from attention_vision.detection import DETR, AttentionRCNN, PlainBoxHead
 from attention_vision.errors import InputError
 
@@ -150,6 +150,14 @@ def test_tables_are_resized_to_other_windows_as_in_the_release(theirs, own):
     again = load_official(small(window=own), ours.state_dict())
     for name, value in ours.state_dict().items():
         assert torch.equal(again.state_dict()[name], value)
+
+
+def test_fine_tuning_with_other_windows_and_classes():
+    network = small(window=6, num_classes=3)
+    line = start_from(network, torchvisions().state_dict())
+    assert "a head of 5 classes left out, the new one of 3 starts at zero" in line
+    assert "stages.0.blocks.0.attention.position.table and 5 more resized" in line
+    assert (network(torch.randn(1, 3, 64, 64)) == 0).all()
 
 
 def seen(network: Swin, place: tuple[int, int]) -> torch.Tensor:
