@@ -281,11 +281,9 @@ def answer(writer: Connection, study: Study, config: Config, without_data: bool)
     import tempfile
 
     from attention_vision.errors import one_line
-    from attention_vision.study.worker import facts, inspect
+    from attention_vision.study.worker import facts, inspect, to_log
 
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(silent, 2)
+    to_log(Path(os.devnull))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "cell.yaml")
         file.write_text(yaml.safe_dump(config, sort_keys=False))

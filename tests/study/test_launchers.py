@@ -1,0 +1,153 @@
+"""Studies past one process: jobs of submitit, sweeps of W&B, results as one file."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import yaml
+from studies import outcome, run, write_study
+
+from attention_vision.__main__ import main
+from attention_vision.errors import InputError
+from attention_vision.study.definition import read_definition
+from attention_vision.study.folder import runs_of, write_atomically
+from attention_vision.study.submitted import RunJob, Submitted
+
+ONE_RUN = [("seeds: [0, 1]", "seeds: [0]"), ("steps: 7", "steps: 2")]
+
+
+def test_jobs_of_submitit_give_the_numbers_of_forked_workers(tmp_path):
+    pytest.importorskip("submitit")
+    file = write_study(tmp_path, *ONE_RUN)
+    words = (file, "--only", "se", "--folder")
+    code, printed = run(*words, tmp_path / "forked", output=tmp_path / "printed")
+    assert code == 0, printed
+    submit = ["--launcher", "submitit", "--submit", "timeout_min=5"]
+    code, printed = run(*words, tmp_path / "submitted", *submit, output=tmp_path / "printed")
+    assert code == 0, printed
+    assert "study: 1 of 1 runs finished" in printed
+    assert outcome(tmp_path / "submitted") == outcome(tmp_path / "forked")
+    config = "cells/se/seed0/cell.yaml"
+    texts = [(tmp_path / name / config).read_text() for name in ("forked", "submitted")]
+    assert texts[0] == texts[1]
+
+
+def test_a_preempted_job_is_queued_again_as_it_was(tmp_path):
+    pytest.importorskip("submitit")
+    (one,) = runs_of(read_definition(write_study(tmp_path)), tmp_path / "folder", [0], ["se"])
+    again = pickle.loads(pickle.dumps(RunJob())).checkpoint(one, {"macs": 3})
+    assert isinstance(again.function, RunJob)
+    assert again.args == (one, {"macs": 3})
+
+
+@pytest.mark.parametrize(
+    ("launcher", "submit", "line"),
+    [
+        ("submitit", ["timeout_min"], "--submit timeout_min: give KEY=VALUE"),
+        ("submitit", ["minutes=3"], "--launcher submitit: "),
+        ("slurm", [], "--launcher slurm: "),  # there is no SLURM here
+    ],
+)
+def test_a_mistake_about_jobs(launcher, submit, line, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError) as error:
+        Submitted(tmp_path / "jobs", launcher, None, tuple(submit))
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# A sweep
+
+
+def sweep(tmp_path: Path, capsys: pytest.CaptureFixture) -> dict:
+    file = write_study(tmp_path)
+    assert main(["study", "export", str(file), "--wandb-sweep"]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_wandb_takes_the_sweep(tmp_path, capsys):
+    from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
+
+    config = sweep(tmp_path, capsys)
+    assert _validate_config_and_fill_distribution(config) == config
+    # What W&B's server and `wandb.controller` ask, in a package of its own.
+    sweeps = pytest.importorskip("sweeps")
+    assert sweeps.schema_violations_from_proposed_config(config) == []
+
+
+def test_an_agent_calls_study_run(tmp_path, capsys, monkeypatch):
+    """The command that W&B's own functions make of a job of the grid is one that is understood."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    config = sweep(tmp_path, capsys)
+    assert config["metric"] == {"name": "val/top1", "goal": "maximize"}
+    values = {name: parameter["values"] for name, parameter in config["parameters"].items()}
+    assert values == {"seeds": [0, 1], "only": ["none", "se"]}
+    job = {"args": {"seeds": {"value": 1}, "only": {"value": "se"}}}
+    words = create_sweep_command(config["command"])
+    filled = {"${env}": [], "${args}": create_sweep_command_args(job)["args"]}
+    program, *arguments = [part for word in words for part in filled.get(word, [word])]
+    assert program == "attention-vision"
+
+    orders = []
+    monkeypatch.setattr(
+        "attention_vision.study.runner.run_study", lambda order, _: orders.append(order) or 0
+    )
+    assert main(arguments) == 0
+    (order,) = orders
+    assert (order.seeds, order.only, order.file) == ((1,), ("se",), tmp_path / "study.yaml")
+    assert [path.name for path in order.profiles] == ["wandb.yaml"]
+
+
+# Results
+
+
+def finished(tmp_path: Path) -> Path:
+    """A study's folder with three of four results."""
+    study, folder = read_definition(write_study(tmp_path)), tmp_path / "folder"
+    write_atomically(folder / "study.json", json.dumps(study.describe() | {"commit": "abc"}))
+    for number, one in enumerate(list(runs_of(study, folder, study.seeds, study.cells))[:3]):
+        result = {
+            "study": study.name, "cell": one.cell, "seed": one.seed, "config_sha256": one.sha256,
+            "metrics": {"val/top1": number / 4}, "seconds": 2.5, "cost": {"parameters": 9},
+            "versions": {"torch": "2.11"}, "hardware": "a slide rule",
+            "finished": f"2026-01-0{number + 1}T00:00:00+00:00",
+        }  # fmt: skip
+        write_atomically(one.result, json.dumps(result))
+        write_atomically(one.config, "data: {class_path: Digits}")
+    return folder
+
+
+def test_results_file(tmp_path, capsys):
+    folder, file = finished(tmp_path), tmp_path / "results.json"
+    assert main(["study", "export", str(folder), "--results", str(file)]) == 0
+    content = json.loads(file.read_text())
+    assert content["study"] == {
+        "question": "Does it survive?", "task": "classification", "metric": "val/top1",
+        "higher_is_better": True, "baseline": "none", "expect": ["se > none"],
+    }  # fmt: skip
+    assert (content["date"], content["commit"]) == ("2026-01-03", "abc")
+    assert content["what"]["data"] == "Digits"
+    assert content["budget"] == {"steps": 7}
+    runs = [(one["cell"], one["seed"], one["metrics"]["val/top1"]) for one in content["runs"]]
+    assert runs == [("none", 0, 0), ("none", 1, 0.5), ("se", 0, 0.25)]
+    assert content["runs"][0]["cost"] == {"parameters": 9}
+
+    before = file.read_bytes()
+    assert main(["study", "export", str(folder), "--results", str(file)]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
+def test_results_of_nothing(tmp_path, capsys):
+    words = ["--results", str(tmp_path / "new.json")]
+    assert main(["study", "export", str(tmp_path), *words]) == 1
+    assert "holds no study: give the folder" in capsys.readouterr().err
+    folder = finished(tmp_path)
+    result = folder / "cells/none/seed0/result.json"
+    result.write_text(result.read_text()[:50])
+    assert main(["study", "export", str(folder), *words]) == 1
+    assert "cut short or damaged" in capsys.readouterr().err
+    assert not (tmp_path / "new.json").exists()
