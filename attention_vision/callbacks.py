@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.loop import _Loop
 from torchmetrics import MeanMetric
 
 
@@ -32,7 +33,18 @@ class StepSeed(Callback):
     """Seeds torch, numpy and python before each training batch from (seed, rank, batches so far).
 
     MixUp, dropout and stochastic depth then depend on the step, not on what the process did before.
+    A resumed run takes that step, too, where Lightning would take another.
     """
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # Under `max_steps` Lightning 2.6 resumes a finished epoch as if it were running, and gives
+        # it a batch of the next one. Here the next one begins, as it does under `max_epochs`.
+        fit_loop = trainer.fit_loop
+        if fit_loop.restarted_on_epoch_end:
+            _Loop.restarting.fset(fit_loop, False)  # its own setter refuses
+            fit_loop.reset()
+            progress = fit_loop.epoch_progress.current
+            progress.completed = progress.processed
 
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int

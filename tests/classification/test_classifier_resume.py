@@ -60,6 +60,18 @@ def test_resumes_from_every_kind_of_checkpoint(tmp_path: Path, num_workers: int)
         assert curves(folder) == rows, cut
 
 
+def test_resumes_under_max_steps(tmp_path: Path) -> None:
+    """Where Lightning takes an epoch that has ended for one that runs."""
+    saved, steps = tmp_path / "saved", {"max_epochs": -1, "max_steps": 12}
+    whole = train(tmp_path / "whole", 0, None, [SaveEverywhere(saved)], **steps).state_dict()
+    for cut in ("05_validation", "05_epoch", "07_batch"):
+        folder = tmp_path / cut
+        folder.mkdir()
+        shutil.copy(saved / f"{cut}.csv", folder / "metrics.csv")
+        assert_equal(train(folder, 0, saved / f"{cut}.ckpt", **steps).state_dict(), whole)
+        assert curves(folder) == curves(tmp_path / "whole"), cut
+
+
 def test_killed_twice(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", 2)
     folder = tmp_path / "killed"

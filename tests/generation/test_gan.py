@@ -86,6 +86,29 @@ def test_a_resumed_run_equals_the_run_that_was_not_stopped(tmp_path: Path) -> No
         assert_equal(final.state, whole.state, cut)
 
 
+@pytest.mark.parametrize(
+    ("interval", "cuts"),
+    [(3, ("05_epoch", "06_validation", "07_batch")), (5, ("05_validation", "05_epoch"))],
+)
+def test_a_run_of_so_many_steps_resumes_too(
+    tmp_path: Path, interval: int, cuts: tuple[str, ...]
+) -> None:
+    """As recipes of GANs count: without epochs, validated every so many steps."""
+    counted = {
+        "max_epochs": -1, "max_steps": 12, "val_check_interval": interval,
+        "check_val_every_n_epoch": None,
+    }  # fmt: skip
+    saving, whole = SaveEverywhere(tmp_path / "saved"), Final()
+    train(tmp_path / "whole", None, [saving, whole], **counted)
+    for cut in cuts:
+        folder, final = tmp_path / cut, Final()
+        folder.mkdir()
+        shutil.copy(saving.folder / f"{cut}.csv", folder / "metrics.csv")
+        train(folder, saving.folder / f"{cut}.ckpt", [final], **counted)
+        assert curves(folder) == curves(tmp_path / "whole"), cut
+        assert_equal(final.state, whole.state, cut)
+
+
 def test_steps_are_those_of_the_generator(tmp_path: Path) -> None:
     """For `max_steps`, checkpoints, rows, schedules and the buffer, however many D takes."""
     every = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3, save_top_k=-1)
