@@ -121,7 +121,11 @@ WRONG_FILES = [
         "model.network: there is no class VitT; did you mean ViT?",
     ),
     ("class_path: ViT", "class_path: attention_vision.backbones.Vit", "did you mean ViT?"),
-    ("class_path: ViT", "class_path: torch.nn.Linear", "is no Backbone; known: ResNet, ViT"),
+    (
+        "class_path: ViT",
+        "class_path: torch.nn.Linear",
+        "is no Backbone; known: CCT, EfficientNet, ResNet, Swin, ViT",
+    ),
     ("class_path: ViT", "class_pth: ViT", "did you mean model.network.class_path?"),
     ("class_path: ViT", "class_path: ViT\n    depth: 3", "depth stands beside class_path"),
     (SPEC, "init_arg: {image_size: 16", "did you mean data.init_args.image_size?"),
