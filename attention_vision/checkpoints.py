@@ -63,10 +63,16 @@ def load_official(
             not fit. The model is then unchanged.
     """
     state, where = recognise(model, source)
+    fill(model, resize_positions(state, model) if resize else state, where, leave_out)
+    return model
+
+
+def fill(
+    model: nn.Module, state: Mapping[str, Tensor], where: str, leave_out: tuple[str, ...] = ()
+) -> None:
+    """Load a state dict by this package's names, all of it or one error; see `load_official`."""
     own = model.state_dict()
     state = resize_biases(state, own)
-    if resize:
-        state = resize_positions(state, model)
 
     # Frozen batch norms do not count batches, nor did any before torch 0.4.1.
     counters = {key for key in state.keys() ^ own.keys() if key.endswith(".num_batches_tracked")}
@@ -95,7 +101,6 @@ def load_official(
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise InputError(f"{where} does not fit the model: {shown}{more}")
     model.load_state_dict(state, strict=False)  # all but what is left out, as checked above
-    return model
 
 
 def start_from(network: nn.Module, source: str | Path | Mapping[str, Tensor]) -> str:
@@ -114,7 +119,7 @@ def start_from(network: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
     own = network.state_dict()
     other = {key for key in own if key not in state or state[key].shape != own[key].shape}
     new_head = any(key.startswith("head.") for key in other)
-    load_official(network, state, leave_out=("head.",) if new_head else (), resize=True)
+    fill(network, resize_positions(state, network), where, ("head.",) if new_head else ())
 
     changes = []
     if new_head:

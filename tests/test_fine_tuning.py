@@ -130,6 +130,12 @@ def test_what_does_not_fit_is_refused_in_one_line():
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+def test_the_file_is_named_when_fine_tuning_fails(tmp_path):
+    torch.save(ResNet(10, width=8).state_dict(), tmp_path / "resnet.pth")
+    with pytest.raises(InputError, match=r"resnet\.pth .*(no known layout|does not fit)"):
+        start_from(small(16, num_classes=3), tmp_path / "resnet.pth")
+
+
 def test_heads_that_do_not_divide_the_width():
     with pytest.raises(InputError, match=r"^ViT: width 16 is no multiple of heads 3$"):
         small(16, heads=3, attention=MultiHeadAttention)
