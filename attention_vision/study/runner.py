@@ -177,7 +177,9 @@ def run_study(order: Order, dry_run: bool = False) -> int:
         config = of_run(configs[run.cell], run, threads)
         write_atomically(run.config, yaml.safe_dump(config, sort_keys=False))
     launcher = choose_launcher(order, folder, jobs, threads, gpus)
-    return work_through(launcher, Table(study, runs, jobs), waiting, known)
+    code = work_through(launcher, Table(study, runs, jobs), waiting, known)
+    print(f"tables, intervals, verdicts: attention-vision study report {folder}")
+    return code
 
 
 def chosen(study: Study, order: Order) -> tuple[tuple[int, ...], list[str]]:

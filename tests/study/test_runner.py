@@ -141,8 +141,8 @@ WRONG = [
     (
         [("attention: {class_path: Squ", "atention: {class_path: Squ")],
         [],
-        "study.yaml: cell se (model.network.init_args.atention): there is no key model.network."
-        "atention; did you mean model.network.attention?",
+        "study.yaml: cell se (model.network.init_args.atention): there is no key"
+        " model.network.atention.init_args.reduction; did you mean model.network.attention.",
     ),
     (
         [("SqueezeExcite", "SqueezeExite")],
