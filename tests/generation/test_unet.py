@@ -1,9 +1,11 @@
 """Attention U-Net: the release's parameter counts, shapes of any size, the slot, what gates do."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from redraw import redraw
 from torch import nn
 
@@ -47,6 +49,20 @@ def test_parameters_of_the_release(arguments, count):
     """Counts of the release were added up from its layers, see the docstring of unet.py."""
     network = AttentionUNet(in_channels=1, num_classes=4, dimensions=3, **arguments)
     assert parameters(network) == count
+
+
+@pytest.mark.parametrize(("data", "classes"), [("denoise", 0), ("chase_db1", 2)])
+def test_the_control_of_the_studies_has_more_parameters_than_the_gated(data, classes):
+    study = Path(__file__).parents[2] / f"experiments/ablations/attention_unet_{data}.yaml"
+    comment = study.read_text()
+    counts = {}
+    for cell, base in yaml.safe_load(comment)["base"].items():
+        given = yaml.safe_load((study.parent / base).read_text())["model"]["init_args"]["network"]
+        arguments = given["init_args"]
+        plain = {"attention": nn.Identity} if "Identity" in arguments.pop("attention") else {}
+        counts[cell] = parameters(AttentionUNet(num_classes=classes, **arguments, **plain))
+        assert f"{counts[cell]:,}" in comment
+    assert counts["unet"] < counts["attention_unet"] < counts["unet_wider"]
 
 
 def naive(network: AttentionUNet, x: torch.Tensor) -> torch.Tensor:
