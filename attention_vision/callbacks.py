@@ -8,13 +8,19 @@ each step (`StepSeed`), the mean of an epoch cut in two (`EpochMean`), and the c
 
 import os
 import random
+import signal
+import subprocess
 import time
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loops.loop import _Loop
 from torchmetrics import MeanMetric
 
@@ -60,7 +66,8 @@ class StepCheckpoint(ModelCheckpoint):
 
     That is never between a step and its validation: Lightning 2.6 resumes behind the validation,
     and from the last batch of an epoch even without the epoch's row. It is done after the
-    validation instead; the epoch's end is left to a checkpoint with `every_n_epochs`.
+    validation instead; the epoch's end is left to a checkpoint with `every_n_epochs`. Nor is it
+    between batches whose gradients add up: gradients are not saved.
 
     Give it save_on_train_epoch_end=False.
     """
@@ -68,13 +75,87 @@ class StepCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.is_last_batch:
+        if trainer.is_last_batch or trainer.fit_loop._should_accumulate():
             return
-        fit_loop = trainer.fit_loop
-        if fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher):
+        if is_validated_next(trainer):
             self._defer_save_until_validation = True
             return
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+
+
+def is_validated_next(trainer: Trainer) -> bool:
+    """Whether a validation follows the batch that just ended."""
+    fit_loop = trainer.fit_loop
+    return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
+
+
+class Requeue(Checkpoint):
+    """Once SLURM has sent its signal, saves between two steps and puts the job back into the queue.
+
+    Lightning 2.6 does both inside the signal's handler: in the middle of a step, in each process at
+    another one, and in loaders too. Here the signal is noted, and the processes agree on the next
+    batch behind which a resume is exact, see `StepCheckpoint`. A validation may take longer than
+    SLURM waits: the job leaves it at once, and goes on from the checkpoint before.
+
+    Args:
+        file: the checkpoint that the next attempt starts from.
+    """
+
+    def __init__(self, file: Path):
+        self.file, self.active, self.asked = file, False, False
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        environment = trainer._accelerator_connector.cluster_environment
+        self.active = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+        if self.active:  # Lightning leaves a signal alone that has a handler
+            signal.signal(environment.requeue_signal, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.asked = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        inexact = trainer.is_last_batch or trainer.fit_loop._should_accumulate()
+        if not self.active or inexact or is_validated_next(trainer):
+            return
+        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            trainer.save_checkpoint(self.file)
+            self._requeue(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self.asked:
+            self._requeue(trainer)
+
+    def _requeue(self, trainer: Trainer) -> None:
+        """SLURM then ends the job; where it refuses, training goes on."""
+        self.asked = False
+        if not trainer.is_global_zero:
+            return
+        job = os.environ["SLURM_JOB_ID"]
+        if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+            job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+        try:
+            subprocess.run(["scontrol", "requeue", job], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            warnings.warn(f"the job is not back in the queue: {error}", stacklevel=2)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place first: a kill leaves the old one or the new one.
+
+    Lightning's own goes by way of the system's folder for temporary files; where that is another
+    file system, the last step copies.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        path = Path(path)
+        part = path.with_suffix(".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, part)
+        os.replace(part, path)
 
 
 class EpochMean(MeanMetric):

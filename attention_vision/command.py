@@ -23,6 +23,7 @@ import lightning
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -32,7 +33,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from attention_vision import __version__
 from attention_vision.attention import attention_backend
-from attention_vision.callbacks import StepCheckpoint
+from attention_vision.callbacks import Requeue, StepCheckpoint, WholeFiles
 from attention_vision.claim import Claim
 from attention_vision.config_errors import ConfigError, explain, kept_arguments
 from attention_vision.errors import InputError, one_line
@@ -270,6 +271,8 @@ class Command(LightningCLI):
         if self.config.threads is not None:
             torch.set_num_threads(self.config.threads)
         self.run_folder = self.choose_run()
+        if self.verb == "fit" and is_requeued() and holds_run(self.run_folder):
+            self.config.ckpt_path = self.config.ckpt_path or "last"
         self.checkpoint = self.choose_checkpoint()
         self.config.run = str(self.run_folder)
 
@@ -330,10 +333,8 @@ class Command(LightningCLI):
         if run is None:
             run = default_run(self.name, files[0].stem if files else self.name)
         fresh = not (self.config.ckpt_path or self.config.trainer.fast_dev_run)
-        # What Lightning leaves for SLURM's next attempt, and then restores by itself.
-        requeued = "SLURM_JOB_ID" in os.environ and any(run.glob("hpc_ckpt_*.ckpt"))
         first = rank_zero_only.rank == 0  # the others may come when rank zero has begun to write
-        if self.verb == "fit" and first and fresh and not requeued and holds_run(run):
+        if self.verb == "fit" and first and fresh and not is_requeued() and holds_run(run):
             raise InputError(
                 f"{run} holds a run: continue it by --ckpt_path last, or give another --run"
             )
@@ -387,11 +388,14 @@ class Command(LightningCLI):
         if rank_zero_only.rank == 0 and not wanted.fast_dev_run:
             self.run_folder.mkdir(parents=True, exist_ok=True)
         try:
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 logger=loggers, default_root_dir=str(self.run_folder)
             )
         except (MisconfigurationException, ValueError) as error:  # no GPU, no such strategy, ...
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
+            trainer.strategy.checkpoint_io = WholeFiles()
+        return trainer
 
     def checkpoints(self) -> list[Callback]:
         """Of a training: best.ckpt, and last.ckpt at the end of each epoch and inside long ones."""
@@ -419,6 +423,7 @@ class Command(LightningCLI):
                 save_on_train_epoch_end=False,
                 enable_version_counter=False,
             ),
+            Requeue(folder / "last.ckpt"),
         ]
 
     def execute(self) -> None:
@@ -525,6 +530,11 @@ def run_task(name: str, verb: str, arguments: list[str]) -> int:
         print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+def is_requeued() -> bool:
+    """Whether this is a job of SLURM that was in the queue before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
 
 
 def input_error(error: BaseException | None) -> InputError | None:

@@ -1,6 +1,8 @@
 """The command: start-up, one-line errors, run folders, processes."""
 
+import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 from torchvision.utils import save_image
 
 from attention_vision.__main__ import main
@@ -45,6 +48,7 @@ model:
 SPEC = "init_args: {image_size: 16"
 MULTI_HEAD = "{class_path: MultiHeadAttention"
 ADAMW = "  optimizer: {class_path: torch.optim.AdamW"
+SLURM = str(Path(__file__).parents[1] / "experiments/profiles/slurm.yaml")
 CLAIM = "claim: {source: A paper, metric: val/top1"
 TWO_PROCESSES = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
 
@@ -437,12 +441,55 @@ def test_a_moved_run_keeps_its_best(run):
     assert best.read_bytes() == before
 
 
-def test_a_requeued_job_continues(run, monkeypatch):
-    (run / "hpc_ckpt_1.ckpt").touch()
-    arguments = ["-c", f"{run}/config.yaml"]
-    assert main(["classification", "fit", *arguments]) == 1
+class Signal(Callback):
+    """What SLURM sends before a job's time is up, in the middle of a step."""
+
+    def on_before_backward(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == 5:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_requeued_job_equals_one_that_was_not_stopped(tmp_path, monkeypatch):
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text('#!/bin/sh\necho "$@" > requeued\nkill -9 $PPID\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    for key in ("NTASKS", "PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{key}", str(int(key == "NTASKS")))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert Command("classification", "fit", arguments).run_folder == run
+    signals = json.dumps([{"class_path": f"{Signal.__module__}.Signal"}])
+    words = ["--trainer.max_epochs=2", "--model.mixup=0.4", "--run"]
+    job = [
+        *words,
+        "job",
+        f"--trainer.callbacks={callbacks}",
+        "-c",
+        SLURM,
+        "--trainer.strategy=auto",
+    ]
+
+    process = multiprocessing.get_context("fork").Process(target=fit, args=job)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert Path("requeued").read_text() == "requeue 7\n"
+    assert torch.load("job/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    assert fit(*job) == 1  # a job that was not in the queue before
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert fit(*job) == 0
+    assert fit(*words, "whole") == 0
+
+    states, curves = [], []
+    for run in ("job", "whole"):
+        state = torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        states.append(state)
+        with open(f"{run}/metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        curves.append([{key: row[key] for key in row if "per_second" not in key} for row in rows])
+    assert curves[0] == curves[1]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])

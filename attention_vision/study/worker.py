@@ -26,7 +26,6 @@ import lightning
 import torch
 import torchvision
 from jsonargparse import Namespace
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from attention_vision import __version__
@@ -77,7 +76,7 @@ class Inspection:
 
 
 class CellCommand(Command):
-    """The command for a run of a study: its checkpoints are whole, its metric is looked for.
+    """The command for a run of a study: its metric is looked for.
 
     Args:
         run: whose folder is trained in.
@@ -93,27 +92,9 @@ class CellCommand(Command):
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         trainer = super().instantiate_trainer(**options)
-        trainer.strategy.checkpoint_io = WholeFiles()
         if self.verb == "fit":
             trainer.callbacks.append(CheckMetric(self.study_run))
         return trainer
-
-
-class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place first: a kill leaves the old one or the new one.
-
-    Lightning's own goes by way of the system's folder for temporary files; where that is another
-    file system, the last step copies.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
-        path = Path(path)
-        part = path.with_suffix(".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, part)
-        os.replace(part, path)
 
 
 class CheckMetric(Callback):
