@@ -458,16 +458,10 @@ def test_a_requeued_job_equals_one_that_was_not_stopped(tmp_path, monkeypatch):
     for key in ("NTASKS", "PROCID", "LOCALID", "NODEID"):
         monkeypatch.setenv(f"SLURM_{key}", str(int(key == "NTASKS")))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    signals = json.dumps([{"class_path": f"{Signal.__module__}.Signal"}])
+    callback = json.dumps([{"class_path": f"{Signal.__module__}.Signal"}])
     words = ["--trainer.max_epochs=2", "--model.mixup=0.4", "--run"]
-    job = [
-        *words,
-        "job",
-        f"--trainer.callbacks={callbacks}",
-        "-c",
-        SLURM,
-        "--trainer.strategy=auto",
-    ]
+    slurm = ["-c", SLURM, "--trainer.strategy=auto", f"--trainer.callbacks={callback}"]
+    job = [*words, "job", *slurm]
 
     process = multiprocessing.get_context("fork").Process(target=fit, args=job)
     process.start()
