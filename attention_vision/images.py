@@ -26,7 +26,13 @@ def read_image(path: str, upright: bool = False) -> Image.Image:
 
 
 def image_files(folder: str) -> list[str]:
-    """All images below a folder, in the order of their paths. Raises InputError without any."""
+    """All images below a folder, in the order of their paths, or the one file that it is.
+
+    Raises:
+        InputError: there is no such folder, or no image in it.
+    """
+    if Path(folder).is_file():
+        return [folder]
     if not Path(folder).is_dir():
         raise InputError(f"no folder {folder}: set data.images to a folder of images")
     files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in EXTENSIONS)
@@ -34,3 +40,8 @@ def image_files(folder: str) -> list[str]:
     if not found:
         raise InputError(f"no images in {folder}: looked for {', '.join(EXTENSIONS)}")
     return found
+
+
+def path_below(file: str, folder: str) -> Path:
+    """The path of one of the `image_files` of a folder, below it; its name where it is the one."""
+    return Path(file).relative_to(Path(file).parent if file == folder else folder)

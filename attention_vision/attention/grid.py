@@ -18,3 +18,16 @@ def to_map(tokens: Tensor, grid: tuple[int, int] | None, name: str) -> Tensor:
             " no class token"
         )
     return tokens.unflatten(1, (height, width))
+
+
+def grid_of(places: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of a map of so many places in the proportions of an image.
+
+    Raises ValueError when there is no such map.
+    """
+    height, width = size
+    rows = round((places * height / width) ** 0.5)
+    columns = round((places * width / height) ** 0.5)
+    if rows * columns != places:
+        raise ValueError(f"{places} tokens are no map in the proportions of {height} x {width}")
+    return rows, columns

@@ -6,7 +6,7 @@ that is not recorded keeps the fused kernels and pays nothing.
 """
 
 import difflib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
@@ -57,6 +57,11 @@ def missing_layer(model: nn.Module, layers: Sequence[str] | None) -> str | None:
     return None
 
 
+def below(layer: str, names: Iterable[str]) -> list[str]:
+    """Those of the names that are a layer or lie inside it; "" holds all."""
+    return [name for name in names if layer in ("", name) or name.startswith(f"{layer}.")]
+
+
 @contextmanager
 def record_attention(
     model: nn.Module,
@@ -99,9 +104,7 @@ def record_attention(
         raise ValueError(f"record_attention: the model {missing}")
 
     def wanted(name: str) -> bool:
-        return layers is None or any(
-            layer in ("", name) or name.startswith(f"{layer}.") for layer in layers
-        )
+        return layers is None or any(below(layer, [name]) for layer in layers)
 
     maps: dict[str, Tensor] = {}
 

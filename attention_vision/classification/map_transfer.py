@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_vision.attention import record_attention
-from attention_vision.attention.record import missing_layer
+from attention_vision.attention.grid import grid_of
+from attention_vision.attention.record import below, missing_layer
 from attention_vision.backbones import Backbone
-from attention_vision.classification.terms import Maps, below
+from attention_vision.classification.terms import Maps
 from attention_vision.errors import InputError
 
 SMALLEST = 1e-30  # of a weight or a sum that is divided by or goes into a logarithm
@@ -310,16 +311,3 @@ def resize_places(places: Tensor, count: int, size: tuple[int, int]) -> Tensor:
     images = places.reshape(-1, 1, *old)
     images = F.interpolate(images, new, mode="bilinear", antialias=True)
     return images.reshape(*places.shape[:-1], count)
-
-
-def grid_of(places: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a map of so many places in the proportions of an image.
-
-    Raises ValueError when there is no such map.
-    """
-    height, width = size
-    rows = round((places * height / width) ** 0.5)
-    columns = round((places * width / height) ** 0.5)
-    if rows * columns != places:
-        raise ValueError(f"{places} tokens are no map in the proportions of {height} x {width}")
-    return rows, columns

@@ -58,8 +58,3 @@ def blank_image(network: nn.Module, data: ClassificationData) -> Tensor:
     """One image (1, 3, H, W) of the data's size, to ask the network with."""
     first = next(network.parameters())
     return torch.zeros(1, 3, data.image_size, data.image_size).to(first)
-
-
-def below(layer: str, maps: Maps) -> list[str]:
-    """The names of the maps that belong to a layer or to one inside it; "" holds all."""
-    return [name for name in maps if layer in ("", name) or name.startswith(f"{layer}.")]

@@ -13,7 +13,7 @@ from torch import Tensor
 from attention_vision.detection.data import Batch
 from attention_vision.detection.figures import drawn
 from attention_vision.errors import InputError
-from attention_vision.images import read_image
+from attention_vision.images import path_below, read_image
 from attention_vision.predictions import gathered, run_folder
 
 
@@ -64,7 +64,7 @@ class DetectionResults(Callback):
         data = trainer.datamodule
         for detections, target in zip(outputs, batch[2], strict=True):
             path = target["path"]
-            file_name = Path(path).relative_to(data.images).as_posix()
+            file_name = path_below(path, data.images).as_posix()
             detections = {key: value.detach().cpu() for key, value in detections.items()}
             self._found.append(found(int(target["image_id"]), file_name, detections))
             if self.pictures:
@@ -121,7 +121,7 @@ def rows(images: list[Found], category_ids: Sequence[int]) -> Iterator[dict[str,
 
 def picture_names(files: list[str], folder: str) -> dict[str, Path]:
     """Per file SUBFOLDER/STEM_boxes.png; with the ending in it where two files differ in that."""
-    paths = {file: Path(file).relative_to(folder) for file in files}
+    paths = {file: path_below(file, folder) for file in files}
     count = Counter(path.with_suffix("") for path in paths.values())
     names = {}
     for file, path in paths.items():

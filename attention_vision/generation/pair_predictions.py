@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from attention_vision.generation.pair_figures import panel
+from attention_vision.images import path_below
 from attention_vision.predictions import run_folder
 
 RESULTS = "results"
@@ -31,7 +32,7 @@ class PairResults(Callback):
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
         data = trainer.datamodule
-        paths = {file: Path(file).relative_to(data.images) for file in data.predict_images.files}
+        paths = {file: path_below(file, data.images) for file in data.predict_images.files}
         count = Counter(path.with_suffix("") for path in paths.values())
         self._names = {
             file: path.with_suffix("") if count[path.with_suffix("")] == 1 else path
