@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -319,7 +320,8 @@ class Command(LightningCLI):
         """The run folder: of `--run`, of the config, of the config's own place, or a new one.
 
         Raises:
-            InputError: `fit` without `--ckpt_path` into a folder that holds a run.
+            InputError: `--run` is a file, or `fit` without `--ckpt_path` into a folder that holds a
+                run.
         """
         if rank_zero_only.rank and RUN in os.environ:
             return Path(os.environ[RUN])
@@ -332,6 +334,8 @@ class Command(LightningCLI):
             raise InputError(f"--ckpt_path {self.config.ckpt_path}: of which run? give --run RUN")
         if run is None:
             run = default_run(self.name, files[0].stem if files else self.name)
+        if run.is_file():
+            raise InputError(f"--run {run} is a file: give the folder of the run")
         fresh = not (self.config.ckpt_path or self.config.trainer.fast_dev_run)
         first = rank_zero_only.rank == 0  # the others may come when rank zero has begun to write
         if self.verb == "fit" and first and fresh and not is_requeued() and holds_run(run):
@@ -355,9 +359,11 @@ class Command(LightningCLI):
             with suppress(InputError):
                 return find_checkpoint(self.run_folder, name)
         if self.official_weights() is None:
+            run = "give -c RUN/config.yaml"
+            if self.config.run:
+                run = f"{self.run_folder} holds none, train it to its first one by fit"
             raise InputError(
-                f"no checkpoint to {self.verb}: "
-                "give -c RUN/config.yaml, --ckpt_path FILE or --weights FILE"
+                f"no checkpoint to {self.verb}: {run}, --ckpt_path FILE or --weights FILE"
             )
         return None
 
@@ -385,8 +391,6 @@ class Command(LightningCLI):
         if wanted.enable_progress_bar is None and not sys.stdout.isatty():
             wanted.enable_progress_bar = False
             wanted.callbacks.append(ProgressLines())
-        if rank_zero_only.rank == 0 and not wanted.fast_dev_run:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
         try:
             trainer = super().instantiate_trainer(
                 logger=loggers, default_root_dir=str(self.run_folder)
@@ -395,6 +399,9 @@ class Command(LightningCLI):
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
             trainer.strategy.checkpoint_io = WholeFiles()
+        self.is_new = not self.run_folder.exists()
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
         return trainer
 
     def checkpoints(self) -> list[Callback]:
@@ -444,8 +451,8 @@ class Command(LightningCLI):
         except InputError:
             if launcher := self.trainer.strategy.launcher:
                 launcher.kill(signal.SIGTERM)  # the other processes would say the same
-            with suppress(OSError):
-                self.run_folder.rmdir()  # where nothing was written yet
+            if self.is_new and self.trainer.is_global_zero:
+                self.remove_start()
             raise
         except SystemExit:  # Lightning's end of a run after Ctrl-C
             if self.verb == "fit" and self.trainer.interrupted:
@@ -467,6 +474,11 @@ class Command(LightningCLI):
             say(f"written: {self.run_folder / self.task.predictions}")
         elif not self.config.trainer.fast_dev_run:
             say(f"finished: {self.run_folder}")
+
+    def remove_start(self) -> None:
+        """Removes the run folder where it holds no more than the config of a start that failed."""
+        if all(path.name == "config.yaml" for path in self.run_folder.glob("*")):
+            shutil.rmtree(self.run_folder, ignore_errors=True)
 
     def cost_of_fp8(self, results: list[dict[str, float]] | None) -> dict[str, float]:
         """Prints what fp8 attention changes in each metric -> the metrics of fused attention.

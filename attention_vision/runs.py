@@ -89,11 +89,16 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
             yet has no best one: then the last is taken, with a warning.
 
     Raises:
-        InputError: the folder holds no run, or has no such checkpoint, or one that does not fit.
+        InputError: the folder is a file, holds no run, or has no such checkpoint, or one that does
+            not fit.
     """
     from attention_vision.command import TASKS
 
     run = Path(folder)
+    if run.is_file():
+        above = (str(path) for path in run.parents if (path / "config.yaml").is_file())
+        it = next(above, "which holds config.yaml")
+        raise InputError(f"{run} is a file: give the folder of the run, {it}")
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run} holds no run: there is no config.yaml in it")
     last = run / "checkpoints" / "last.ckpt"

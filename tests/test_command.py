@@ -144,7 +144,7 @@ WRONG_FILES = [
     (
         "width: 16",
         "position: relativ",
-        "position: expected absolute or relative, got 'relativ'; did you mean relative?",
+        "position: expected absolute, relative or none, got 'relativ'; did you mean relative?",
     ),
     ("image_size: 16, batch", "recipe: {filp: 0.5}, batch", "did you mean data.recipe.flip?"),
     ("", "  optimizer: AdamWW", "model.optimizer: there is no class AdamWW; did you mean AdamW?"),
@@ -254,7 +254,7 @@ def test_two_processes_tell_bad_data_once():
         ("--model.network.patch_size 5", "image_size 16 is no multiple of patch_size 5"),
         ("--data CIFAR10 --data.root nowhere", "CIFAR10: no readable data in nowhere"),
         ("--data ImageFolder --data.root nowhere", "no class folders in nowhere/train"),
-        ("--model.network.heads 3", "MultiHeadAttention: width 16 is no multiple of heads 3"),
+        ("--model.network.heads 3", "ViT: width 16 is no multiple of heads 3"),
         ("--model.network.attention CBAM", "ViT: attention CBAM does not map (1, 17, 16) to"),
         ("--model.network.dropout 3", "dropout probability has to be between 0 and 1"),
         ("--data.batch_size 0", "data.batch_size 0 is not positive"),
@@ -262,6 +262,7 @@ def test_two_processes_tell_bad_data_once():
         ("--trainer.strategy dpp", "trainer: You selected an invalid strategy name"),
         ("--ckpt_path last", "--ckpt_path last: of which run?"),
         ("--ckpt_path last --run nowhere", "no checkpoint nowhere/checkpoints/last.ckpt"),
+        ("--run experiment.yaml", "--run experiment.yaml is a file: give the folder of the run"),
         ("--claim.source x --claim.metric top1 --claim.reported 1", "'top1' is no logged key"),
     ],
 )
@@ -536,9 +537,34 @@ def test_ctrl_c_says_how_to_go_on(epoch, line, monkeypatch, capsys):
     assert line in capsys.readouterr().out
 
 
-def test_measuring_without_a_checkpoint(capsys):
-    assert main(["classification", "validate", "-c", "experiment.yaml"]) == 1
-    assert "no checkpoint to validate: give -c RUN/config.yaml" in capsys.readouterr().err
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_measuring_without_a_checkpoint(verb, run, capsys):
+    assert main(["classification", verb, "-c", "experiment.yaml"]) == 1
+    assert f"no checkpoint to {verb}: give -c RUN/config.yaml" in capsys.readouterr().err
+    shutil.rmtree(run / "checkpoints")
+    assert main(["classification", verb, "-c", f"{run}/config.yaml"]) == 1
+    assert f"no checkpoint to {verb}: {run} holds none, train it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--weights nowhere.pth",  # found out when config.yaml is written
+        "--data.batch_size 4000",
+        "--trainer.strategy dpp",  # before the trainer is there
+    ],
+)
+def test_a_start_that_fails_leaves_no_new_folder(flags, run):
+    assert fit("--run", "new", *flags.split()) == 1
+    assert not Path("new").exists()
+    (run / "checkpoints/last.ckpt").unlink()
+    (run / "checkpoints/best.ckpt").unlink()
+    before = sorted(run.rglob("*"))
+    assert fit("--run", str(run), *flags.split()) == 1
+    assert sorted(run.rglob("*")) == before
+    Path("old").mkdir()
+    assert fit("--run", "old", *flags.split()) == 1
+    assert Path("old").is_dir()
 
 
 def test_checkpoint_of_another_model(run, capsys):
@@ -582,6 +608,12 @@ def test_load_run_names_what_is_missing(run, checkpoint):
         load_run(run, checkpoint)
     with pytest.raises(InputError, match="holds no run"):
         load_run("nowhere")
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "checkpoints/best.ckpt"])
+def test_load_run_wants_the_folder(run, file):
+    with pytest.raises(InputError, match=rf"{file} is a file: give the folder of the run, {run}$"):
+        load_run(run / file)
 
 
 def test_saved_config_is_the_run(run):
