@@ -141,6 +141,19 @@ class Requeue(Checkpoint):
             warnings.warn(f"the job is not back in the queue: {error}", stacklevel=2)
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best score when the run folder was moved, where Lightning would begin anew."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = Path(self.dirpath, "best.ckpt")
+        if best.is_file() and state_dict["best_k_models"]:
+            (score,) = state_dict["best_k_models"].values()
+            path = str(best)
+            state_dict |= {"dirpath": self.dirpath, "best_k_models": {path: score}}
+            state_dict |= {"best_model_path": path, "kth_best_model_path": path}
+        super().load_state_dict(state_dict)
+
+
 class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place first: a kill leaves the old one or the new one.
 

@@ -1,181 +1,51 @@
 """`attention-vision TASK VERB`: LightningCLI with run folders and one-line errors."""
 
 import json
-import logging
 import os
 import shutil
 import signal
 import sys
 import time
-import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Iterator
 from contextlib import suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from inspect import signature
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import torch
-import yaml
-from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from attention_vision import __version__
 from attention_vision.attention import attention_backend
-from attention_vision.callbacks import Requeue, StepCheckpoint, WholeFiles
+from attention_vision.callbacks import BestCheckpoint, Requeue, StepCheckpoint, WholeFiles
 from attention_vision.claim import Claim
 from attention_vision.config_errors import ConfigError, explain, kept_arguments
+from attention_vision.config_parser import (
+    ArgumentParser,
+    SaveConfig,
+    config_files,
+    input_error,
+    read_config,
+    sources,
+    spelled_out,
+)
 from attention_vision.errors import InputError, one_line
 from attention_vision.metrics_csv import MetricsCSV
-from attention_vision.progress import ProgressLines
+from attention_vision.progress import ProgressLines, quiet, say
 from attention_vision.reproduction import Reproduction
 from attention_vision.runs import default_run, find_checkpoint, holds_run, read_state
+from attention_vision.tasks import TASKS
 
 RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
-dumping = ContextVar("dumping", default=False)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the command has to know about a task.
-
-    Args:
-        model: the LightningModule, or the base of several.
-        data: the base of the task's data classes.
-        best: the logged key that chooses best.ckpt.
-        higher_is_better: whether more of it is better.
-        choose_model: whether the config names the model by `class_path`.
-        networks: the model's arguments that the data's number of classes goes to; of those of a
-            task, a model that is chosen has some.
-        predictions: what predict writes into the run folder.
-    """
-
-    model: type[LightningModule]
-    data: type[LightningDataModule]
-    best: str
-    higher_is_better: bool = True
-    choose_model: bool = False
-    networks: tuple[str, ...] = ("network",)
-    predictions: str = "predictions.csv"
-
-
-def classification() -> Task:
-    from attention_vision.classification import ClassificationData, Classifier
-
-    return Task(Classifier, ClassificationData, best="val/top1")
-
-
-def detection() -> Task:
-    from attention_vision.detection import DetectionData, Detector
-
-    return Task(
-        Detector, DetectionData, best="val/ap", choose_model=True, predictions="results.json"
-    )
-
-
-def generation() -> Task:
-    from attention_vision.generation import GenerationData, GenerationModule
-
-    return Task(
-        GenerationModule,
-        GenerationData,
-        best="val/score",
-        choose_model=True,
-        networks=("network", "generator", "discriminator"),
-        predictions="pictures",
-    )
-
-
-TASKS: dict[str, Callable[[], Task]] = {
-    "classification": classification,
-    "detection": detection,
-    "generation": generation,
-}
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best score when the run folder was moved, where Lightning would begin anew."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        best = Path(self.dirpath, "best.ckpt")
-        if best.is_file() and state_dict["best_k_models"]:
-            (score,) = state_dict["best_k_models"].values()
-            path = str(best)
-            state_dict |= {"dirpath": self.dirpath, "best_k_models": {path: score}}
-            state_dict |= {"best_model_path": path, "kth_best_model_path": path}
-        super().load_state_dict(state_dict)
-
-
-class ArgumentParser(LightningArgumentParser):
-    """A class that the user names starts from its own defaults, not from those of another one.
-
-    jsonargparse fills in the arguments of a default class before it merges what is given, and what
-    the named class accepts of them stays: SGD in the place of AdamW would decay weights by 0.01.
-    Here a default class is bare until then. The parser of each class inside is one of these too.
-    """
-
-    def get_defaults(self, skip_validation: bool = False) -> Namespace:
-        defaults = super().get_defaults(skip_validation)
-        for action in self._actions:
-            bare = isinstance(action.default, dict) and action.default.keys() == {"class_path"}
-            if bare and action.dest in defaults and not dumping.get():
-                defaults[action.dest] = Namespace(action.default)
-        return defaults
-
-    def parse_object(
-        self,
-        obj: Namespace | dict[str, Any],
-        namespace: Namespace | None = None,
-        env: bool | None = None,
-        defaults: bool = True,
-    ) -> Namespace:
-        # The parser of an inner class fills in defaults when it has merged the namespace, but not
-        # yet `obj`: what was given has to stand in both.
-        if defaults and isinstance(obj, Namespace):
-            namespace = namespace.clone() if namespace else Namespace()
-            namespace.update(obj.clone())
-        return super().parse_object(obj, namespace, env, defaults)
-
-    def dump(self, *arguments: Any, **options: Any) -> str:
-        token = dumping.set(True)  # `skip_default` compares with defaults that are filled in
-        try:
-            return super().dump(*arguments, **options)
-        finally:
-            dumping.reset(token)
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes RUN/config.yaml when training starts, and gives the config to the loggers."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        config = self.config.clone()
-        for key in ("config", "ckpt_path"):  # of this call, not of the run
-            config.pop(key, None)
-        text = self.parser.dump(config, skip_unset=False, skip_link_targets=False)
-        plain = yaml.safe_load(text)
-        # The dump drops what is linked into a model that is chosen by class_path.
-        arguments = plain["model"].get("init_args") or plain["model"]
-        for name, network in pl_module.named_children():
-            if name in arguments and hasattr(network, "num_classes"):
-                arguments[name]["init_args"].setdefault("num_classes", network.num_classes)
-        if plain != yaml.safe_load(text):
-            header = [line for line in text.splitlines() if line.startswith("#")]
-            text = "\n".join([*header, yaml.safe_dump(plain, sort_keys=False)])
-        Path(config.run, "config.yaml").write_text(text)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(plain)
 
 
 class Command(LightningCLI):
@@ -549,55 +419,6 @@ def is_requeued() -> bool:
     return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
 
 
-def input_error(error: BaseException | None) -> InputError | None:
-    """The InputError that jsonargparse wrapped, with others, into one of its own."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__
-    return error
-
-
-def spelled_out(word: str) -> str:
-    """`--weights` is short for `--model.weights`, of whichever model."""
-    return word.replace("--", "--model.", 1) if word.partition("=")[0] == "--weights" else word
-
-
-def config_files(arguments: list[str]) -> list[Path]:
-    """The existing files among the values of -c and --config."""
-    flags = ("-c", "--config")
-    values = [value for flag, value in pairwise(arguments) if flag in flags]
-    values += [word.partition("=")[2] for word in arguments if word.partition("=")[0] in flags]
-    return [Path(value) for value in values if Path(value).is_file()]
-
-
-def sources(arguments: list[str]) -> Iterator[dict[str, Any]]:
-    """Files and flags in the order they are given, a flag as {dotted key: value}."""
-    for word, following in pairwise([*arguments, ""]):
-        flag, equals, value = word.partition("=")
-        value = value if equals else following
-        if flag in ("-c", "--config") and Path(value).is_file():
-            yield read_config(Path(value))
-        elif flag.startswith("--"):
-            yield {flag[2:]: value}
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """The keys and values of a config file.
-
-    Raises:
-        ConfigError: the file is no YAML, or holds something else.
-    """
-    try:
-        config = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or error
-        raise ConfigError(f"{file}{where}: no valid YAML: {reason}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{file}: expected keys and values, found {type(config).__name__}")
-    return config
-
-
 def merged(results: list[dict[str, float]]) -> dict[str, float]:
     """The metrics of all data that was measured."""
     return {key: value for result in results for key, value in result.items()}
@@ -612,30 +433,3 @@ def parameter_count(model: LightningModule) -> str:
 def as_list(value: Any, kind: type) -> list:
     """Trainer takes one, several, true or none of its loggers and callbacks."""
     return [value] if isinstance(value, kind) else list(value) if isinstance(value, list) else []
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
-def quiet() -> None:
-    """Silences advice and warnings that tell a user of this command nothing; the rest, one line."""
-    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(worth_reading)
-    for message in (
-        r"Checkpoint directory .* exists and is not empty",  # a continued run
-        r"The dirpath has changed",  # a moved run, see BestCheckpoint
-        r"Be aware that when using `ckpt_path`",  # validate needs none of fit's callbacks
-        r"It is recommended to use `self.log.*sync_dist=True",  # torchmetrics did it
-        r".* does not have many workers",  # the recipe chose their number
-        r"Using ModelCheckpoint with manual optimization",  # weights after the step are meant
-        r"This DataLoader will create \d+ worker processes",  # likewise
-        r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's own call of torch
-        r"'set_vital' is deprecated",  # torchdata's own call of torch
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-def worth_reading(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(("💡 Tip", "TPU available: False"))

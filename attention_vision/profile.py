@@ -107,8 +107,8 @@ def check(options: Namespace) -> Namespace:
 def run(options: Namespace) -> None:
     import torch
 
-    from attention_vision.command import quiet
     from attention_vision.cost import hardware, measure
+    from attention_vision.progress import quiet
 
     quiet()
     if options.threads:

@@ -1,6 +1,8 @@
-"""Progress where there is no terminal: a log file wants lines, not a bar that redraws itself."""
+"""What a run prints: lines that it says, progress, and not the advice of libraries."""
 
+import logging
 import time
+import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,7 +10,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 class ProgressLines(Callback):
-    """One line per epoch, and one per minute inside long epochs."""
+    """One line per epoch, and one per minute inside long epochs.
+
+    For where there is no terminal: a log file wants lines, not a bar that redraws itself.
+    """
 
     def __init__(self, seconds: float = 60.0):
         self.seconds = seconds
@@ -57,3 +62,30 @@ class ProgressLines(Callback):
 def epoch(trainer: Trainer) -> str:
     last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
     return f"epoch {trainer.current_epoch + 1}{last}"
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def quiet() -> None:
+    """Silences advice and warnings that tell a user of this command nothing; the rest, one line."""
+    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(worth_reading)
+    for message in (
+        r"Checkpoint directory .* exists and is not empty",  # a continued run
+        r"The dirpath has changed",  # a moved run, see BestCheckpoint
+        r"Be aware that when using `ckpt_path`",  # validate needs none of fit's callbacks
+        r"It is recommended to use `self.log.*sync_dist=True",  # torchmetrics did it
+        r".* does not have many workers",  # the recipe chose their number
+        r"Using ModelCheckpoint with manual optimization",  # weights after the step are meant
+        r"This DataLoader will create \d+ worker processes",  # likewise
+        r".*isinstance\(treespec, LeafSpec\).* is deprecated",  # Lightning's own call of torch
+        r"'set_vital' is deprecated",  # torchdata's own call of torch
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def worth_reading(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("💡 Tip", "TPU available: False"))

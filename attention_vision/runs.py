@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from attention_vision.errors import InputError
+from attention_vision.tasks import TASKS
 
 
 def default_run(task: str, stem: str) -> Path:
@@ -92,8 +93,6 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
         InputError: the folder is a file, holds no run, or has no such checkpoint, or one that does
             not fit.
     """
-    from attention_vision.command import TASKS
-
     run = Path(folder)
     if run.is_file():
         above = (str(path) for path in run.parents if (path / "config.yaml").is_file())

@@ -13,12 +13,13 @@ from torch.nn.functional import cross_entropy
 
 from attention_vision import attention
 from attention_vision.classification import Classifier
-from attention_vision.command import TASKS, ArgumentParser, Task, input_error, read_config
 from attention_vision.config_errors import ConfigError, explain
+from attention_vision.config_parser import ArgumentParser, input_error, read_config
 from attention_vision.cost import Work, tensors, work
 from attention_vision.detection import Detector
 from attention_vision.errors import InputError
 from attention_vision.generation import SAGAN, ImageToImage
+from attention_vision.tasks import TASKS, Task
 
 OBJECTS = 5  # of a made-up image; COCO has 7 on average
 

@@ -12,7 +12,17 @@ FILES = {path.relative_to(ROOT): path for path in sorted((ROOT / "attention_visi
 TASKS = {f"attention_vision.{task}" for task in ("classification", "detection", "generation")}
 DOORS = {
     f"attention_vision.{door}"
-    for door in ("__main__", "claims", "command", "profile", "runs", "study", "workloads")
+    for door in (
+        "__main__",
+        "claims",
+        "command",
+        "explain",
+        "profile",
+        "runs",
+        "study",
+        "tasks",
+        "workloads",
+    )
 }
 ATTENTION = {*sys.stdlib_module_names, "torch", "attention_vision.attention"}
 BACKBONES = {*ATTENTION, "torchvision", "attention_vision.backbones", "attention_vision.errors"}

@@ -30,11 +30,12 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from attention_vision import __version__
 from attention_vision.callbacks import step_number
-from attention_vision.command import Command, quiet
+from attention_vision.command import Command
 from attention_vision.cost import Cost, macs, measure
 from attention_vision.errors import InputError, one_line
 from attention_vision.metrics_csv import MetricsCSV
 from attention_vision.optim import horizon
+from attention_vision.progress import quiet
 from attention_vision.study.definition import flops_to_steps
 from attention_vision.study.folder import Run, read_progress, to_json, write_atomically
 from attention_vision.workloads import experiment_works, image_size

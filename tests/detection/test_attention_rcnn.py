@@ -22,7 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from attention_vision.attention import record_attention
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.checkpoints import load_official
-from attention_vision.command import ArgumentParser
+from attention_vision.config_parser import ArgumentParser
 from attention_vision.detection.attention_rcnn import (
     AttentionBoxHead,
     AttentionRCNN,
