@@ -47,6 +47,7 @@ axes:
     none: {model.network.init_args.attention: torch.nn.Identity}
     se: {model.network.init_args.attention: {class_path: SqueezeExcite, init_args: {reduction: 1}}}
 """
+ONE_SEED = ("seeds: [0, 1]", "seeds: [0]")
 
 
 def write_study(folder: Path, *changes: tuple[str, str]) -> Path:

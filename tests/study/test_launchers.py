@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from studies import outcome, run, write_study
+from studies import ONE_SEED, outcome, run, write_study
 
 from attention_vision.__main__ import main
 from attention_vision.errors import InputError
@@ -14,23 +14,17 @@ from attention_vision.study.definition import read_definition
 from attention_vision.study.folder import runs_of, write_atomically
 from attention_vision.study.submitted import RunJob, Submitted
 
-ONE_RUN = [("seeds: [0, 1]", "seeds: [0]"), ("steps: 7", "steps: 2")]
 
-
-def test_jobs_of_submitit_give_the_numbers_of_forked_workers(tmp_path):
+def test_a_job_of_submitit_gives_the_numbers_of_a_forked_worker(whole, tmp_path):
     pytest.importorskip("submitit")
-    file = write_study(tmp_path, *ONE_RUN)
-    words = (file, "--only", "se", "--folder")
-    code, printed = run(*words, tmp_path / "forked", output=tmp_path / "printed")
-    assert code == 0, printed
-    submit = ["--launcher", "submitit", "--submit", "timeout_min=5"]
-    code, printed = run(*words, tmp_path / "submitted", *submit, output=tmp_path / "printed")
+    file, folder = write_study(tmp_path, ONE_SEED), tmp_path / "submitted"
+    words = ["--only", "se", "--launcher", "submitit", "--submit", "timeout_min=5"]
+    code, printed = run(file, "--folder", folder, *words, output=tmp_path / "printed")
     assert code == 0, printed
     assert "study: 1 of 1 runs finished" in printed
-    assert outcome(tmp_path / "submitted") == outcome(tmp_path / "forked")
+    assert outcome(folder) == {"se seed0": outcome(whole)["se seed0"]}
     config = "cells/se/seed0/cell.yaml"
-    texts = [(tmp_path / name / config).read_text() for name in ("forked", "submitted")]
-    assert texts[0] == texts[1]
+    assert (folder / config).read_text() == (whole / config).read_text()
 
 
 def test_a_preempted_job_is_queued_again_as_it_was(tmp_path):
