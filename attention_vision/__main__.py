@@ -14,6 +14,7 @@ COMMANDS = {
     "generation": "the same for image generators: SAGAN, and Attention U-Net from image to image",
 }
 TOOLS = {
+    "explain": "where the network of a run looks, as pictures and arrays",
     "profile": "measure what networks and mechanisms cost: parameters, operations, time, memory",
     "study": "run, report and export a study: cells of an experiment, with seeds and statistics",
     "claims": "what papers and articles claim, and what became of it here",
@@ -74,6 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
     if task == "--version":
         print(f"attention-vision {__version__}")
         return 0
+    if task == "explain":
+        from attention_vision.explain import main as explain
+
+        return explain(arguments[1:])
     if task == "profile":
         from attention_vision.profile import main as profile
 

@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -42,18 +43,38 @@ def overlay(images: Tensor, maps: Tensor) -> Tensor:
     return (0.35 * grey + 0.65 * colours.float()).clamp(0, 1)
 
 
+def bars(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C,) in 0..1 -> (H, W, 3): a bar for each, from the left, over lines at 0, 1/2 and 1.
+
+    Where there are more values than columns of pixels, neighbours are averaged.
+    """
+    high, wide = size
+    picture = torch.ones(high, wide, 3)
+    values = F.adaptive_avg_pool1d(values[None].float(), min(len(values), wide))[0]
+    columns = torch.arange(wide) * len(values) // wide
+    edges = (columns.diff(prepend=columns[:1]) > 0) & (wide >= 4 * len(values))
+    level = 1 - (torch.arange(high) + 0.5)[:, None] / high
+    for share in (0, high // 2, high - 1):
+        picture[share] = 0.7
+    filled = (level <= values[columns]) & ~edges
+    picture[filled] = torch.tensor([0.87, 0.32, 0.23])  # of the middle of the maps' colours
+    return picture
+
+
 def sheet(
-    rows: Sequence[Tensor], titles: list[list[str]], names: list[str], inches: float = 1.3
+    rows: Sequence[Sequence[Tensor]], titles: list[list[str]], names: list[str], inches: float = 1.3
 ) -> np.ndarray:
     """Rows of pictures (n, H, W, 3) in 0..1 with a title over each, drawn into one (H, W, 3) uint8.
+
+    Rows may differ in length.
 
     Args:
         titles: per row, one title a picture, or none at all.
         names: what each row shows, written beside it.
         inches: width of a picture, of 100 pixels each.
     """
-    columns = len(rows[0])
-    high, wide = rows[0].shape[1:3]
+    columns = max(map(len, rows))
+    high, wide = rows[0][0].shape[:2]
     size = (inches * columns + 0.4, (inches * high / wide + 0.2) * len(rows))
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -65,6 +86,8 @@ def sheet(
             axis.set(xticks=[], yticks=[])
             if titles[row]:
                 axis.set_title(titles[row][column], fontsize=8)
+        for axis in axes[row][len(pictures) :]:
+            axis.set_axis_off()
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

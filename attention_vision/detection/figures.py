@@ -2,7 +2,7 @@
 
 import colorsys
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, isqrt
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from attention_vision.attention import record_attention
+from attention_vision.detection.attention_rcnn import GRID, AttentionRCNN
 from attention_vision.detection.boxes import to_corners, to_pixels
 from attention_vision.detection.data import Batch, collate
 from attention_vision.detection.detr import DETR
@@ -138,7 +140,8 @@ def query_attention(network: DETR, images: Tensor, padding_mask: Tensor) -> Tens
 
     The memory is that of Q pictures an image: `attention_sheet` keeps the best queries only.
     """
-    _, weights = _last_layer(network, images, padding_mask)
+    _, layers = _cross_attention(network, images, padding_mask)
+    (weights,) = (rows.mean(1) for rows in layers.values())
     maps = weights.new_zeros(*weights.shape[:2], *images.shape[2:])
     for place, (rows, mask) in enumerate(zip(weights, padding_mask, strict=True)):
         height, width = extent(mask)
@@ -147,7 +150,13 @@ def query_attention(network: DETR, images: Tensor, padding_mask: Tensor) -> Tens
 
 
 def attention_sheet(
-    network: DETR, image: Tensor, padding_mask: Tensor, names: Sequence[str], count: int = 4
+    network: DETR,
+    image: Tensor,
+    padding_mask: Tensor,
+    names: Sequence[str],
+    count: int = 4,
+    layers: Sequence[str] | None = None,
+    heads: bool = False,
 ) -> np.ndarray:
     """The best-scored detections of an image, and below each what its query attends to.
 
@@ -156,8 +165,10 @@ def attention_sheet(
     Args:
         names: of the labels; without any, their numbers are written.
         count: detections, at most.
+        layers: names of cross-attentions of the decoder, a row each; the last where none are given.
+        heads: a row more for each head.
     """
-    outputs, weights = _last_layer(network, image[None], padding_mask[None])
+    outputs, weights = _cross_attention(network, image[None], padding_mask[None], layers)
     # As DETRDetector reads its detections: the likeliest class other than no-object.
     scores, labels = outputs["logits"][0].float().softmax(-1)[:, :-1].max(-1)
     scores, best = scores.sort(descending=True, stable=True)
@@ -167,35 +178,131 @@ def attention_sheet(
     boxes = to_pixels(outputs["boxes"][0, best].float().cpu(), size).tolist()
     labels = labels[best].tolist()
 
-    maps = _on_image(weights[0, best], network, padding_mask)
-    image = image[None, :, :height, :width]
-    plain, covered = rgb(image), overlay(image.cpu(), maps)
-    colours = [colour(label) for label in labels]
-    return sheet(
-        [
-            torch.stack([_framed(plain[0], *pair) for pair in zip(boxes, colours, strict=True)]),
-            torch.stack([_framed(*parts) for parts in zip(covered, boxes, colours, strict=True)]),
-        ],
-        [
-            [
-                f"{name(names, label)} {score:.2f}"
-                for label, score in zip(labels, scores.tolist(), strict=True)
-            ],
-            [],
-        ],
-        ["detections", "attention of the query"],
-        inches=2.4,
-    )
+    maps = {}
+    for layer, rows in weights.items():
+        row = "attention of the query" if layers is None else layer.removeprefix("transformer.")
+        maps[row] = _on_image(rows[0, :, best].mean(0), network, padding_mask)
+        for head in range(rows.shape[1]) if heads else ():
+            maps[f"{row}\nhead {head}"] = _on_image(rows[0, head, best], network, padding_mask)
+    titles = [
+        f"{name(names, label)} {score:.2f}"
+        for label, score in zip(labels, scores.tolist(), strict=True)
+    ]
+    return detection_rows(image[:, :height, :width], boxes, labels, titles, maps)
 
 
-def _last_layer(
-    network: DETR, images: Tensor, padding_mask: Tensor
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The last layer's outputs, and its attention to the grid, (B, Q, N), mean of the heads."""
-    layer = f"transformer.decoder.{len(network.transformer.decoder) - 1}.cross_attention"
-    with torch.no_grad(), record_attention(network, [layer]) as maps:
+def detection_rows(
+    image: Tensor,
+    boxes: list[list[float]],
+    labels: list[int],
+    titles: list[str],
+    maps: dict[str, Tensor],
+) -> np.ndarray:
+    """Detections side by side, and below them rows of maps, as (height, width, 3) uint8.
+
+    Args:
+        image: (3, H, W) without padding, of any range.
+        boxes: xyxy in its pixels.
+        labels: of their colours.
+        titles: over the detections.
+        maps: name of a row -> (detections, H, W) in 0..1.
+    """
+    plain, colours = rgb(image[None])[0], [colour(label) for label in labels]
+    rows = [[_framed(plain, *pair) for pair in zip(boxes, colours, strict=True)]]
+    for of_row in maps.values():
+        covered = overlay(image[None].cpu(), of_row)
+        rows.append([_framed(*parts) for parts in zip(covered, boxes, colours, strict=True)])
+    return sheet(rows, [titles, *[[] for _ in maps]], ["detections", *maps], inches=2.4)
+
+
+def _cross_attention(
+    network: DETR, images: Tensor, padding_mask: Tensor, layers: Sequence[str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The last layer's outputs, and attention to the grid, (B, h, Q, N) of the named layers.
+
+    Where none are named, of the last.
+    """
+    if layers is None:
+        layers = [f"transformer.decoder.{len(network.transformer.decoder) - 1}.cross_attention"]
+    with torch.no_grad(), record_attention(network, layers) as maps:
         outputs = network(images, padding_mask)[-1]
-    return outputs, maps[layer].float().mean(1)
+    return outputs, {name: rows.float() for name, rows in maps.items()}
+
+
+def proposal_sheet(
+    network: AttentionRCNN,
+    image: Tensor,
+    padding_mask: Tensor,
+    names: Sequence[str],
+    count: int = 4,
+) -> np.ndarray | None:
+    """The best detections of an image, and below each where its class looked in its proposal.
+
+    Shape: image (3, H, W) normalised, padding_mask (H, W) -> (height, width, 3) uint8; None where
+    nothing is detected
+
+    Args:
+        names: of the labels; without any, their numbers are written.
+        count: detections, at most.
+    """
+    found, proposals, weights = proposal_attention(network, image, padding_mask)
+    if not len(found["boxes"]):
+        return None
+    height, width = extent(padding_mask)
+    image, size = image[:, :height, :width], torch.tensor([height, width])
+    maps = torch.zeros(min(count, len(weights)), height, width)
+    for one, box, places in zip(maps, proposals.cpu(), weights.cpu(), strict=False):
+        left, top = (int(place) for place in box[:2].floor())
+        right, low = (int(place) for place in box[2:].ceil())
+        high, wide = max(low - top, 1), max(right - left, 1)
+        inside = F.interpolate(places[None, None], (high, wide), mode="bilinear")[0, 0]
+        part = one[top : top + high, left : left + wide]
+        part.copy_(inside[: part.shape[0], : part.shape[1]])
+    labels = found["labels"][:count].tolist()
+    scores = found["scores"][:count].tolist()
+    boxes = (found["boxes"][:count].float().cpu() * size.flip(0).repeat(2)).tolist()
+    titles = [
+        f"{name(names, label)} {score:.2f}" for label, score in zip(labels, scores, strict=True)
+    ]
+    row = "attention of the class\ninside its proposal"
+    return detection_rows(image, boxes, labels, titles, {row: scaled(maps)})
+
+
+def proposal_attention(
+    network: AttentionRCNN, image: Tensor, padding_mask: Tensor
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Detections, the proposal that each was read from, and what its class attended to there.
+
+    Shape: image (3, H, W), padding_mask (H, W) -> detections as the network gives them, proposals
+    (k, 4) xyxy in pixels, maps (k, 7, 7) over them
+
+    A place of the head's map has seen several of the proposal's: its weight is spread over them.
+    """
+    heads, seen = network.roi_heads, {}
+    hooks = [
+        heads.box_roi_pool.register_forward_pre_hook(
+            lambda _, given: seen.update(proposals=given[1][0])
+        ),
+        heads.box_predictor.register_forward_hook(lambda _, __, y: seen.update(deltas=y[1])),
+    ]
+    layer = "roi_heads.box_head.pool"
+    try:
+        with torch.no_grad(), record_attention(network, [layer]) as maps:
+            (found,) = network(image[None], padding_mask[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    size, classes = torch.tensor(extent(padding_mask)), found["labels"] + 1  # background is 0
+    decoded = heads.box_coder.decode(seen["deltas"], [seen["proposals"]])  # (P, K, 4)
+    decoded = clip_boxes_to_image(decoded, tuple(size.tolist()))
+    boxes = found["boxes"] * size.flip(0).repeat(2).to(found["boxes"])
+    source = (decoded[:, classes] - boxes).abs().sum(-1).argmin(0)  # (k,) of the P proposals
+    weights = maps[layer][source, 0, classes].float()  # (k, places)
+    side = isqrt(weights.shape[1])
+    field = GRID[0] - side + 1
+    spread_out = weights.new_full((1, 1, field, field), 1 / field**2)
+    places = F.conv_transpose2d(weights.unflatten(1, (1, side, side)), spread_out)[:, 0]
+    return found, seen["proposals"][source], places
 
 
 def _on_image(weights: Tensor, network: DETR, padding_mask: Tensor) -> Tensor:

@@ -69,7 +69,11 @@ def between(generator: Generator, ends: Tensor, labels: Tensor, steps: int) -> T
 
 
 def looks(
-    generator: Generator, z: Tensor, labels: Tensor, points: Sequence[tuple[float, float]]
+    generator: Generator,
+    z: Tensor,
+    labels: Tensor,
+    points: Sequence[tuple[float, float]],
+    layers: Sequence[str] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Images, and per attention layer where each looked from some output points.
 
@@ -77,9 +81,9 @@ def looks(
 
     A point (x, y) in 0..1 of the image stands for the pixel of the layer's map that it lies in;
     its row of the attention weights is what is shown. Layers without such rows (gates, say) are
-    left out.
+    left out; `layers` names those that are looked at, all where none are given.
     """
-    with torch.no_grad(), record_attention(generator) as weights:
+    with torch.no_grad(), record_attention(generator, layers) as weights:
         images = generator(z, labels)
     high, wide = images.shape[2:]
     maps = {}
@@ -104,12 +108,14 @@ def attention_sheet(
     labels: Tensor,
     points: Sequence[tuple[float, float]],
     titles: Sequence[str] = (),
+    layers: Sequence[str] | None = None,
 ) -> np.ndarray | None:
     """Generated images, and below each where the generator looked from each point, marked green.
 
-    One row for each layer and point; None where no layer attends.
+    One row for each layer (of those that are named, if any are) and point; None where no layer
+    attends.
     """
-    images, maps = looks(generator, z, labels, points)
+    images, maps = looks(generator, z, labels, points, layers)
     if not maps:
         return None
     plain = torch.from_numpy(enlarged(to_bytes(images))).float() / 255

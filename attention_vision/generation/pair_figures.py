@@ -1,5 +1,6 @@
 """Pictures of image-to-image work: input, result and target, and where the gates are open."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -17,15 +18,17 @@ MOST_PIXELS = 320  # of a picture's side in the panel; whole images may have tho
 COLOURS = torch.tensor(matplotlib.colormaps["tab10"].colors)
 
 
-def gate_maps(network: AttentionUNet, inputs: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+def gate_maps(
+    network: AttentionUNet, inputs: Tensor, layers: Sequence[str] = ("gates",)
+) -> tuple[Tensor, dict[int, Tensor]]:
     """The output, and per gated level how far its gate is open.
 
     Shape: inputs (B, C, *size) -> output, level -> (B, *size) in 0..1
 
     A level with several gates gives their mean. Attention that is no map of gates, such as softmax
-    rows or one number per channel, is left out.
+    rows or one number per channel, is left out, and so is what `layers` does not name.
     """
-    with torch.no_grad(), record_attention(network, ["gates"]) as maps:
+    with torch.no_grad(), record_attention(network, layers) as maps:
         output = network(inputs)
     size = inputs.shape[2:]
     padded = [length + network.missing(length) for length in size]
@@ -62,14 +65,18 @@ def pictured(x: Tensor) -> Tensor:
 
 
 def panel(
-    network: AttentionUNet, objective: Any, inputs: Tensor, targets: Tensor | None = None
+    network: AttentionUNet,
+    objective: Any,
+    inputs: Tensor,
+    targets: Tensor | None = None,
+    layers: Sequence[str] = ("gates",),
 ) -> np.ndarray:
     """Inputs, results, targets and gates, a column per image, as (H, W, 3) uint8.
 
     Of volumes the middle slices. Each gate's map is scaled to its own range, which is its title.
     """
     spatial = inputs.ndim - 2
-    output, gates = gate_maps(network, inputs)
+    output, gates = gate_maps(network, inputs, layers)
     images = middle(inputs, spatial)
     rows, titles, names = [pictured(images)], [[]], ["input"]
     shown = [("result", objective.result(output))]
