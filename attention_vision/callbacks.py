@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,39 @@ class BestCheckpoint(ModelCheckpoint):
             state_dict |= {"dirpath": self.dirpath, "best_k_models": {path: score}}
             state_dict |= {"best_model_path": path, "kth_best_model_path": path}
         super().load_state_dict(state_dict)
+
+
+def run_checkpoints(
+    folder: Path, best: str, higher_is_better: bool, steps: int | None
+) -> list[Callback]:
+    """Of a training: best.ckpt, and last.ckpt at the end of each epoch and inside long ones.
+
+    Args:
+        folder: where they are written.
+        best: the logged key that chooses best.ckpt.
+        higher_is_better: whether more of it is better.
+        steps: between two saves of last.ckpt inside an epoch; ten minutes where none are given.
+    """
+    mode = "max" if higher_is_better else "min"
+    return [
+        BestCheckpoint(folder, "best", monitor=best, mode=mode, enable_version_counter=False),
+        ModelCheckpoint(
+            folder,
+            "last",
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+        StepCheckpoint(
+            folder,
+            "last",
+            every_n_train_steps=steps,
+            train_time_interval=None if steps else timedelta(minutes=10),
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        ),
+        Requeue(folder / "last.ckpt"),
+    ]
 
 
 class WholeFiles(TorchCheckpointIO):

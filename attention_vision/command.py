@@ -8,7 +8,6 @@ import sys
 import time
 from argparse import ArgumentError
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -18,7 +17,7 @@ import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -26,7 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from attention_vision import __version__
 from attention_vision.attention import attention_backend
-from attention_vision.callbacks import BestCheckpoint, Requeue, StepCheckpoint, WholeFiles
+from attention_vision.callbacks import WholeFiles, run_checkpoints
 from attention_vision.claim import Claim
 from attention_vision.config_errors import ConfigError, explain, kept_arguments
 from attention_vision.config_parser import (
@@ -42,7 +41,13 @@ from attention_vision.errors import InputError, one_line
 from attention_vision.metrics_csv import MetricsCSV
 from attention_vision.progress import ProgressLines, quiet, say
 from attention_vision.reproduction import Reproduction
-from attention_vision.runs import default_run, find_checkpoint, holds_run, read_state
+from attention_vision.runs import (
+    default_run,
+    find_checkpoint,
+    holds_run,
+    is_requeued,
+    read_state,
+)
 from attention_vision.tasks import TASKS
 
 RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
@@ -275,33 +280,11 @@ class Command(LightningCLI):
         return trainer
 
     def checkpoints(self) -> list[Callback]:
-        """Of a training: best.ckpt, and last.ckpt at the end of each epoch and inside long ones."""
-        if self.verb != "fit" or self.config.trainer.enable_checkpointing is False:
+        config = self.config
+        if self.verb != "fit" or config.trainer.enable_checkpointing is False:
             return []
-        steps = self.config.checkpoint_every_n_steps
-        folder = self.run_folder / "checkpoints"
-        mode = "max" if self.task.higher_is_better else "min"
-        return [
-            BestCheckpoint(
-                folder, "best", monitor=self.task.best, mode=mode, enable_version_counter=False
-            ),
-            ModelCheckpoint(
-                folder,
-                "last",
-                every_n_epochs=1,
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
-            StepCheckpoint(
-                folder,
-                "last",
-                every_n_train_steps=steps,
-                train_time_interval=None if steps else timedelta(minutes=10),
-                save_on_train_epoch_end=False,
-                enable_version_counter=False,
-            ),
-            Requeue(folder / "last.ckpt"),
-        ]
+        folder, steps = self.run_folder / "checkpoints", config.checkpoint_every_n_steps
+        return run_checkpoints(folder, self.task.best, self.task.higher_is_better, steps)
 
     def execute(self) -> None:
         """Trains or measures; validate and test also write RUN/VERB.json."""
@@ -412,11 +395,6 @@ def run_task(name: str, verb: str, arguments: list[str]) -> int:
         print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
-
-
-def is_requeued() -> bool:
-    """Whether this is a job of SLURM that was in the queue before."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
 
 
 def merged(results: list[dict[str, float]]) -> dict[str, float]:

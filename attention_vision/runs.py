@@ -34,6 +34,11 @@ def default_run(task: str, stem: str) -> Path:
     return run
 
 
+def is_requeued() -> bool:
+    """Whether this is a job of SLURM that was in the queue before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+
+
 def holds_run(run: Path) -> bool:
     """Whether training can go on there: a run that ended before its first checkpoint is none."""
     return any((run / "checkpoints").glob("*.ckpt"))
