@@ -155,11 +155,11 @@ def costs(
     waiting: list[Run],
     jobs: int,
 ) -> str:
-    """What a study would cost, by cell."""
+    """What a study would cost, by cell; a dash where that is not known here."""
     seeds = list(seeds)
     width = max(map(len, [*cells, "cell"]))
     head = f"{'cell':<{width}}{'parameters':>14}{'MACs/image':>14}{'steps':>9}{'images':>12}"
-    lines = [f"{head}{'time/run':>14}"]
+    lines = [f"{head}{'time/step':>12}{'time/run':>12}"]
     for cell in cells:
         one = inspections[cell]
         images = None if one.steps is None else one.steps * one.images
@@ -172,10 +172,15 @@ def costs(
                 (images, 12),
             )
         )
-        time_of_run = "-" if one.seconds is None else clock(one.seconds)
-        lines.append(f"{cell:<{width}}{row}{time_of_run:>14}")
+        times = "".join(
+            f"{'-' if seconds is None else clock(seconds):>12}"
+            for seconds in (one.step_seconds, one.seconds)
+        )
+        lines.append(f"{cell:<{width}}{row}{times}")
     words = f"{len(cells)} cells x {len(seeds)} seeds, {len(waiting)} runs to do, {jobs} at a time"
     known = [inspections[run.cell].seconds for run in waiting]
     if known and None not in known:
         words += f": about {clock(sum(known) / jobs)} of training steps, validations not counted"
+    elif known:
+        words += "; steps of epochs are counted where the data is"
     return "\n".join([*lines, words])

@@ -27,6 +27,7 @@ import torch
 import torchvision
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 
 from attention_vision import __version__
 from attention_vision.callbacks import step_number
@@ -55,25 +56,29 @@ class Inspection:
     Args:
         parameters: of the module, frozen ones included.
         macs: multiply-adds of a forward pass per image, of both networks of a GAN.
-        steps: of the optimiser in the whole run; None where seconds end it, or the data is not
-            here.
+        steps: of the optimiser in the whole run; None where seconds end it, or where epochs do and
+            the data is not here.
+        limit: seconds that end it, if any do.
         images: of one step.
-        step_seconds: of a forward and a backward pass here.
+        step_seconds: of a forward and a backward pass here, of a batch at a time.
         peak_memory: bytes of such a step; None where it was measured with fewer images.
     """
 
     parameters: int
     macs: int | None
     steps: int | None
+    limit: float | None
     images: int
     step_seconds: float | None
     peak_memory: int | None
 
     @property
     def seconds(self) -> float | None:
-        """Of all steps, without the optimiser, the data and the validations."""
-        known = self.steps is not None and self.step_seconds is not None
-        return self.steps * self.step_seconds if known else None
+        """Of all steps, without the optimiser, the data and the validations; at most the limit."""
+        ends = [] if self.limit is None else [self.limit]
+        if self.steps is not None and self.step_seconds is not None:
+            ends.append(self.steps * self.step_seconds)
+        return min(ends, default=None)
 
 
 class CellCommand(Command):
@@ -145,15 +150,19 @@ def inspect(task: str, config: Path, flops: float | None, without_data: bool) ->
         steps = flops_to_steps(flops, costs[0].macs, images * accumulate)
     else:
         try:
-            steps = steps_of(data, trainer)
+            data.prepare_data()
+            data.setup("fit")
+            batches = len(data.train_dataloader())
         except InputError:
             if not without_data:
                 raise
-            steps = None
+            batches = None
+        steps = steps_of(batches, trainer)
     return Inspection(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         macs=sum(cost.macs for cost in costs) if costs else None,
         steps=steps,
+        limit=Timer(trainer.max_time).time_remaining(),
         images=images * accumulate,
         step_seconds=accumulate * sum(cost.step_seconds * images / cost.images for cost in costs)
         if costs
@@ -162,21 +171,26 @@ def inspect(task: str, config: Path, flops: float | None, without_data: bool) ->
     )
 
 
-def steps_of(data: LightningDataModule, trainer: Namespace) -> int | None:
-    """Optimiser steps of a whole run of the trainer's config; None where seconds end it.
+def steps_of(batches: int | None, trainer: Namespace) -> int | None:
+    """Optimiser steps of a whole run of the trainer's config; None where they are not known.
 
-    Raises InputError where the data is missing.
+    Args:
+        batches: of the training data; None where it is not here.
     """
-    data.prepare_data()
-    data.setup("fit")
-    batches, limit = len(data.train_dataloader()), trainer.limit_train_batches
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    if epochs is None:  # as Lightning reads it
+        epochs = 1000 if steps == -1 else -1
+    if trainer.max_time is not None or epochs == steps == -1:
+        return None
+    if epochs == -1:
+        return steps
+    if batches is None:
+        return None
+    limit = trainer.limit_train_batches
     if limit is not None:  # as Lightning reads it: a share, or a number
         batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
-    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-    ends = [] if trainer.max_steps in (None, -1) else [trainer.max_steps]
-    if trainer.max_epochs not in (None, -1):
-        ends.append(trainer.max_epochs * per_epoch)
-    return min(ends, default=None) if trainer.max_time is None else None
+    whole = epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+    return whole if steps == -1 else min(whole, steps)
 
 
 def costs_of(

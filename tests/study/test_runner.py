@@ -180,19 +180,54 @@ def test_a_result_cut_in_half(whole, capsys):
         write_atomically(result, text)
 
 
-def test_dry_run_writes_nothing(tmp_path):
-    file = write_study(tmp_path, ("budget: {steps: 7}", "budget: {flops: 1.0e+8}"))
-    folder = tmp_path / "dry"
-    code, printed = run(file, "--folder", folder, "--dry-run", output=tmp_path / "printed")
+def dry_run(file: Path) -> dict[str, list[str]]:
+    """Its numbers by cell: parameters, MACs, steps, images, and two times with their units."""
+    folder = file.parent / "dry"
+    code, printed = run(file, "--folder", folder, "--dry-run", output=file.parent / "printed")
     assert code == 0, printed
     assert not folder.exists()
-    none, se = (line.split() for line in printed.splitlines() if line.startswith(("none", "se")))
-    for row in (none, se):
-        parameters, macs, steps, images = (int(word.replace(",", "")) for word in row[1:5])
+    _, *rows, _ = (line.replace(",", "").split() for line in printed.splitlines())
+    return {name: numbers for name, *numbers in rows}
+
+
+def test_cost_under_a_budget_in_flops(tmp_path):
+    cells = dry_run(write_study(tmp_path, ("budget: {steps: 7}", "budget: {flops: 1.0e+8}")))
+    for numbers in cells.values():
+        parameters, macs, steps, images = map(int, numbers[:4])
         assert parameters > 0
         assert steps == round(1e8 / (6 * macs * 32))
         assert images == 32 * steps
-    assert int(se[1].replace(",", "")) > int(none[1].replace(",", ""))
+    assert int(cells["se"][0]) > int(cells["none"][0])
+
+
+def test_cost_without_a_budget(tmp_path):
+    """Steps, images and the time that are known of each end that a base can give a run."""
+    absent = "data: {class_path: CIFAR10, init_args: {root: nowhere, batch_size: 32}}"
+    axes = f"""
+axes:
+  end:
+    none: {{}}
+    steps: {{trainer.max_steps: 7}}
+    both: {{trainer.max_steps: 7, trainer.max_epochs: 2}}
+    clock: {{trainer.max_time: 00:00:00:30}}
+    absent: {{trainer.max_epochs: 2, {absent}}}
+    absent_steps: {{trainer.max_steps: 7, {absent}}}
+"""
+    file = write_study(tmp_path, ("  budget: {steps: 7}", ""), ("[se > none]", "[]"))
+    text = file.read_text()
+    file.write_text(text[: text.index("\naxes:")] + axes)
+    cells = dry_run(file)
+    assert {name: numbers[2:4] for name, numbers in cells.items()} == {
+        "none": ["3000", "96000"],  # Lightning ends at 1,000 epochs
+        "steps": ["7", "224"],
+        "both": ["6", "192"],
+        "clock": ["-", "-"],
+        "absent": ["-", "-"],
+        "absent_steps": ["7", "224"],
+    }
+    assert cells["clock"][-2:] == ["30", "s"]
+    assert cells["absent"][-1] == "-"
+    assert "-" not in cells["absent"][4:6] + cells["absent_steps"][4:]
 
 
 # What a run is given
