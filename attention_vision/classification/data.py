@@ -4,31 +4,32 @@ Batches are (images (B, 3, H, W) float normalised, labels (B,) int64); in predic
 paths).
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torchvision
 from lightning.pytorch import LightningDataModule
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
-from torchvision.transforms import v2
 
 from attention_vision.callbacks import run_seed
+from attention_vision.classification.sources import (
+    Augmented,
+    ImageFiles,
+    InMemory,
+    LabelledFiles,
+    Source,
+    first_of_each,
+)
 from attention_vision.classification.transforms import Photographs, Recipe, SmallImages
 from attention_vision.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.errors import InputError
 from attention_vision.images import (
-    EXTENSIONS,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    image_files,
-    read_image,
 )
 from attention_vision.published import CIFAR10_NAMES, published
 from attention_vision.sampling import (
@@ -36,7 +37,6 @@ from attention_vision.sampling import (
     RepeatedSampler,
     check_loading,
     evaluation_loader,
-    random_stream,
     replicas,
     train_loader,
 )
@@ -55,15 +55,6 @@ rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail 
 squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train
 trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
-
-
-class Source(Protocol):
-    """Images with labels, as torchvision's data sets have them: `source[i]` is (image, label)."""
-
-    targets: Sequence[int]
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[Any, int]: ...
 
 
 class ClassificationData(LightningDataModule):
@@ -166,73 +157,6 @@ class ClassificationData(LightningDataModule):
         return source
 
 
-class Augmented(Dataset):
-    """Transformed (image, label) pairs; each image draws from a stream of its own.
-
-    The stream follows from (seed, epoch, index): an image looks the same at any number of workers,
-    and after a resume. An index without its epoch, as evaluation asks, is taken as epoch 0. With
-    repeats, indices count them: index · repeats + repeat.
-    """
-
-    def __init__(self, source: Source, transform: v2.Transform, seed: int, repeats: int = 1):
-        self.source, self.transform = source, transform
-        self.seed, self.repeats = seed, repeats
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, label = self.source[index // self.repeats]
-        with random_stream(self.seed, epoch, index):
-            return self.transform(image), int(label)
-
-
-class ImageFiles(Dataset):
-    """All images below a folder in the order of their paths, as (image, path)."""
-
-    def __init__(self, folder: str, transform: v2.Transform):
-        self.files = image_files(folder)
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        return self.transform(read_image(self.files[index])), self.files[index]
-
-
-class InMemory:
-    """A source of images that are already tensors (n, C, H, W) uint8."""
-
-    def __init__(self, images: Tensor, targets: list[int]):
-        self.images, self.targets = images, targets
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], self.targets[index]
-
-
-class LabelledFiles:
-    """A source of image files in one folder per class."""
-
-    def __init__(self, folder: Path, class_names: Sequence[str]):
-        numbers = {name: number for number, name in enumerate(class_names)}
-        self.files = torchvision.datasets.folder.make_dataset(
-            str(folder), numbers, EXTENSIONS, allow_empty=True
-        )
-        self.targets = [label for _, label in self.files]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path, label = self.files[index]
-        return read_image(path), label
-
-
 class Digits(ClassificationData):
     """The 8x8 digits of scikit-learn, upscaled; 1,442 to train on, 355 held out.
 
@@ -274,17 +198,6 @@ class Digits(ClassificationData):
             images = torch.cat((images.expand(-1, 3, -1, -1), more))
             labels = torch.cat((labels, of_more))
         return InMemory((images * 255).round().byte(), labels.tolist())
-
-
-def first_of_each(labels: Sequence[int], count: int) -> list[int]:
-    """Where the first `count` of each label stand, or all of a label that has fewer."""
-    seen: Counter[int] = Counter()
-    kept = []
-    for index, label in enumerate(labels):
-        seen[label] += 1
-        if seen[label] <= count:
-            kept.append(index)
-    return kept
 
 
 class Published(ClassificationData):

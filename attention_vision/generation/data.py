@@ -7,7 +7,7 @@ Batches of a GAN are (images (B, 3, H, W) float in -1..1, labels (B,) int64); of
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torchvision
@@ -21,7 +21,8 @@ from torchvision.transforms import v2
 from attention_vision.callbacks import mix, run_seed
 from attention_vision.digits import CLASS_NAMES, single_digits
 from attention_vision.errors import InputError
-from attention_vision.images import EXTENSIONS, read_image
+from attention_vision.generation.sources import Files, InMemory, Source
+from attention_vision.images import EXTENSIONS
 from attention_vision.published import CIFAR10_NAMES, published
 from attention_vision.sampling import (
     EpochSampler,
@@ -99,15 +100,6 @@ class GenerationData(LightningDataModule):
             "num_workers": self.num_workers,
             "pin_memory": torch.cuda.is_available(),
         }
-
-
-class Source(Protocol):
-    """Images with labels: `source[i]` is (image (3, size, size) uint8, label)."""
-
-    targets: Sequence[int]
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
 
 class LabelledImages(GenerationData):
@@ -271,19 +263,6 @@ class BalancedSampler(EpochSampler):
         return len(set(self.dataset.targets))
 
 
-class InMemory:
-    """A source of images that are already tensors (n, 3, H, W) uint8."""
-
-    def __init__(self, images: Tensor, targets: Sequence[int]):
-        self.images, self.targets = images, list(targets)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], self.targets[index]
-
-
 class DigitImages(LabelledImages):
     """The 8x8 digits of scikit-learn, upscaled; the 1,442 that are not held out, see `digits`.
 
@@ -398,20 +377,3 @@ class FolderImages(LabelledImages):
                 f"no images in {folders[min(missing)]}: looked for {', '.join(EXTENSIONS)}"
             )
         return Files(files, self.size)
-
-
-class Files:
-    """A source of image files: the middle square of each, resized."""
-
-    def __init__(self, files: list[tuple[str, int]], size: int):
-        self.files, self.size = files, size
-        self.targets = [label for _, label in files]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.files[index]
-        image = v2.functional.pil_to_tensor(read_image(path, upright=True))
-        square = v2.functional.center_crop(image, [min(image.shape[1:])])
-        return v2.functional.resize(square, [self.size, self.size], antialias=True), label

@@ -1,0 +1,102 @@
+"""Where the images of a data set come from, and how they are handed out."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torchvision
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from attention_vision.images import EXTENSIONS, image_files, read_image
+from attention_vision.sampling import random_stream
+
+
+class Source(Protocol):
+    """Images with labels, as torchvision's data sets have them: `source[i]` is (image, label)."""
+
+    targets: Sequence[int]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...
+
+
+class Augmented(Dataset):
+    """Transformed (image, label) pairs; each image draws from a stream of its own.
+
+    The stream follows from (seed, epoch, index): an image looks the same at any number of workers,
+    and after a resume. An index without its epoch, as evaluation asks, is taken as epoch 0. With
+    repeats, indices count them: index · repeats + repeat.
+    """
+
+    def __init__(self, source: Source, transform: v2.Transform, seed: int, repeats: int = 1):
+        self.source, self.transform = source, transform
+        self.seed, self.repeats = seed, repeats
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image, label = self.source[index // self.repeats]
+        with random_stream(self.seed, epoch, index):
+            return self.transform(image), int(label)
+
+
+class ImageFiles(Dataset):
+    """All images below a folder in the order of their paths, as (image, path)."""
+
+    def __init__(self, folder: str, transform: v2.Transform):
+        self.files = image_files(folder)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        return self.transform(read_image(self.files[index])), self.files[index]
+
+
+class InMemory:
+    """A source of images that are already tensors (n, C, H, W) uint8."""
+
+    def __init__(self, images: Tensor, targets: list[int]):
+        self.images, self.targets = images, targets
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], self.targets[index]
+
+
+class LabelledFiles:
+    """A source of image files in one folder per class."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str]):
+        numbers = {name: number for number, name in enumerate(class_names)}
+        self.files = torchvision.datasets.folder.make_dataset(
+            str(folder), numbers, EXTENSIONS, allow_empty=True
+        )
+        self.targets = [label for _, label in self.files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        path, label = self.files[index]
+        return read_image(path), label
+
+
+def first_of_each(labels: Sequence[int], count: int) -> list[int]:
+    """Where the first `count` of each label stand, or all of a label that has fewer."""
+    seen: Counter[int] = Counter()
+    kept = []
+    for index, label in enumerate(labels):
+        seen[label] += 1
+        if seen[label] <= count:
+            kept.append(index)
+    return kept
