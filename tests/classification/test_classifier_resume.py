@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -97,16 +98,26 @@ def test_killed_twice(tmp_path: Path) -> None:
     assert curves(folder) == curves(tmp_path / "whole")
 
 
+class Noted(StepCheckpoint):
+    """Notes what it would save, and then takes it for not saved."""
+
+    def __init__(self, folder: Path, **when: object):
+        super().__init__(folder, save_on_train_epoch_end=False, **when)
+        self.saved: list[tuple[int, bool]] = []
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self.saved.append((trainer.global_step, trainer.validating))
+
+
 def test_step_checkpoint_waits_for_the_validation_that_follows(tmp_path: Path) -> None:
     """Every step is asked for; those between a step and its validation are moved behind it."""
+    steps = Noted(tmp_path, every_n_train_steps=1)
+    train(tmp_path, 0, None, [steps], val_check_interval=2, max_steps=STEPS_PER_EPOCH)
+    assert steps.saved == [(1, False), (2, True), (3, False), (4, True)]
 
-    saved = []
 
-    class Steps(StepCheckpoint):
-        def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-            saved.append((trainer.global_step, trainer.validating))
-            super()._save_checkpoint(trainer, filepath)
-
-    callback = Steps(tmp_path, every_n_train_steps=1, save_on_train_epoch_end=False)
-    train(tmp_path, 0, None, [callback], val_check_interval=2, max_steps=STEPS_PER_EPOCH)
-    assert saved == [(1, False), (2, True), (3, False), (4, True)]
+def test_step_checkpoint_waits_for_all_gradients_of_a_step(tmp_path: Path) -> None:
+    """Every moment is asked for; the gradients of half a step would be lost."""
+    moments = Noted(tmp_path, train_time_interval=timedelta(0))
+    train(tmp_path, 0, None, [moments], accumulate_grad_batches=2, max_epochs=1)
+    assert moments.saved == [(1, False), (2, False)]
