@@ -143,7 +143,14 @@ class Requeue(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best score when the run folder was moved, where Lightning would begin anew."""
+    """Keeps the best score when the run folder was moved, where Lightning would begin anew.
+
+    Saves nothing where a validation does not log its key: a GAN may be trained without a score.
+    """
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        if self.monitor in monitor_candidates:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         best = Path(self.dirpath, "best.ckpt")

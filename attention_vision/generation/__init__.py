@@ -17,6 +17,7 @@ from attention_vision.generation.scores import (
     ClassifierEvaluator,
     Evaluator,
     InceptionEvaluator,
+    Unscored,
 )
 from attention_vision.generation.spectral_norm import (
     add_spectral_norm,
@@ -57,6 +58,7 @@ __all__ = [
     "Restoration",
     "Segmentation",
     "SkipAttention",
+    "Unscored",
     "VolumeFolder",
     "add_spectral_norm",
     "frozen_spectral_norm",

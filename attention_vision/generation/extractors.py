@@ -124,6 +124,6 @@ def inception_file(weights: str | None) -> Path:
         raise InputError(
             f"no Inception weights {file} and no connection: download {URL_INCEPTION_V3} to it or"
             " to model.scorer.weights; or set model.scorer to ClassifierEvaluator and"
-            " model.scorer.run to a run of classification"
+            " model.scorer.run to a run of classification; or to Unscored for no score at all"
         )
     return file

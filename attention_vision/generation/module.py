@@ -35,7 +35,7 @@ class GenerationModule(LightningModule):
     """What every module of this task shares: the check of classes and the callbacks of steps.
 
     A subclass names its `networks`, adds its pictures to `configure_callbacks`, and logs
-    `val/score`, which chooses the best checkpoint: more is better.
+    `val/score`, which chooses the best checkpoint: more is better. Without it there is none.
     """
 
     def networks(self) -> list[nn.Module]:
@@ -89,7 +89,8 @@ class SAGAN(GenerationModule):
         accumulate: batches whose gradients are averaged for one step of either network.
         clip: largest norm of either network's gradients, 0 for none.
         augment: parts of DiffAugment, applied to real and generated images alike.
-        scorer: measures `val/score`; `InceptionEvaluator` where none is given.
+        scorer: measures `val/score`. None (null) is `InceptionEvaluator()`, whose weights are
+            downloaded where they are missing; `Unscored` trains without a score.
         attention_points: (x, y) in 0..1 of the image: where the attention pictures look from.
 
     Raises:

@@ -148,11 +148,7 @@ class Evaluator:
 
         Raises InputError for images that are not finite.
         """
-        if not images.isfinite().all():
-            raise InputError(
-                "generated images are not finite: the generator has diverged, lower the learning"
-                " rates or start from an earlier checkpoint"
-            )
+        check_finite(images)
         if labels is None:
             labels = torch.full((len(images),), -1)
         if indices is None:
@@ -333,6 +329,39 @@ class ClassifierEvaluator(Evaluator):
             right = (logits.argmax(1) == labels).double().mean().item()
             numbers[f"classifier_accuracy_{name}_{count}"] = right
         return numbers
+
+
+class Unscored(Evaluator):
+    """Measures nothing, and needs no weights: a run has no best.ckpt, and its last is taken.
+
+    Validation draws a few images all the same, and ends a run whose generator has diverged.
+
+    Args:
+        samples: images that are drawn.
+    """
+
+    def __init__(self, samples: int = 64):
+        super().__init__(samples, splits=1, neighbours=0, manifold=0, cache=None)
+
+    def prepare(self, data: GenerationData, device: torch.device | str) -> None:
+        """Nothing: there is no network, and training images are not looked at."""
+
+    def update(
+        self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None
+    ) -> None:
+        """Raises InputError for images that are not finite."""
+        check_finite(images)
+
+    def compute(self) -> dict[str, float]:
+        return {}
+
+
+def check_finite(images: Tensor) -> None:
+    if not images.isfinite().all():
+        raise InputError(
+            "generated images are not finite: the generator has diverged, lower the learning"
+            " rates or start from an earlier checkpoint"
+        )
 
 
 def inception_score(logits: Tensor, splits: int) -> tuple[float, float]:

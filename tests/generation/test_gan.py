@@ -1,5 +1,6 @@
 """The training of SAGAN: steps, averages, resume, two processes, half precision, bad input."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,9 +17,11 @@ from tiny_gan import STEPS_PER_EPOCH, Brightness, curves, few_digits, gan, train
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from attention_vision.__main__ import main
 from attention_vision.errors import InputError
-from attention_vision.generation import Discriminator, Generator
+from attention_vision.generation import Discriminator, Generator, Unscored
 from attention_vision.generation.module import SAGAN
+from attention_vision.runs import load_run
 
 
 class SaveEverywhere(Checkpoint):
@@ -283,6 +286,54 @@ def test_refuses_numbers_out_of_range(arguments: dict, message: str) -> None:
     with pytest.raises(InputError) as refused:
         gan(**arguments)
     assert message in str(refused.value)
+
+
+EXPERIMENT = """
+trainer: {max_epochs: 1, limit_train_batches: 2, accelerator: cpu, devices: 1, log_every_n_steps: 1}
+data: {class_path: DigitImages, init_args: {batch_size: 4, count: 4}}
+model:
+  class_path: SAGAN
+  init_args:
+    generator: {class_path: Generator, init_args: {size: 16, width: 8, attention_at: [8]}}
+    discriminator: {class_path: Discriminator, init_args: {size: 16, width: 8, attention_at: [8]}}
+    scorer: {class_path: Unscored, init_args: {samples: 4}}
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["attention-vision"])
+    Path("gan.yaml").write_text(EXPERIMENT)
+    return ["-c", "gan.yaml", "--run", "run"]
+
+
+def test_trains_without_a_score(experiment: list[str]) -> None:
+    """A run then has a last checkpoint alone, which the other verbs and `load_run` take."""
+    assert main(["generation", "fit", *experiment]) == 0
+    assert [file.name for file in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
+    assert "score" not in Path("run/metrics.csv").read_text()
+    assert list(Path("run/pictures").glob("val_samples_*.png"))
+    assert main(["generation", "validate", "-c", "run/config.yaml"]) == 0
+    report = json.loads(Path("run/validate.json").read_text())
+    assert (report["checkpoint"], report["metrics"]) == ("run/checkpoints/last.ckpt", {})
+    with pytest.warns(UserWarning, match="no best checkpoint yet: loading last"):
+        assert load_run("run").generator_steps == 2
+
+
+def test_without_a_score_divergence_is_still_seen() -> None:
+    with pytest.raises(InputError, match="generated images are not finite"):
+        Unscored().update(torch.full((2, 3, 4, 4), torch.nan))
+
+
+def test_the_size_of_networks_and_data_in_one_line(
+    experiment: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    Path("gan.yaml").write_text(EXPERIMENT.replace("size: 16, ", ""))  # both have 32 by default
+    assert main(["generation", "fit", *experiment]) == 1
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if "error:" in x)
+    assert "make and judge images of 32 pixels, data.size is 16: set the size of" in line
+    assert not Path("run").exists()
 
 
 def test_refuses_networks_that_do_not_fit(tmp_path: Path) -> None:

@@ -359,6 +359,7 @@ def test_missing_weights_offline_are_one_line(
     assert str(tmp_path / "checkpoints" / name) in line
     assert f"download {fidelity.URL_INCEPTION_V3} to it" in line
     assert "ClassifierEvaluator" in line
+    assert "or to Unscored" in line
 
 
 # Classifiers of this package
