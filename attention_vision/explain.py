@@ -136,7 +136,7 @@ def run(options: Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     print("layers: " + ", ".join(wanted))
     for name in wanted:
-        if not layers[name].shown:
+        if "no map" in layers[name].kind:
             print(f"{name}: {layers[name].kind}; its weights are in the .npz")
     for name, sample in named.items():
         page = explanation.page(sample, wanted)

@@ -43,6 +43,17 @@ def overlay(images: Tensor, maps: Tensor) -> Tensor:
     return (0.35 * grey + 0.65 * colours.float()).clamp(0, 1)
 
 
+def marked(pictures: Tensor, point: tuple[float, float]) -> Tensor:
+    """(B, H, W, 3) in 0..1 with a green dot in a black ring at (x, y) in 0..1."""
+    high, wide = pictures.shape[1:3]
+    y, x = torch.meshgrid(torch.arange(high) + 0.5, torch.arange(wide) + 0.5, indexing="ij")
+    distance = torch.hypot(x - point[0] * wide, y - point[1] * high)
+    pictures = pictures.clone()
+    pictures[:, distance <= high / 16] = 0.0
+    pictures[:, distance <= high / 24] = torch.tensor([0.2, 1.0, 0.3])
+    return pictures
+
+
 def bars(values: Tensor, size: tuple[int, int]) -> Tensor:
     """(C,) in 0..1 -> (H, W, 3): a bar for each, from the left, over lines at 0, 1/2 and 1.
 

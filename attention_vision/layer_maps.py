@@ -27,9 +27,10 @@ from attention_vision.attention.maps import line_map, query_row, window_map
 from attention_vision.attention.record import below
 from attention_vision.backbones.backbone import Backbone
 from attention_vision.errors import InputError
-from attention_vision.figures import bars, overlay, rgb, scaled, sheet
+from attention_vision.figures import bars, marked, overlay, rgb, scaled, sheet
 
 COLUMNS = 6  # of a page
+CENTRE = (0.5, 0.5)
 LEAST = 200  # pixels of an image's shorter side on a page, below which it is enlarged
 
 Grid = tuple[int, int]
@@ -46,7 +47,8 @@ class Layer:
         weights: as `record_attention` gives them.
         maps: (B, h, H, W) at the layer's resolution, a gate having one head; None without a map.
         gates: (B, C) of a channel gate, else None.
-        mechanism: the class of the module.
+        mechanism: the class of the module; None of what is no layer, such as rollout.
+        point: of the image, whose query is shown; None where it is another.
     """
 
     name: str
@@ -55,14 +57,15 @@ class Layer:
     maps: Tensor | None = None
     gates: Tensor | None = None
     mechanism: type[nn.Module] | None = None
+    point: tuple[float, float] | None = None
 
     @property
     def shown(self) -> bool:
         return self.maps is not None or self.gates is not None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """NAME, the weights, and NAME/map, what is drawn of them."""
-        found = {} if self.weights is self.maps else {self.name: self.weights}
+        """NAME, the weights of a layer, and NAME/map, what is drawn."""
+        found = {self.name: self.weights} if self.mechanism else {}
         if self.maps is not None:
             found[f"{self.name}/map"] = self.maps
         return {name: x.float().cpu().numpy() for name, x in found.items()}
@@ -169,7 +172,7 @@ def gate_layer(name: str, module: nn.Module, weights: Tensor) -> Layer:
     """Of weights (B, C, 1, 1) or (B, 1, H, W)."""
     kind = type(module)
     if weights.ndim != 4:
-        return Layer(name, "a gate on volumes has no map over an image", weights, mechanism=kind)
+        return Layer(name, "gate of a volume", weights, mechanism=kind)
     if weights.shape[1] == 1 and (weights.shape[2:] != (1, 1) or kind is SpatialGate):
         return Layer(name, "gate of places", weights, weights.float(), mechanism=kind)
     gates = weights.flatten(1).float()
@@ -192,18 +195,18 @@ def row_layer(
     if isinstance(around, WindowAttention):
         grid = calls[around].grid or grid_of(tokens_of(rows, batch), size)
         maps = window_map(weights, grid, around.window, around.shift)
-        return Layer(name, "mean query of each window", rows, maps, mechanism=type(around))
+        return Layer(name, "mean query, by window", rows, maps, mechanism=type(around))
     if isinstance(around, AxialAttention):
         maps = line_map(weights, ("row", "column").index(part), batch)
-        return Layer(name, f"mean query of each {part}", rows, maps, mechanism=type(around))
-    kind, maps = "", None
+        return Layer(name, f"mean query, by {part}", rows, maps, mechanism=type(around))
+    kind, maps, start = "", None, None
     if isinstance(around, LocalGlobalAttention):
         kind = "windows beside tokens of the whole: no map over the image"
     elif len(rows) != batch:
         kind = f"rows of {len(rows)} parts: no map over the image"
     else:
-        kind, maps = rows_over_image(network, name, weights, calls[module], size, point)
-    return Layer(name, kind, rows, maps, mechanism=type(module))
+        kind, maps, start = rows_over_image(network, name, weights, calls[module], size, point)
+    return Layer(name, kind, rows, maps, mechanism=type(module), point=start)
 
 
 def rows_over_image(
@@ -213,15 +216,15 @@ def rows_over_image(
     call: Call,
     size: Grid,
     point: tuple[float, float] | None,
-) -> tuple[str, Tensor | None]:
-    """What is shown of rows (B, h, Q, K), and (B, h, H, W)."""
+) -> tuple[str, Tensor | None, tuple[float, float] | None]:
+    """What is shown of rows (B, h, Q, K), as a map (B, h, H, W), and from which point."""
     queries, keys = rows.shape[2:]
     if call.grid is None:  # of tokens, some of which may stand in front of the map
         prefix = prefix_of(network, name)
         try:
             grid = grid_of(keys - prefix, size)
         except ValueError:
-            return f"{keys} keys are no map in the proportions of the image", None
+            return f"{keys} keys are no map in the proportions of the image", None, None
         of_query = grid if queries == keys else None
     else:
         prefix, of_query = 0, call.grid
@@ -229,13 +232,14 @@ def rows_over_image(
         grids = [grid for grid in (call.source, call.grid, halves) if grid]
         grid = next((grid for grid in grids if prod(grid) == keys), None)
         if grid is None:
-            return f"{keys} keys are no map", None
-        point = point or (0.5, 0.5)
+            return f"{keys} keys are no map of the image", None, None
+        point = point or CENTRE
     if of_query and point:
         place = place_at(point, of_query)
-        return f"from {point[0]:g}, {point[1]:g}", query_row(rows, grid, prefix, place)
+        kind = f"from {point[0]:g}, {point[1]:g}"
+        return kind, query_row(rows, grid, prefix, place), point
     kind = "mean query" if queries > 1 else "the query"
-    return "class token" if prefix else kind, query_row(rows, grid, prefix)
+    return "class token" if prefix else kind, query_row(rows, grid, prefix), None
 
 
 def tokens_of(rows: Tensor, batch: int) -> int:
@@ -260,8 +264,12 @@ def place_at(point: tuple[float, float], grid: Grid) -> int:
 
 
 def last_of_each(layers: dict[str, Layer]) -> list[str]:
-    """The last layer of each mechanism among those that can be shown."""
-    last = {layer.mechanism: name for name, layer in layers.items() if layer.shown}
+    """The last layer of each mechanism, and of each of its parts, among those that can be shown."""
+    last = {
+        (layer.mechanism, name.rpartition(".")[2]): name
+        for name, layer in layers.items()
+        if layer.shown
+    }
     return [name for name in layers if name in last.values()]
 
 
@@ -292,9 +300,7 @@ def table(layers: dict[str, Layer]) -> str:
     return "\n".join(f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c}" for a, b, c in rows)
 
 
-def panels(
-    image: Tensor, title: str, layers: Sequence[Layer], heads: bool = False
-) -> np.ndarray | None:
+def panels(image: Tensor, title: str, layers: Sequence[Layer], heads: bool = False) -> np.ndarray:
     """An image beside what layers did with it, as (height, width, 3) uint8.
 
     Args:
@@ -314,21 +320,24 @@ def panels(
             rows += [parts[start : start + COLUMNS] for start in range(0, len(parts), COLUMNS)]
     pictures = [[picture for picture, _ in row] for row in rows]
     titles = [[title for _, title in row] for row in rows]
-    return sheet(pictures, titles, [""] * len(rows), inches=2.2)
+    return sheet(pictures, titles, [""] * len(rows), inches=2.3)
 
 
 def drawn(layer: Layer, image: Tensor, head: int | None = None) -> tuple[Tensor, str]:
-    """The picture (H, W, 3) of a layer over an image (1, 3, H, W), and its title."""
-    name = layer.name.removesuffix(".attention")
+    """The picture (H, W, 3) of a layer of one image (1, 3, H, W), and its title."""
+    name, kind = layer.name.removesuffix(".attention"), layer.kind
     if layer.gates is not None:
         values, picture = layer.gates[0], bars(layer.gates[0].cpu(), tuple(image.shape[2:]))
+        uniform = False
     else:
-        one = layer.maps[:1].mean(1) if head is None else layer.maps[:1, head]
-        values, high = one, image.shape[2:]
-        smooth = F.interpolate(one[:, None], high, mode="bilinear")[:, 0]
-        picture = overlay(image, scaled(smooth).cpu())[0]
-    kind = layer.kind if head is None else f"head {head}"
-    return picture, f"{name}\n{kind}, {values.min():.2g} to {values.max():.2g}"
+        values = layer.maps.mean(1) if head is None else layer.maps[:, head]
+        smooth = F.interpolate(values[:, None], image.shape[2:], mode="bilinear")[:, 0]
+        over = scaled(smooth).cpu()
+        picture, uniform = overlay(image, over), not over.any()
+        picture = (marked(picture, layer.point) if layer.point else picture)[0]
+    kind = kind if head is None else f"head {head}"
+    span = "uniform" if uniform else f"{values.min():.3g} to {values.max():.3g}"
+    return picture, f"{name}\n{kind}\n{span}"
 
 
 def stacked(pictures: Sequence[np.ndarray]) -> np.ndarray:

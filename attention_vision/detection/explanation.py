@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attention_vision.detection.attention_rcnn import AttentionBoxHead, AttentionRCNN
 from attention_vision.detection.data import Target, collate
 from attention_vision.detection.detr import DETR
 from attention_vision.detection.figures import (
     attention_sheet,
-    detection_rows,
-    extent,
     name,
+    proposal_attention,
     proposal_sheet,
 )
 from attention_vision.detection.module import Detector
@@ -47,8 +45,8 @@ class DetectorExplanation:
     def of_objects(self, layer: Layer, images: Tensor) -> Layer:
         """A layer as it is, or, where its queries are objects, with maps for each of them."""
         network = self.module.network
-        if layer.name == POOL and isinstance(network, AttentionRCNN):
-            return replace(layer, kind="the class of each detection, inside its proposal")
+        if layer.name == POOL:
+            return replace(layer, kind="the class of each detection, in its proposal")
         if not isinstance(network, DETR) or ".decoder." not in layer.name:
             return layer
         if layer.name.endswith(".self_attention"):
@@ -65,52 +63,44 @@ class DetectorExplanation:
 
     def page(self, sample: tuple[Tensor, Target], names: list[str]) -> Page:
         images, padding_mask, _ = collate([sample])
-        network, image, mask = self.module.network, images[0], padding_mask[0]
-        cross = [one for one in names if one.endswith(".cross_attention")]
-
-        def forward() -> np.ndarray | None:
-            if isinstance(network, DETR):
-                return attention_sheet(
-                    network, image, mask, self.names, SHOWN, cross, self.wish.heads
-                )
-            if POOL in names and isinstance(network.roi_heads.box_head, AttentionBoxHead):
-                return proposal_sheet(network, image, mask, self.names, SHOWN)
-            return self.detected(images, padding_mask)
-
-        top, layers = looked(network, forward, images, names, self.wish.point)
+        (top, found, arrays), layers = looked(
+            self.module.network,
+            lambda: self.detections(images, padding_mask, names),
+            images,
+            names,
+            self.wish.point,
+        )
         layers = {one: self.of_objects(layers[one], images) for one in names}
-        with torch.no_grad():
-            (found,) = self.module(images, padding_mask)
-        arrays = {key: found[key].float().cpu().numpy() for key in ("boxes", "scores", "labels")}
+        arrays |= {key: found[key].float().cpu().numpy() for key in ("boxes", "scores", "labels")}
         for layer in layers.values():
             arrays |= layer.arrays()
-        others = [one for one in layers.values() if one.shown and not of_detections(one)]
-        height, width = extent(mask)
-        pictures = [] if top is None else [top]
-        if others or top is None:
-            title = "" if len(found["scores"]) else "nothing detected"
-            pictures.append(panels(image[:, :height, :width], title, others, self.wish.heads))
+        pictures, line = [top], "nothing detected"
+        if others := [one for one in layers.values() if one.shown and not of_detections(one)]:
+            pictures.append(panels(images[0], "", others, self.wish.heads))
         best = found["scores"].argsort(descending=True, stable=True)[:SHOWN]
-        words = [
-            f"{name(self.names, int(found['labels'][place]))} {found['scores'][place]:.2f}"
-            for place in best
-        ]
-        return Page(stacked(pictures), arrays, ", ".join(words) or "nothing detected")
+        if len(best):
+            line = ", ".join(
+                f"{name(self.names, int(found['labels'][place]))} {found['scores'][place]:.2f}"
+                for place in best
+            )
+        return Page(stacked(pictures), arrays, line)
 
-    def detected(self, images: Tensor, padding_mask: Tensor) -> np.ndarray | None:
-        """The best detections without maps; None where there are none."""
+    def detections(
+        self, images: Tensor, padding_mask: Tensor, names: Sequence[str]
+    ) -> tuple[np.ndarray, dict[str, Tensor], dict[str, np.ndarray]]:
+        """Their picture, they themselves, and arrays of what they attended to."""
+        network, image, mask = self.module.network, images[0], padding_mask[0]
+        if POOL in names:
+            found, proposals, maps = proposal_attention(network, image, mask)
+            picture = proposal_sheet(image, found, proposals, maps, self.names, SHOWN)
+            return picture, found, {"proposals": proposals.numpy(), f"{POOL}/map": maps.numpy()}
         (found,) = self.module(images, padding_mask)
-        labels, scores = (found[key][:SHOWN].tolist() for key in ("labels", "scores"))
-        if not labels:
-            return None
-        height, width = extent(padding_mask[0])
-        size = torch.tensor([width, height, width, height])
-        boxes = (found["boxes"][:SHOWN].float().cpu() * size).tolist()
-        titles = [
-            f"{name(self.names, label)} {score:.2f}"
-            for label, score in zip(labels, scores, strict=True)
-        ]
-        return detection_rows(images[0, :, :height, :width], boxes, labels, titles, {})
+        if isinstance(network, DETR):
+            cross = [one for one in names if one.endswith(".cross_attention")]
+            heads = self.wish.heads
+            return attention_sheet(network, image, mask, self.names, SHOWN, cross, heads), found, {}
+        none = torch.empty(0)
+        return proposal_sheet(image, found, none, none, self.names, SHOWN), found, {}
 
 
 def of_detections(layer: Layer) -> bool:

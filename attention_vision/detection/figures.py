@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from attention_vision.attention import record_attention
-from attention_vision.detection.attention_rcnn import GRID, AttentionRCNN
+from attention_vision.detection.attention_rcnn import AttentionRCNN
 from attention_vision.detection.boxes import to_corners, to_pixels
 from attention_vision.detection.data import Batch, collate
 from attention_vision.detection.detr import DETR
@@ -208,6 +208,9 @@ def detection_rows(
         maps: name of a row -> (detections, H, W) in 0..1.
     """
     plain, colours = rgb(image[None])[0], [colour(label) for label in labels]
+    if not boxes:
+        picture = torch.from_numpy(np.array(fitted(picture_of(plain), LEAST)[0])) / 255
+        return sheet([[picture]], [["nothing detected"]], [""], inches=2.4)
     rows = [[_framed(plain, *pair) for pair in zip(boxes, colours, strict=True)]]
     for of_row in maps.values():
         covered = overlay(image[None].cpu(), of_row)
@@ -230,42 +233,38 @@ def _cross_attention(
 
 
 def proposal_sheet(
-    network: AttentionRCNN,
     image: Tensor,
-    padding_mask: Tensor,
+    found: dict[str, Tensor],
+    proposals: Tensor,
+    maps: Tensor,
     names: Sequence[str],
     count: int = 4,
-) -> np.ndarray | None:
+) -> np.ndarray:
     """The best detections of an image, and below each where its class looked in its proposal.
 
-    Shape: image (3, H, W) normalised, padding_mask (H, W) -> (height, width, 3) uint8; None where
-    nothing is detected
+    Shape: image (3, H, W) without padding -> (height, width, 3) uint8
 
     Args:
+        found, proposals, maps: of `proposal_attention`.
         names: of the labels; without any, their numbers are written.
         count: detections, at most.
     """
-    found, proposals, weights = proposal_attention(network, image, padding_mask)
-    if not len(found["boxes"]):
-        return None
-    height, width = extent(padding_mask)
-    image, size = image[:, :height, :width], torch.tensor([height, width])
-    maps = torch.zeros(min(count, len(weights)), height, width)
-    for one, box, places in zip(maps, proposals.cpu(), weights.cpu(), strict=False):
+    height, width = image.shape[1:]
+    covers = torch.zeros(min(count, len(maps)), height, width)
+    for cover, box, places in zip(covers, proposals.cpu(), maps.cpu(), strict=False):
         left, top = (int(place) for place in box[:2].floor())
         right, low = (int(place) for place in box[2:].ceil())
-        high, wide = max(low - top, 1), max(right - left, 1)
-        inside = F.interpolate(places[None, None], (high, wide), mode="bilinear")[0, 0]
-        part = one[top : top + high, left : left + wide]
+        size = max(low - top, 1), max(right - left, 1)
+        inside = F.interpolate(places[None, None], size, mode="bilinear")[0, 0]
+        part = cover[top : top + size[0], left : left + size[1]]
         part.copy_(inside[: part.shape[0], : part.shape[1]])
-    labels = found["labels"][:count].tolist()
-    scores = found["scores"][:count].tolist()
-    boxes = (found["boxes"][:count].float().cpu() * size.flip(0).repeat(2)).tolist()
+    labels, scores = (found[key][:count].tolist() for key in ("labels", "scores"))
+    boxes = found["boxes"][:count].float().cpu() * torch.tensor([width, height, width, height])
     titles = [
         f"{name(names, label)} {score:.2f}" for label, score in zip(labels, scores, strict=True)
     ]
-    row = "attention of the class\ninside its proposal"
-    return detection_rows(image, boxes, labels, titles, {row: scaled(maps)})
+    row = {"attention of the class\nin its proposal": scaled(covers)} if len(covers) else {}
+    return detection_rows(image, boxes.tolist(), labels, titles, row)
 
 
 def proposal_attention(
@@ -274,9 +273,7 @@ def proposal_attention(
     """Detections, the proposal that each was read from, and what its class attended to there.
 
     Shape: image (3, H, W), padding_mask (H, W) -> detections as the network gives them, proposals
-    (k, 4) xyxy in pixels, maps (k, 7, 7) over them
-
-    A place of the head's map has seen several of the proposal's: its weight is spread over them.
+    (k, 4) xyxy in pixels, maps (k, 3, 3) over them, each of sum 1
     """
     heads, seen = network.roi_heads, {}
     hooks = [
@@ -287,22 +284,20 @@ def proposal_attention(
     ]
     layer = "roi_heads.box_head.pool"
     try:
-        with torch.no_grad(), record_attention(network, [layer]) as maps:
+        with torch.no_grad(), record_attention(network, [layer]) as weights:
             (found,) = network(image[None], padding_mask[None])
     finally:
         for hook in hooks:
             hook.remove()
-    size, classes = torch.tensor(extent(padding_mask)), found["labels"] + 1  # background is 0
+    height, width = extent(padding_mask)
+    classes = found["labels"] + 1  # background is 0
     decoded = heads.box_coder.decode(seen["deltas"], [seen["proposals"]])  # (P, K, 4)
-    decoded = clip_boxes_to_image(decoded, tuple(size.tolist()))
-    boxes = found["boxes"] * size.flip(0).repeat(2).to(found["boxes"])
-    source = (decoded[:, classes] - boxes).abs().sum(-1).argmin(0)  # (k,) of the P proposals
-    weights = maps[layer][source, 0, classes].float()  # (k, places)
-    side = isqrt(weights.shape[1])
-    field = GRID[0] - side + 1
-    spread_out = weights.new_full((1, 1, field, field), 1 / field**2)
-    places = F.conv_transpose2d(weights.unflatten(1, (1, side, side)), spread_out)[:, 0]
-    return found, seen["proposals"][source], places
+    decoded = clip_boxes_to_image(decoded, (height, width))
+    boxes = found["boxes"] * decoded.new_tensor([width, height, width, height])
+    source = (decoded[:, classes] - boxes).abs().sum(-1).argmin(0)  # (k,), of the P proposals
+    rows = weights[layer][source, 0, classes].float()
+    side = isqrt(rows.shape[1])
+    return found, seen["proposals"][source], rows.unflatten(1, (side, side))
 
 
 def _on_image(weights: Tensor, network: DETR, padding_mask: Tensor) -> Tensor:

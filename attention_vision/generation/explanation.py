@@ -58,7 +58,7 @@ class GANExplanation:
         points = [self.wish.point] if self.wish.point else self.module.attention_points
         titles = [str(self.names[label]) if self.names else str(label) for label in labels.tolist()]
         titles = titles if self.module.average.num_classes else []
-        rows = [name for name, layer in layers.items() if layer.kind.startswith("from")]
+        rows = [name for name, layer in layers.items() if layer.point]
         z = self.module.noise(indices)
         top = attention_sheet(self.module.average, z, labels, points, titles, rows)
         pictures = [] if top is None else [top]
@@ -121,8 +121,5 @@ class PairExplanation:
 
 def of_skip(layer: Layer) -> bool:
     """Whether `panel` draws it: a gate of places on a skip connection."""
-    return (
-        layer.name.startswith("gates.")
-        and layer.weights.shape[1] == 1
-        and (layer.kind.startswith("gate ") or layer.kind.startswith("a gate"))
-    )
+    places = layer.kind in ("gate of places", "gate of a volume")
+    return layer.name.startswith("gates.") and places

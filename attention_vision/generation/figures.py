@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from attention_vision.attention import record_attention
-from attention_vision.figures import overlay, scaled, sheet
+from attention_vision.figures import marked, overlay, scaled, sheet
 from attention_vision.generation.sagan import Generator
 
 EDGE = 2  # pixels of white between the images of a grid
@@ -128,17 +128,6 @@ def attention_sheet(
             side = name.removesuffix(".attention")
             names.append(f"{side}\nfrom {point[0]:g}, {point[1]:g}")
     return sheet(rows, [list(titles), *[[] for _ in rows[1:]]], names)
-
-
-def marked(pictures: Tensor, point: tuple[float, float]) -> Tensor:
-    """(B, H, W, 3) in 0..1 with a green dot in a black ring at (x, y) in 0..1."""
-    high, wide = pictures.shape[1:3]
-    y, x = torch.meshgrid(torch.arange(high) + 0.5, torch.arange(wide) + 0.5, indexing="ij")
-    distance = torch.hypot(x - point[0] * wide, y - point[1] * high)
-    pictures = pictures.clone()
-    pictures[:, distance <= high / 16] = 0.0
-    pictures[:, distance <= high / 24] = torch.tensor([0.2, 1.0, 0.3])
-    return pictures
 
 
 class SampleGrid(Callback):
