@@ -88,7 +88,7 @@ class Study:
 
 
 def read_definition(file: str | Path) -> Study:
-    """Reads and expands a study file; whether each config parses is for `worker.inspect` to say.
+    """Reads and expands a study file; that each config parses is for `inspection.inspect` to say.
 
     A value of an axis is {path: node}. The node replaces what stands at the path: merged into it,
     it would keep arguments of the class that stood there.
@@ -194,7 +194,7 @@ def with_budget(config: Config, budget: dict[str, float]) -> Config:
     steps: of the optimiser, `WarmupCosine` likewise.
 
     flops: of the whole training, as 3 forward passes of 2 operations per multiply-add for each
-    image. `worker.inspect` counts a cell's multiply-adds, and gives it `flops_to_steps`.
+    image. `inspection.inspect` counts a cell's multiply-adds, and gives it `flops_to_steps`.
 
     seconds: of wall clock over all attempts (`trainer.max_time`). The base's max_epochs stays, and
     with it the length of `WarmupCosine`: training stops wherever the time is up, in the middle of

@@ -33,7 +33,7 @@ from attention_vision.study.folder import (
 from attention_vision.study.table import Table, costs
 
 if TYPE_CHECKING:
-    from attention_vision.study.worker import Inspection
+    from attention_vision.study.inspection import Inspection
 
 WANDB = "WeightsAndBiases"
 FINISHED, FAILED, NO_METRIC, ELSEWHERE = 0, 1, 3, 4  # exit codes of a worker
@@ -283,7 +283,8 @@ def answer(writer: Connection, study: Study, config: Config, without_data: bool)
     import tempfile
 
     from attention_vision.errors import one_line
-    from attention_vision.study.worker import facts, inspect, to_log
+    from attention_vision.study.inspection import inspect
+    from attention_vision.study.worker import facts, to_log
 
     to_log(Path(os.devnull))
     with tempfile.TemporaryDirectory() as folder:

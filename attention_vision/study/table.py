@@ -9,7 +9,7 @@ from attention_vision.study.definition import Study
 from attention_vision.study.folder import Run, last_error, read_progress, read_result
 
 if TYPE_CHECKING:
-    from attention_vision.study.worker import Inspection
+    from attention_vision.study.inspection import Inspection
 
 
 class Table:

@@ -15,7 +15,6 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,21 +24,16 @@ from typing import Any
 import lightning
 import torch
 import torchvision
-from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from attention_vision import __version__
 from attention_vision.callbacks import step_number
 from attention_vision.command import Command
-from attention_vision.cost import Cost, macs, measure
 from attention_vision.errors import InputError, one_line
 from attention_vision.metrics_csv import MetricsCSV
 from attention_vision.optim import horizon
 from attention_vision.progress import quiet
-from attention_vision.study.definition import flops_to_steps
 from attention_vision.study.folder import Run, read_progress, to_json, write_atomically
-from attention_vision.workloads import experiment_works, image_size
 
 DONE, FAILED, NO_METRIC, ELSEWHERE = 0, 1, 3, 4  # exit codes of a worker
 LEFT_BY_FIT = ("config.yaml", "metrics.csv", "checkpoints", "pictures", "validate.json")
@@ -47,38 +41,6 @@ LEFT_BY_FIT = ("config.yaml", "metrics.csv", "checkpoints", "pictures", "validat
 
 class NoMetric(InputError):
     """The study's metric is none of the keys that a run logs."""
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What is known of a cell before it runs.
-
-    Args:
-        parameters: of the module, frozen ones included.
-        macs: multiply-adds of a forward pass per image, of both networks of a GAN.
-        steps: of the optimiser in the whole run; None where seconds end it, or where epochs do and
-            the data is not here.
-        limit: seconds that end it, if any do.
-        images: of one step.
-        step_seconds: of a forward and a backward pass here, of a batch at a time.
-        peak_memory: bytes of such a step; None where it was measured with fewer images.
-    """
-
-    parameters: int
-    macs: int | None
-    steps: int | None
-    limit: float | None
-    images: int
-    step_seconds: float | None
-    peak_memory: int | None
-
-    @property
-    def seconds(self) -> float | None:
-        """Of all steps, without the optimiser, the data and the validations; at most the limit."""
-        ends = [] if self.limit is None else [self.limit]
-        if self.steps is not None and self.step_seconds is not None:
-            ends.append(self.steps * self.step_seconds)
-        return min(ends, default=None)
 
 
 class CellCommand(Command):
@@ -113,99 +75,6 @@ class CheckMetric(Callback):
         logged = sorted(key for key in trainer.callback_metrics if key.startswith("val/"))
         if logged and self.run.metric.startswith("val/") and self.run.metric not in logged:
             raise no_metric(self.run, logged)
-
-
-class Inspected(Command):
-    """Builds data and model of a config, and nothing on disk."""
-
-    def before_instantiate_classes(self) -> None:
-        torch.set_num_threads(self.config.threads or torch.get_num_threads())
-
-    def instantiate_classes(self) -> None:
-        self.run_folder, self.checkpoint = Path(), None
-        self.instantiate_trainer = lambda **_: None
-        super().instantiate_classes()
-
-
-def inspect(task: str, config: Path, flops: float | None, without_data: bool) -> Inspection:
-    """Parses and builds a cell, and counts what it costs.
-
-    Args:
-        task: classification, detection or generation.
-        config: the file to parse.
-        flops: the study's budget, where it is in FLOPs.
-        without_data: whether missing data is no error.
-
-    Raises:
-        InputError: the config does not parse or build, its data is missing, or the budget needs
-            multiply-adds that are not known.
-    """
-    command = Inspected(task, "fit", ["-c", str(config)])
-    module, data, trainer = command.model, command.datamodule, command.config.trainer
-    images, accumulate = data.batch_size, trainer.accumulate_grad_batches
-    costs = costs_of(module, data, device_of(trainer.accelerator))
-    if flops is not None:
-        if len(costs) != 1:
-            raise InputError("a budget in FLOPs needs one network whose cost is known: take steps")
-        steps = flops_to_steps(flops, costs[0].macs, images * accumulate)
-    else:
-        try:
-            data.prepare_data()
-            data.setup("fit")
-            batches = len(data.train_dataloader())
-        except InputError:
-            if not without_data:
-                raise
-            batches = None
-        steps = steps_of(batches, trainer)
-    return Inspection(
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
-        macs=sum(cost.macs for cost in costs) if costs else None,
-        steps=steps,
-        limit=Timer(trainer.max_time).time_remaining(),
-        images=images * accumulate,
-        step_seconds=accumulate * sum(cost.step_seconds * images / cost.images for cost in costs)
-        if costs
-        else None,
-        peak_memory=costs[0].peak_memory if [cost.images for cost in costs] == [images] else None,
-    )
-
-
-def steps_of(batches: int | None, trainer: Namespace) -> int | None:
-    """Optimiser steps of a whole run of the trainer's config; None where they are not known.
-
-    Args:
-        batches: of the training data; None where it is not here.
-    """
-    epochs, steps = trainer.max_epochs, trainer.max_steps
-    if epochs is None:  # as Lightning reads it
-        epochs = 1000 if steps == -1 else -1
-    if trainer.max_time is not None or epochs == steps == -1:
-        return None
-    if epochs == -1:
-        return steps
-    if batches is None:
-        return None
-    limit = trainer.limit_train_batches
-    if limit is not None:  # as Lightning reads it: a share, or a number
-        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
-    whole = epochs * math.ceil(batches / trainer.accumulate_grad_batches)
-    return whole if steps == -1 else min(whole, steps)
-
-
-def costs_of(
-    module: LightningModule, data: LightningDataModule, device: torch.device
-) -> list[Cost]:
-    """Of the module's networks for a batch of the data's size, or as much as takes seconds."""
-    try:
-        size = image_size(data)
-        (one, *_) = experiment_works("", module.to(device), size, 1)
-        affordable = data.batch_size if device.type == "cuda" else int(2e10 / max(1, macs(one)))
-        batch = max(1, min(data.batch_size, affordable))
-        works = experiment_works("", module, size, batch)
-        return measure(works, repeats=1)
-    except (InputError, AttributeError):  # a module or data that `profile` does not know
-        return []
 
 
 def train(run: Run, cost: dict[str, int | None]) -> None:
@@ -305,11 +174,6 @@ def clear(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def device_of(accelerator: str) -> torch.device:
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def versions() -> dict[str, str]:
