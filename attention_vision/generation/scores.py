@@ -334,14 +334,11 @@ class ClassifierEvaluator(Evaluator):
 class Unscored(Evaluator):
     """Measures nothing, and needs no weights: a run has no best.ckpt, and its last is taken.
 
-    Validation draws a few images all the same, and ends a run whose generator has diverged.
-
-    Args:
-        samples: images that are drawn.
+    Validation draws 64 images all the same, and ends a run whose generator has diverged.
     """
 
-    def __init__(self, samples: int = 64):
-        super().__init__(samples, splits=1, neighbours=0, manifold=0, cache=None)
+    def __init__(self):  # no `samples`, which a swap by flag would keep from another evaluator
+        super().__init__(samples=64, splits=1, neighbours=0, manifold=0, cache=None)
 
     def prepare(self, data: GenerationData, device: torch.device | str) -> None:
         """Nothing: there is no network, and training images are not looked at."""

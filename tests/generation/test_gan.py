@@ -296,7 +296,7 @@ model:
   init_args:
     generator: {class_path: Generator, init_args: {size: 16, width: 8, attention_at: [8]}}
     discriminator: {class_path: Discriminator, init_args: {size: 16, width: 8, attention_at: [8]}}
-    scorer: {class_path: Unscored, init_args: {samples: 4}}
+    scorer: {class_path: InceptionEvaluator, init_args: {samples: 50000}}
 """
 
 
@@ -310,13 +310,14 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_trains_without_a_score(experiment: list[str]) -> None:
     """A run then has a last checkpoint alone, which the other verbs and `load_run` take."""
-    assert main(["generation", "fit", *experiment]) == 0
+    assert main(["generation", "fit", *experiment, "--model.scorer", "Unscored"]) == 0
     assert [file.name for file in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
     assert "score" not in Path("run/metrics.csv").read_text()
     assert list(Path("run/pictures").glob("val_samples_*.png"))
     assert main(["generation", "validate", "-c", "run/config.yaml"]) == 0
     report = json.loads(Path("run/validate.json").read_text())
     assert (report["checkpoint"], report["metrics"]) == ("run/checkpoints/last.ckpt", {})
+    assert report["images"] == 64  # not the 50,000 of the evaluator in the file
     with pytest.warns(UserWarning, match="no best checkpoint yet: loading last"):
         assert load_run("run").generator_steps == 2
 
