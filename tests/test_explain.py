@@ -89,7 +89,7 @@ RUNS = {
         node("ImageToImage", network=node("AttentionUNet", **UNET), objective=node("Restoration")),
     ),
 }  # fmt: skip
-SHOWN = {  # layer -> the shape of its map, of an image
+SHOWN = {  # layer -> the shape of its map, of an image; the U-Net pads 30 pixels to 32
     "vit": {"blocks.1.attention": (2, 4, 4), "rollout": (1, 4, 4)},
     "cct": {"pool": (1, 8, 8), "blocks.1.attention": (2, 8, 8), "rollout": (1, 8, 8)},
     "swin": {"stages.0.blocks.1.attention.attention": (2, 8, 8)},
@@ -99,7 +99,7 @@ SHOWN = {  # layer -> the shape of its map, of an image
     "detr": {"transformer.decoder.1.cross_attention": (5, 4, 4)},
     "rcnn": {"roi_heads.box_head.pool": (3, 3)},
     "gan": {"blocks.0.attention": (1, 4, 4)},
-    "unet": {"gates.0": (1, 20, 30), "gates.1": (1, 10, 15)},
+    "unet": {"gates.0": (1, 20, 32), "gates.1": (1, 10, 16)},
 }
 
 
