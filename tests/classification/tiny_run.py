@@ -15,7 +15,7 @@ from attention_vision.classification import AttentionPenalty, Classifier, Digits
 from attention_vision.metrics_csv import MetricsCSV
 from attention_vision.optim import WarmupCosine
 
-STEPS_PER_EPOCH, EPOCHS, BATCH = 5, 3, 256  # of 1,442 digits, repeated, an epoch has 1,280
+STEPS_PER_EPOCH, EPOCHS, BATCH = 5, 3, 51  # of 260 digits, repeated, an epoch has 256
 
 
 class Kill(Callback):
@@ -46,7 +46,7 @@ def classifier() -> Classifier:
 
 def digits(num_workers: int = 0) -> Digits:
     recipe = SmallImages(padding=1, flip=0.0, rotation=10.0, randaugment=1, erasing=0.3)
-    return Digits(recipe, 16, batch_size=BATCH, num_workers=num_workers, repeats=3)
+    return Digits(recipe, 16, batch_size=BATCH, num_workers=num_workers, repeats=3, per_class=26)
 
 
 def train(
