@@ -297,7 +297,9 @@ class Command(LightningCLI):
                 say(line)
             say(parameter_count(self.model))
         work = getattr(self.trainer, self.verb)
-        options = {"ckpt_path": self.checkpoint, "weights_only": True}
+        # Not by argument, of which `setup` would not know: it then leaves `weights` unread.
+        self.trainer.ckpt_path = self.checkpoint
+        options = {"weights_only": True}
         try:
             with attention_backend(self.config.attention_backend):
                 results = work(self.model, datamodule=self.datamodule, **options)
@@ -348,10 +350,9 @@ class Command(LightningCLI):
         options = {"verbose": False, "weights_only": True}
         if self.verb == "fit":
             trainer.loggers = []  # the curves end with the training
+            trainer.ckpt_path = None  # its last weights, not those it went on from
             with attention_backend("fp8"):
                 results = work(self.model, datamodule=self.datamodule, **options)
-        else:
-            options["ckpt_path"] = self.checkpoint
         with attention_backend("fused"):
             exact = merged(work(self.model, datamodule=self.datamodule, **options))
         rounded = merged(results)

@@ -251,3 +251,25 @@ def test_the_command_fine_tunes_and_says_so(tmp_path, capsys):
     assert "a head of 3 classes left out, the new one of 10 starts at zero; position" in printed
     assert run_task("classification", "validate", [*arguments, f"--weights={file}"]) == 1
     assert "has 3 classes, the model 10" in capsys.readouterr().err
+
+
+def test_a_fine_tuned_run_goes_on_without_the_weights_it_began_from(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    from attention_vision.command import run_task
+
+    file, run = tmp_path / "vit.pth", tmp_path / "run"
+    torch.save(small(24, num_classes=3).state_dict(), file)
+    network = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2}
+    arguments = [
+        "--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.accelerator=cpu",
+        "--trainer.limit_val_batches=1", "--data=Digits", "--data.image_size=16",
+        "--data.batch_size=8", "--model.network=ViT", f"--run={run}", f"--weights={file}",
+        *(f"--model.network.{key}={value}" for key, value in network.items()),
+    ]  # fmt: skip
+    assert run_task("classification", "fit", arguments) == 0
+    file.unlink()
+    config = ["-c", str(run / "config.yaml")]
+    assert run_task("classification", "validate", config) == 0
+    more = ["--ckpt_path=last", "--trainer.max_epochs=2"]
+    assert run_task("classification", "fit", [*config, *more]) == 0
+    assert capsys.readouterr().out.count("weights: ") == 1
