@@ -1,11 +1,12 @@
 """`attention-vision explain`: where the network of a run looks, as pictures and as arrays."""
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attention_vision.errors import InputError, one_line
+from attention_vision.tool_parser import ToolParser
 
 if TYPE_CHECKING:  # imported when a run is explained: `--help` must not wait for torch
     from lightning.pytorch import LightningDataModule, LightningModule
@@ -33,20 +34,8 @@ drawn of them at the layer's own resolution.
 """  # noqa: E501
 
 
-class Parser(ArgumentParser):
-    """Raises in place of a usage text."""
-
-    def error(self, message: str) -> None:
-        raise InputError(f"explain: {message}; see attention-vision explain --help")
-
-
-def parser() -> Parser:
-    from argparse import RawDescriptionHelpFormatter
-
-    options = Parser(
-        "attention-vision explain", description=DESCRIPTION, epilog=NOTES,
-        formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+def parser() -> ToolParser:
+    options = ToolParser("explain", DESCRIPTION, NOTES)
     options.add_argument("run", metavar="RUN", help="a run folder, of any task")
     options.add_argument(
         "--images", metavar="PATH",

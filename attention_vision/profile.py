@@ -2,12 +2,13 @@
 
 import csv
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attention_vision.errors import InputError, one_line
+from attention_vision.tool_parser import ToolParser
 
 if TYPE_CHECKING:  # imported when something is measured: `--help` must not wait for torch
     from torch import device
@@ -31,20 +32,8 @@ take turns. "memory" is the most that a step holds: weights, batch, activations,
 SIZES = [(64, 32, 32), (64, 64, 64)]
 
 
-class Parser(ArgumentParser):
-    """Raises in place of a usage text."""
-
-    def error(self, message: str) -> None:
-        raise InputError(f"profile: {message}; see attention-vision profile --help")
-
-
-def parser() -> Parser:
-    from argparse import RawDescriptionHelpFormatter
-
-    options = Parser(
-        "attention-vision profile", description=DESCRIPTION, epilog=NOTES,
-        formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+def parser() -> ToolParser:
+    options = ToolParser("profile", DESCRIPTION, NOTES)
     options.add_argument("experiments", nargs="*", metavar="EXPERIMENT.yaml")
     options.add_argument("--mechanisms", action="store_true", help="measure every mechanism")
     options.add_argument(
