@@ -1,7 +1,6 @@
 """`attention-vision explain`: where the network of a run looks, as pictures and as arrays."""
 
 import sys
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
