@@ -76,19 +76,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"attention-vision {__version__}")
         return 0
     if task == "explain":
-        from attention_vision.explain import main as explain
+        from attention_vision.cli.explain import main as explain
 
         return explain(arguments[1:])
     if task == "profile":
-        from attention_vision.profile import main as profile
+        from attention_vision.cli.profile import main as profile
 
         return profile(arguments[1:])
     if task == "study":
-        from attention_vision.study.command import main as study
+        from attention_vision.cli.study import main as study
 
         return study(arguments[1:])
     if task == "claims":
-        from attention_vision.claims import main as claims
+        from attention_vision.cli.claims import main as claims
 
         return claims(arguments[1:])
     if task not in COMMANDS:
@@ -99,9 +99,9 @@ def main(arguments: list[str] | None = None) -> int:
     if verb not in VERBS:
         return unknown("verb", verb, VERBS)
 
-    from attention_vision.command import run_task
+    from attention_vision.cli.task import main as run
 
-    return run_task(task, verb, arguments[2:])
+    return run(task, verb, arguments[2:])
 
 
 if __name__ == "__main__":

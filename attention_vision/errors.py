@@ -1,8 +1,12 @@
-"""The one exception that the command prints as a single line, without a traceback."""
+"""The exceptions that the command prints as a single line, without a traceback."""
 
 
 class InputError(ValueError):
     """Bad input from the user: the message names the file, key or value, and what to do."""
+
+
+class ConfigError(InputError):
+    """A command or config that does not parse: exit code 2."""
 
 
 def one_line(error: InputError) -> str:

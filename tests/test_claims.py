@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from attention_vision.__main__ import main
-from attention_vision.cards import read_card
-from attention_vision.claim import Claim
+from attention_vision.claims.claim import Claim
 from attention_vision.claims.ledger import Results, combined, read_ledger, verdict_of
 from attention_vision.claims.record import differences, record
 from attention_vision.claims.statement import Statement, Trial
 from attention_vision.errors import InputError
+from attention_vision.yaml_json import read_card
 
 ROOT = Path(__file__).parents[1]
 CLAIM = {"source": "A paper, Table 1", "metric": "val/top1", "reported": 0.93, "tolerance": 0.01}
@@ -393,7 +393,7 @@ def trials(repository: Path, **given) -> None:
         (lambda r: change(r, "classification/se.yaml", claim={}), "claim: 'source' is missing"),
         (
             lambda r: (r / "experiments/results/half.json").write_text('{"runs": ['),
-            "half.json, line 1: no valid JSON",
+            "half.json, line 1: not valid JSON",
         ),
         (
             lambda r: (

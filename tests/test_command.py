@@ -19,11 +19,10 @@ from torchvision.utils import save_image
 
 from attention_vision.__main__ import main
 from attention_vision.attention import kernel
-from attention_vision.command import Command, Trainer
-from attention_vision.config_errors import ConfigError
-from attention_vision.errors import InputError
-from attention_vision.progress import ProgressLines
+from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs import load_run
+from attention_vision.runs.command import Trainer, build, parse
+from attention_vision.training.progress import ProgressLines
 
 EXPERIMENT = """
 trainer: {max_epochs: 1, limit_train_batches: 4, accelerator: cpu, devices: 1, log_every_n_steps: 2}
@@ -167,7 +166,7 @@ WRONG_FILES = [
     ("accelerator: cpu", "callbacks: {class_path: EarlyStoping}", "did you mean EarlyStopping?"),
     ("accelerator: cpu", "logger: {class_path: CSVLoger}", "did you mean CSVLogger?"),
     ("accelerator: cpu", "precision: bf17", "trainer.precision: expected int"),
-    ("trainer: {", "trainer: {{", "experiment.yaml, line 3, column 1: no valid YAML"),
+    ("trainer: {", "trainer: {{", "experiment.yaml, line 3, column 1: not valid YAML"),
     (EXPERIMENT, "a sentence", "experiment.yaml: expected keys and values, found str"),
 ]
 WRONG_FLAGS = [
@@ -202,7 +201,7 @@ WRONG_FLAGS = [
 
 def config_error(*arguments: str) -> str:
     with pytest.raises(ConfigError) as error:
-        Command("classification", "fit", list(arguments))
+        parse("classification", "fit", list(arguments))
     return str(error.value)
 
 
@@ -274,7 +273,8 @@ def test_bad_input_in_one_line(flags, line, capsys):
 
 
 def optimizer(*flags: str) -> torch.optim.Optimizer:
-    model = Command("classification", "fit", ["-c", "experiment.yaml", *flags]).model
+    parsed = parse("classification", "fit", ["-c", "experiment.yaml", *flags])
+    model = build(parsed).module
     return model.optimizer([torch.zeros(1, requires_grad=True)])
 
 
@@ -331,8 +331,8 @@ def test_a_class_inside_a_class_has_its_own_defaults_and_is_saved(head, hidden):
     assert saved["network"]["init_args"]["head"]["init_args"] == {"hidden": hidden}
     loaded = load_run("run", "last")
     assert type(loaded.network.roi_heads.box_head).__name__ == head
-    again = Command("detection", "fit", ["-c", "run/config.yaml", "--run", "again"])
-    rebuilt = again.model.state_dict()
+    again = parse("detection", "fit", ["-c", "run/config.yaml", "--run", "again"])
+    rebuilt = build(again).module.state_dict()
     assert {name: value.shape for name, value in loaded.state_dict().items()} == {
         name: value.shape for name, value in rebuilt.items()
     }
@@ -373,7 +373,7 @@ def test_run_folder_holds_the_run(finished):
 
 def test_a_run_is_not_overwritten(finished, capsys):
     assert main(["classification", "fit", "-c", str(finished / "config.yaml")]) == 1
-    assert "holds a run: continue it by --ckpt_path last" in capsys.readouterr().err
+    assert "contains a run: resume it by --ckpt_path last" in capsys.readouterr().err
 
 
 def test_arguments_kept_from_another_class_are_said(capsys, monkeypatch):
@@ -517,7 +517,7 @@ def test_predicting_says_what_it_wrote(run, capsys):
     ("epoch", "line"),
     [
         (0, "stopped before the first checkpoint"),
-        (1, "stopped: go on with attention-vision classification fit -c run/config.yaml"),
+        (1, "stopped: resume with attention-vision classification fit -c run/config.yaml"),
     ],
 )
 def test_ctrl_c_says_how_to_go_on(epoch, line, monkeypatch, capsys):
@@ -541,7 +541,9 @@ def test_measuring_without_a_checkpoint(verb, run, capsys):
     assert f"no checkpoint to {verb}: give -c RUN/config.yaml" in capsys.readouterr().err
     shutil.rmtree(run / "checkpoints")
     assert main(["classification", verb, "-c", f"{run}/config.yaml"]) == 1
-    assert f"no checkpoint to {verb}: {run} holds none, train it" in capsys.readouterr().err
+    assert (
+        f"no checkpoint to {verb}: {run} does not contain one, train it" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

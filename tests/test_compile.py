@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningModule
 from torch._dynamo.utils import counters
 
 from attention_vision.attention import record_attention
-from attention_vision.command import Command
 from attention_vision.runs import load_run
+from attention_vision.runs.command import execute, prepare
 
 TRAINER = {
     "max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0,
@@ -74,13 +75,13 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["attention-vision"])
 
 
-def fit(name: str, run: str, *arguments: str, **trainer: int) -> Command:
+def fit(name: str, run: str, *arguments: str, **trainer: int) -> LightningModule:
     task = name.split()[0]
     config = {"task": task, "trainer": TRAINER | trainer} | yaml.safe_load(EXPERIMENTS[name])
     Path("experiment.yaml").write_text(yaml.safe_dump(config))
-    command = Command(task, "fit", ["-c", "experiment.yaml", "--run", run, *arguments])
-    command.execute()
-    return command
+    work = prepare(task, "fit", ["-c", "experiment.yaml", "--run", run, *arguments])
+    execute(work)
+    return work.objects.module
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -88,9 +89,9 @@ def test_trains_as_written(name: str) -> None:
     # The gradients are traced too where that does not take long.
     backend = "aot_eager" if name in ("classification", "detection") else "eager"
     checks = {"limit_val_batches": 0, "enable_checkpointing": False}
-    written = fit(name, "written", **checks).model.state_dict()
+    written = fit(name, "written", **checks).state_dict()
     counters.clear()
-    traced = fit(name, "traced", "--compile", backend, **checks).model.state_dict()
+    traced = fit(name, "traced", "--compile", backend, **checks).state_dict()
     assert counters["stats"]["unique_graphs"] > 0
     assert traced.keys() == written.keys()
     for key, value in written.items():
@@ -102,10 +103,10 @@ def test_a_compiled_run_is_resumed_recorded_and_loaded() -> None:
     fit("classification", "cut", "--compile", "aot_eager", max_epochs=1)
     cut = ["--compile", "aot_eager", "--ckpt_path", "last"]
     resumed = fit("classification", "cut", *cut, max_epochs=2)
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[name], value), name
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
 
-    network, images = resumed.model.network.eval(), torch.rand(2, 3, 16, 16)
+    network, images = resumed.network.eval(), torch.rand(2, 3, 16, 16)
     with torch.no_grad(), record_attention(network, ["blocks.1"]) as maps:
         recorded = network(images)
     assert maps["blocks.1.attention"].shape == (2, 2, 17, 17)

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from attention_vision.classification import Digits
-from attention_vision.digits import CLASS_NAMES, cluttered_digits, held_out, scans, single_digits
+from attention_vision.data.digits import (
+    CLASS_NAMES,
+    cluttered_digits,
+    held_out,
+    scans,
+    single_digits,
+)
 from attention_vision.errors import InputError
 
 

@@ -13,9 +13,9 @@ from attention_vision.attention import FeatureAttention, MultiHeadAttention, Tok
 from attention_vision.backbones import CCT, ConvTokenizer, MeanPool, ResNet, Swin, ViT
 from attention_vision.detection import DETR, AttentionRCNN, DETRDetector, RCNNDetector
 from attention_vision.generation import AttentionUNet, Discriminator, Generator
-from attention_vision.generation.hinge import discriminator_loss, generator_loss
-from attention_vision.generation.unet import SkipAttention
-from attention_vision.workloads import contract, mechanisms
+from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
+from attention_vision.generation.image_to_image.unet import SkipAttention
+from attention_vision.profiling.mechanisms import contract, mechanisms
 
 CLASSES = 3
 Task = tuple[nn.Module, Callable[[], Tensor]]  # a network, and the loss of a step

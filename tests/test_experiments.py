@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from attention_vision.command import Command
+from attention_vision.runs.command import build, parse
 from attention_vision.study.definition import read_definition
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -31,23 +31,6 @@ STUDIES = [
 
 def name(path: Path) -> str:
     return str(path.relative_to(EXPERIMENTS))
-
-
-class Parsed(Command):
-    """Stops after parsing."""
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
-
-
-class Built(Parsed):
-    """Stops after building data and model."""
-
-    def instantiate_classes(self) -> None:
-        self.config_init = self.parser.instantiate(self.config)
 
 
 def with_root(path: Path, root: Path) -> list[str]:
@@ -79,11 +62,11 @@ def undrawn(monkeypatch):
 def test_experiment_builds(path, tmp_path):
     task = yaml.safe_load(path.read_text()).get("task")
     assert task, f"{name(path)} does not say its task"
-    built = Built(task, "fit", with_root(path, tmp_path)).config_init
+    built = build(parse(task, "fit", with_root(path, tmp_path)))
     assert built.data.num_classes > 0 or task == "generation"  # restoration has none
-    assert sum(parameter.numel() for parameter in built.model.parameters()) > 0
+    assert sum(parameter.numel() for parameter in built.module.parameters()) > 0
     if task == "classification":
-        assert built.model.network.num_classes == built.data.num_classes
+        assert built.module.network.num_classes == built.data.num_classes
 
 
 @pytest.mark.parametrize(
@@ -95,7 +78,7 @@ def test_cell_of_a_study_parses(path, cell, tmp_path):
     study = read_definition(path)
     file = tmp_path / "cell.yaml"
     file.write_text(yaml.safe_dump(study.cells[cell].config))
-    assert Parsed(study.task, "fit", with_root(file, tmp_path)).config.model
+    assert parse(study.task, "fit", with_root(file, tmp_path)).config.model
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=name)
@@ -103,8 +86,8 @@ def test_profile_merges_with_an_experiment(profile, tmp_path):
     given = yaml.safe_load(profile.read_text())
     assert set(given) <= {"trainer", "threads"}, "a profile is about hardware and loggers alone"
     arguments = with_root(EXPERIMENTS / "classification" / "vit_cifar10.yaml", tmp_path)
-    plain = Parsed("classification", "fit", arguments).config
-    merged = Parsed("classification", "fit", [*arguments, "-c", str(profile)]).config
+    plain = parse("classification", "fit", arguments).config
+    merged = parse("classification", "fit", [*arguments, "-c", str(profile)]).config
     for key, value in given["trainer"].items():
         if not isinstance(value, dict | list):
             assert merged.trainer[key] == value

@@ -16,14 +16,14 @@ from torchvision.ops import clip_boxes_to_image
 
 from attention_vision.__main__ import main
 from attention_vision.attention import record_attention
-from attention_vision.attention.maps import rollout
 from attention_vision.backbones import ResNet
-from attention_vision.command import TASKS
+from attention_vision.config.build import build
+from attention_vision.data.image_files import image_files, path_below
 from attention_vision.detection import AttentionRCNN
-from attention_vision.detection.figures import proposal_attention
-from attention_vision.figures import bars
-from attention_vision.images import image_files, path_below
-from attention_vision.workloads import build
+from attention_vision.detection.attention_figures import proposal_attention
+from attention_vision.runs.tasks import TASKS
+from attention_vision.visualization.drawing import bars
+from attention_vision.visualization.maps import rollout
 
 
 def node(name: str, **arguments: object) -> dict:

@@ -11,8 +11,8 @@ from redraw import redraw
 from attention_vision.attention import MultiHeadAttention
 from attention_vision.backbones import CCT, ClassToken, DistilledToken, MeanPool, ResNet, Swin, ViT
 from attention_vision.checkpoints import load_official, start_from
+from attention_vision.checkpoints.hub import download, is_name
 from attention_vision.errors import InputError
-from attention_vision.hub import download, is_name
 
 small = partial(ViT, patch_size=4, width=16, depth=2, heads=2)
 
@@ -234,7 +234,7 @@ def missing_model(errors):
 
 def test_the_command_fine_tunes_and_says_so(tmp_path, capsys):
     pytest.importorskip("sklearn")
-    from attention_vision.command import run_task
+    from attention_vision.cli.task import main as run_task
 
     file = tmp_path / "vit.pth"
     torch.save(small(24, num_classes=3).state_dict(), file)
@@ -255,7 +255,7 @@ def test_the_command_fine_tunes_and_says_so(tmp_path, capsys):
 
 def test_a_fine_tuned_run_goes_on_without_the_weights_it_began_from(tmp_path, capsys):
     pytest.importorskip("sklearn")
-    from attention_vision.command import run_task
+    from attention_vision.cli.task import main as run_task
 
     file, run = tmp_path / "vit.pth", tmp_path / "run"
     torch.save(small(24, num_classes=3).state_dict(), file)

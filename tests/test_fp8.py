@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from attention_vision.__main__ import main
-from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.training.metrics_csv import MetricsCSV
 
 EXPERIMENT = """
 trainer: {max_epochs: 2, limit_train_batches: 8, accelerator: cpu, devices: 1, log_every_n_steps: 8}

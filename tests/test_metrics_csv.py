@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.training.metrics_csv import MetricsCSV
 
 
 def rows(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.errors import InputError
-from attention_vision.optim import WarmupCosine, horizon, layer_decay, parameter_groups
+from attention_vision.training.optim import WarmupCosine, horizon, layer_decay, parameter_groups
 
 
 def schedule(**options: float) -> WarmupCosine:

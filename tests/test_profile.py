@@ -16,11 +16,12 @@ from attention_vision.__main__ import main
 from attention_vision.attention import MultiHeadAttention, SelfAttention2d, attend
 from attention_vision.backbones import DistilledToken, ResNet, ViT
 from attention_vision.classification import Classifier
-from attention_vision.cost import cost, growth, macs, measure, peak_memory, work
 from attention_vision.detection import AttentionRCNN, RCNNDetector
 from attention_vision.generation import AttentionUNet, ImageToImage
-from attention_vision.generation.image_to_image import Restoration, Segmentation
-from attention_vision.workloads import experiment_works, mechanism_works, mechanisms
+from attention_vision.generation.image_to_image.module import Restoration, Segmentation
+from attention_vision.profiling.cost import cost, growth, macs, measure, peak_memory, work
+from attention_vision.profiling.mechanisms import mechanism_works, mechanisms
+from attention_vision.runs.workloads import experiment_works
 
 DEMO = Path(__file__).parents[1] / "experiments" / "demo"
 MIB = 2**20

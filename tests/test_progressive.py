@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from attention_vision.attention import CBAM, SqueezeExcite
 from attention_vision.backbones import CCT, Backbone, EfficientNet, ResNet, Swin, ViT
 from attention_vision.classification import Classifier, Digits
+from attention_vision.classification.progressive import (
+    Progression,
+    ProgressiveActivation,
+    attention_slots,
+)
 from attention_vision.errors import InputError
-from attention_vision.progressive import Progression, ProgressiveActivation, attention_slots
 
 NETWORKS: dict[str, tuple[int, Callable[[], Backbone]]] = {  # number of stages with attention
     "ResNet": (4, lambda: ResNet(18, partial(CBAM, reduction=2), 5, width=8, stem="cifar")),

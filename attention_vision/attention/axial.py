@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from attention_vision.attention.grid import to_map
 from attention_vision.attention.multi_head import MultiHeadAttention
+from attention_vision.attention.token_grid import to_map
 
 
 class AxialAttention(nn.Module):

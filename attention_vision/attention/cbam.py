@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attention_vision.attention.record import note
+from attention_vision.attention.recording import note
 
 
 class ChannelGate(nn.Module):

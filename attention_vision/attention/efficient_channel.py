@@ -4,7 +4,7 @@ from math import log2
 
 from torch import Tensor, nn
 
-from attention_vision.attention.record import note
+from attention_vision.attention.recording import note
 
 
 class EfficientChannelAttention(nn.Module):

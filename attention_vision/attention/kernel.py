@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention_vision.attention.record import note, recording
+from attention_vision.attention.recording import note, recording
 
 Backend = Literal["fused", "eager", "fp8"]
 

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_vision.attention.grid import to_map
 from attention_vision.attention.multi_head import MultiHeadAttention
+from attention_vision.attention.token_grid import to_map
 from attention_vision.attention.window import from_windows, pad_to_windows, to_windows
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_vision.attention.kernel import attend, masked_softmax
-from attention_vision.attention.record import note
+from attention_vision.attention.recording import note
 
 
 class AttentionPool(nn.Module):

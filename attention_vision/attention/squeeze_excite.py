@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from attention_vision.attention.record import note
+from attention_vision.attention.recording import note
 
 
 class SqueezeExcite(nn.Module):

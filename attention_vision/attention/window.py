@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_vision.attention.grid import to_map
 from attention_vision.attention.multi_head import MultiHeadAttention
 from attention_vision.attention.positions import RelativePositionBias
+from attention_vision.attention.token_grid import to_map
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention_vision.backbones.depth import layers_by_depth
+from attention_vision.backbones.layer_groups import layers_by_depth
 
 
 class Backbone(nn.Module):

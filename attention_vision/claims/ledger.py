@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attention_vision.cards import read_card
-from attention_vision.claim import Claim
+from attention_vision.claims.claim import Claim
 from attention_vision.claims.statement import Statement, Trial
 from attention_vision.errors import InputError
-from attention_vision.study import tables
-from attention_vision.study.definition import read_yaml
-from attention_vision.study.measured import defined, read_json, read_run, read_study, take
-from attention_vision.study.report import Report
-from attention_vision.study.statistics import Finding, mean_interval, spread
+from attention_vision.report import tables
+from attention_vision.report.results import defined, read_run, read_study
+from attention_vision.report.statistics import Finding, mean_interval, spread
+from attention_vision.report.summary import Report
+from attention_vision.yaml_json import read_card, read_json, read_yaml, take
 
 NOT_RUN = "not yet run"
 NO_STUDY = "no study yet"

@@ -1,7 +1,7 @@
 """The ledger as experiments/README.md, and as lines for a terminal."""
 
 from attention_vision.claims.ledger import Ledger, Row
-from attention_vision.study import tables
+from attention_vision.report import tables
 
 INTRODUCTION = """\
 # The ledger

@@ -7,11 +7,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from attention_vision.cards import read_card
-from attention_vision.claim import Claim
+from attention_vision.claims.claim import Claim
 from attention_vision.errors import InputError
-from attention_vision.study.definition import read_yaml
-from attention_vision.study.measured import read_json, take
+from attention_vision.yaml_json import read_card, read_json, read_yaml, take
 
 # What may differ from the experiment's file without making another experiment of it.
 ELSEWHERE = re.compile(

@@ -1,5 +1,10 @@
 """Image classification: `Classifier` trains any backbone on any `ClassificationData`."""
 
+from attention_vision.classification.attention_transfer import (
+    ActivationTransfer,
+    GateTransfer,
+    RowTransfer,
+)
 from attention_vision.classification.data import (
     CIFAR10,
     CIFAR100,
@@ -10,11 +15,6 @@ from attention_vision.classification.data import (
     ImageNet,
 )
 from attention_vision.classification.distillation import Distillation
-from attention_vision.classification.map_transfer import (
-    ActivationTransfer,
-    GateTransfer,
-    RowTransfer,
-)
 from attention_vision.classification.module import Classifier
 from attention_vision.classification.penalties import AttentionPenalty
 from attention_vision.classification.transforms import Photographs, SmallImages

@@ -15,7 +15,6 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from attention_vision.callbacks import run_seed
 from attention_vision.classification.sources import (
     Augmented,
     ImageFiles,
@@ -25,14 +24,9 @@ from attention_vision.classification.sources import (
     first_of_each,
 )
 from attention_vision.classification.transforms import Photographs, Recipe, SmallImages
-from attention_vision.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
-from attention_vision.errors import InputError
-from attention_vision.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-)
-from attention_vision.published import CIFAR10_NAMES, published
-from attention_vision.sampling import (
+from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
+from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD
+from attention_vision.data.loading import (
     EpochSampler,
     RepeatedSampler,
     check_loading,
@@ -40,6 +34,9 @@ from attention_vision.sampling import (
     replicas,
     train_loader,
 )
+from attention_vision.data.torchvision_sets import CIFAR10_NAMES, published
+from attention_vision.errors import InputError
+from attention_vision.training.steps import run_seed
 
 SMALL_IMAGES, PHOTOGRAPHS = SmallImages(), Photographs()
 # No flips, which would make other digits; small turns, shifts and zooms instead.

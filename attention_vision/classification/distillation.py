@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from attention_vision.backbones import Backbone
 from attention_vision.checkpoints import load_official
+from attention_vision.checkpoints.run_network import trained_classifier
+from attention_vision.classification.attention_transfer import MapTransfer
 from attention_vision.classification.data import ClassificationData
-from attention_vision.classification.map_transfer import MapTransfer
-from attention_vision.classification.terms import Maps, Output, blank_image, trial
+from attention_vision.classification.loss_terms import Maps, Output, blank_image, trial
 from attention_vision.errors import InputError
-from attention_vision.trained import trained_classifier
 
 
 class Distillation:

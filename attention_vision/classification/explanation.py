@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from attention_vision.attention import MultiHeadAttention
-from attention_vision.attention.grid import grid_of
-from attention_vision.attention.maps import rollout
+from attention_vision.attention.token_grid import grid_of
 from attention_vision.backbones import CCT, Backbone, ClassToken, DistilledToken, ViT
 from attention_vision.classification.figures import grad_cam
 from attention_vision.classification.module import Classifier
-from attention_vision.layer_maps import Layer, Page, Wish, last_of_each, looked, panels
+from attention_vision.visualization.layer_figures import Page, Wish, panels
+from attention_vision.visualization.layers import Layer, last_of_each, looked
+from attention_vision.visualization.maps import rollout
 
 ROLLOUT, GRAD_CAM = "rollout", "grad_cam"
 TOP = 3  # predictions that are written

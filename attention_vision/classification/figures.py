@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention_vision.attention import AttentionPool, MultiHeadAttention, record_attention
 from attention_vision.backbones import Backbone, ClassToken, ViT
-from attention_vision.figures import overlay, rgb, scaled, sheet, spread
+from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet, spread
 
 
 def look(network: Backbone, images: Tensor) -> tuple[Tensor, str]:

@@ -13,16 +13,17 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from attention_vision.backbones import Backbone
-from attention_vision.callbacks import EpochMean, StepLog, StepSeed, log_epoch_mean
-from attention_vision.classes import check_classes
 from attention_vision.classification.distillation import Distillation
 from attention_vision.classification.figures import ImagePanel
+from attention_vision.classification.loss_terms import Output, Term, record
 from attention_vision.classification.penalties import AttentionPenalty
 from attention_vision.classification.predictions import Predictions
-from attention_vision.classification.terms import Output, Term, record
+from attention_vision.classification.progressive import Activate, Progression, ProgressiveActivation
+from attention_vision.data.loading import check_classes
 from attention_vision.errors import InputError
-from attention_vision.optim import WarmupCosine, configure, layer_decay
-from attention_vision.progressive import Activate, Progression, ProgressiveActivation
+from attention_vision.training.logging import EpochMean, StepLog, log_epoch_mean
+from attention_vision.training.optim import WarmupCosine, configure, layer_decay
+from attention_vision.training.steps import StepSeed
 
 
 class Classifier(LightningModule):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from attention_vision.attention import record_attention
-from attention_vision.attention.record import Kind, below, missing_layer
+from attention_vision.attention.recording import Kind, below, missing_layer
 from attention_vision.backbones import Backbone
 from attention_vision.classification.data import ClassificationData
-from attention_vision.classification.terms import Maps, Output, blank_image, trial
+from attention_vision.classification.loss_terms import Maps, Output, blank_image, trial
 from attention_vision.errors import InputError
 
 SMALLEST = 1e-30  # where a weight is 0, p log p is 0 and its gradient stays finite

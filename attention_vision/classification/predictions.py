@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from attention_vision.predictions import gathered, run_folder
+from attention_vision.training.distributed import gather
+from attention_vision.training.logging import run_folder
 
 
 class Predictions(Callback):
@@ -35,7 +36,7 @@ class Predictions(Callback):
             self._rows.append([path, *likeliest, *(f"{p:.6f}" for p in probabilities.tolist())])
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
-        rows = sorted(gathered(trainer, self._rows))
+        rows = sorted(row for part in gather(self._rows) for row in part)
         self._rows = []
         if rows:
             count = (len(rows[0]) - 1) // 2

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from attention_vision.images import EXTENSIONS, image_files, read_image
-from attention_vision.sampling import random_stream
+from attention_vision.data.image_files import EXTENSIONS, image_files, read_image
+from attention_vision.data.loading import random_stream
 
 
 class Source(Protocol):

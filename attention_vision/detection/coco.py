@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from attention_vision.data.image_files import read_image
+from attention_vision.detection.coco_annotations import Instances
 from attention_vision.detection.data import DetectionData, Objects, Source
-from attention_vision.detection.instances import Instances
 from attention_vision.detection.transforms import Scales
 from attention_vision.errors import InputError
-from attention_vision.images import read_image
 
 Labels = Literal["contiguous", "category_ids", "category_ids_from_1"]
 

@@ -1,12 +1,12 @@
 """The loss of DETR over a set of objects."""
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_vision.detection.boxes import giou, to_corners
 from attention_vision.detection.matcher import HungarianMatcher, Matches, Outputs, Targets
+from attention_vision.training.distributed import mean_over_processes
 
 
 class SetCriterion(nn.Module):
@@ -98,9 +98,11 @@ class SetCriterion(nn.Module):
         weights = self.weight_of_class[classes].unflatten(0, (len(outputs), -1)).sum(1)
         count = weights.new_tensor([len(labels)])
         if self.sync_class_weight:
-            weights, count = average(torch.cat((weights, count))).split((len(outputs), 1))
+            weights, count = mean_over_processes(torch.cat((weights, count))).split(
+                (len(outputs), 1)
+            )
         else:
-            count = average(count)
+            count = mean_over_processes(count)
         count = count.clamp(1)
 
         predicted, wanted = boxes.flatten(0, 2)[query], objects[place]
@@ -134,11 +136,3 @@ def flat(matches: Matches, targets: Targets, shape: torch.Size) -> tuple[Tensor,
             query.append(of_query + (layer * images + image) * queries)
             place.append(of_object + first[image])
     return torch.cat(query), torch.cat(place)
-
-
-def average(values: Tensor) -> Tensor:
-    """Over processes; the values themselves where there is one."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    dist.all_reduce(values)
-    return values / dist.get_world_size()

@@ -24,12 +24,9 @@ from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
 
-from attention_vision.callbacks import mix, run_seed
-from attention_vision.detection.transforms import Scales
-from attention_vision.digits import CLASS_NAMES, MEAN, STD, scene
-from attention_vision.errors import InputError
-from attention_vision.images import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
-from attention_vision.sampling import (
+from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, scene
+from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
+from attention_vision.data.loading import (
     EpochSampler,
     check_loading,
     evaluation_loader,
@@ -37,6 +34,9 @@ from attention_vision.sampling import (
     replicas,
     train_loader,
 )
+from attention_vision.detection.transforms import Scales
+from attention_vision.errors import InputError
+from attention_vision.training.steps import mix, run_seed
 
 Target = dict[str, Any]
 Batch = tuple[Tensor, Tensor, list[Target]]

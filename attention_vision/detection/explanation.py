@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attention_vision.detection.data import Target, collate
-from attention_vision.detection.detr import DETR
-from attention_vision.detection.figures import (
+from attention_vision.detection.attention_figures import (
     attention_sheet,
-    name,
     proposal_attention,
     proposal_sheet,
 )
+from attention_vision.detection.data import Target, collate
+from attention_vision.detection.detr import DETR
+from attention_vision.detection.figures import name
 from attention_vision.detection.module import Detector
-from attention_vision.layer_maps import Layer, Page, Wish, last_of_each, looked, panels, stacked
+from attention_vision.visualization.layer_figures import Page, Wish, panels, stacked
+from attention_vision.visualization.layers import Layer, last_of_each, looked
 
 POOL = "roi_heads.box_head.pool"
 SHOWN = 4  # detections of an image, the best

@@ -6,26 +6,20 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from attention_vision.callbacks import (
-    EpochMean,
-    StepLog,
-    StepSeed,
-    log_epoch_mean,
-    log_now,
-    step_number,
-)
 from attention_vision.checkpoints import load_backbone, load_official
-from attention_vision.classes import check_classes
+from attention_vision.data.loading import check_classes
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
 from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.criterion import SetCriterion
 from attention_vision.detection.data import Batch, Target
 from attention_vision.detection.detr import DETR
-from attention_vision.detection.figures import DetectionPanel
 from attention_vision.detection.matcher import HungarianMatcher
+from attention_vision.detection.panel import DetectionPanel
 from attention_vision.detection.predictions import DetectionResults
-from attention_vision.optim import WarmupCosine, configure
+from attention_vision.training.logging import EpochMean, StepLog, log_epoch_mean, log_now
+from attention_vision.training.optim import WarmupCosine, configure
+from attention_vision.training.steps import StepSeed, step_number
 
 Detections = dict[str, Tensor]
 MOST_CLASSES = 100  # COCO has 80; with more, metrics.csv would be nothing but them

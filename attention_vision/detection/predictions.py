@@ -10,11 +10,12 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from attention_vision.data.image_files import path_below, read_image
 from attention_vision.detection.data import Batch
 from attention_vision.detection.figures import drawn
 from attention_vision.errors import InputError
-from attention_vision.images import path_below, read_image
-from attention_vision.predictions import gathered, run_folder
+from attention_vision.training.distributed import gather
+from attention_vision.training.logging import run_folder
 
 
 class Found(NamedTuple):
@@ -74,7 +75,9 @@ class DetectionResults(Callback):
                 drawn(image, detections, data.class_names, self.threshold).save(file)
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
-        images = sorted(gathered(trainer, self._found), key=lambda image: image.image_id)
+        images = sorted(
+            (one for part in gather(self._found) for one in part), key=lambda image: image.image_id
+        )
         self._found = []
         if not trainer.is_global_zero:
             return

@@ -1,5 +1,5 @@
-"""Studies: a question as a file, its runs in parallel, and a report with intervals.
+"""Studies: a question as a file, its runs in parallel.
 
 `definition` reads and expands a study file; `runner` runs what is not finished, each run in a
-process that `worker` describes; `report` judges. Nothing here imports torch but `worker`.
+process that `worker` describes.
 """

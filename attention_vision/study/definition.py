@@ -11,15 +11,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from attention_vision.errors import InputError
-from attention_vision.study.statistics import Expectation
+from attention_vision.report.statistics import Expectation
+from attention_vision.yaml_json import Config, mapping, read_yaml
 
-Config = dict[str, Any]
 BUDGETS = ("epochs", "steps", "flops", "seconds")
+
+
 KEYS = ("question", "metric", "higher_is_better", "baseline", "expect", "seeds", "budget")
+
+
 NAME = re.compile(r"[\w.+][\w.+-]*", re.ASCII)  # what is also the name of a folder
+
+
 METRIC = re.compile(r"(val|test)/\S+")
 
 
@@ -236,45 +240,6 @@ def merge(config: Config, more: Config) -> Config:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else copy.deepcopy(value)
     return merged
-
-
-class Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where PyYAML would drop the first in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key.value}' is there twice", key.start_mark
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-Loader.add_implicit_resolver(  # 1e-3 is a number, as the command reads it: YAML 1.1 wants 1.0e-3
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)
-
-
-def read_yaml(file: Path) -> Config:
-    try:
-        content = yaml.load(file.read_text(), Loader)
-    except FileNotFoundError:
-        raise InputError(f"no such file: {file}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise InputError(f"{file}{where}: no valid YAML: {reason}") from error
-    return mapping(content, file, "the file")
-
-
-def mapping(content: Any, file: Path, what: str) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        kind = "nothing" if content is None else type(content).__name__
-        raise InputError(f"{file}: {what}: expected keys and values, found {kind}")
-    return content
 
 
 def read_bases(file: Path, base: Any) -> dict[str, Config]:

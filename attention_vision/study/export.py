@@ -8,8 +8,7 @@ import yaml
 
 from attention_vision.errors import InputError
 from attention_vision.study.definition import read_definition
-from attention_vision.study.folder import to_json, write_atomically
-from attention_vision.study.measured import read_json
+from attention_vision.yaml_json import read_json, to_json, write_atomically
 
 PROFILE = "experiments/profiles/wandb.yaml"
 ABOUT = ("question", "task", "metric", "higher_is_better", "baseline", "expect")

@@ -5,7 +5,6 @@ study.json  cells/CELL/seedS/{cell.yaml,result.json,error.txt,log.txt,progress.j
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from attention_vision.errors import InputError
 from attention_vision.study.definition import Study
-from attention_vision.study.measured import read_json
+from attention_vision.yaml_json import read_json, to_json, write_atomically
 
 
 @dataclass(frozen=True)
@@ -101,23 +100,6 @@ def last_error(run: Run) -> str:
     """The last line of error.txt; empty where there is none."""
     lines = run.error.read_text().split("\n") if run.error.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """As a whole or not at all; nothing where the file says so already."""
-    if file.is_file() and file.read_text() == text:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    with part.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
-
-
-def to_json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def write_study(study: Study, folder: Path, seeds: Iterable[int], facts: dict[str, Any]) -> None:

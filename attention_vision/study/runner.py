@@ -20,20 +20,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from attention_vision.errors import InputError
-from attention_vision.study.definition import Config, Study, merge, read_definition, read_yaml
+from attention_vision.study.definition import Study, merge, read_definition
 from attention_vision.study.folder import (
     Run,
     check_same_study,
     last_error,
     read_result,
     runs_of,
-    write_atomically,
     write_study,
 )
-from attention_vision.study.table import Table, costs
+from attention_vision.study.progress_table import Table, costs
+from attention_vision.yaml_json import Config, read_yaml, write_atomically
 
 if TYPE_CHECKING:
-    from attention_vision.study.inspection import Inspection
+    from attention_vision.study.preflight import Inspection
 
 WANDB = "WeightsAndBiases"
 FINISHED, FAILED, NO_METRIC, ELSEWHERE = 0, 1, 3, 4  # exit codes of a worker
@@ -283,7 +283,7 @@ def answer(writer: Connection, study: Study, config: Config, without_data: bool)
     import tempfile
 
     from attention_vision.errors import one_line
-    from attention_vision.study.inspection import inspect
+    from attention_vision.study.preflight import inspect
     from attention_vision.study.worker import facts, to_log
 
     to_log(Path(os.devnull))
@@ -315,7 +315,7 @@ def choose_launcher(
 ) -> Launcher:
     if order.launcher == "local":
         return Forked(jobs, threads, gpus)
-    from attention_vision.study.submitted import Submitted
+    from attention_vision.study.slurm import Submitted
 
     return Submitted(folder / "jobs", order.launcher, order.jobs, order.submit)
 

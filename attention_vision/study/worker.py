@@ -27,15 +27,19 @@ import torchvision
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from attention_vision import __version__
-from attention_vision.callbacks import step_number
-from attention_vision.command import Command
 from attention_vision.errors import InputError, one_line
-from attention_vision.metrics_csv import MetricsCSV
-from attention_vision.optim import horizon
-from attention_vision.progress import quiet
-from attention_vision.study.folder import Run, read_progress, to_json, write_atomically
+from attention_vision.profiling.cost import hardware
+from attention_vision.runs.command import Work, execute, prepare
+from attention_vision.study.folder import Run, read_progress
+from attention_vision.training.metrics_csv import MetricsCSV
+from attention_vision.training.optim import horizon
+from attention_vision.training.progress import quiet
+from attention_vision.training.steps import step_number
+from attention_vision.yaml_json import to_json, write_atomically
 
 DONE, FAILED, NO_METRIC, ELSEWHERE = 0, 1, 3, 4  # exit codes of a worker
+
+
 LEFT_BY_FIT = ("config.yaml", "metrics.csv", "checkpoints", "pictures", "validate.json")
 
 
@@ -43,26 +47,16 @@ class NoMetric(InputError):
     """The study's metric is none of the keys that a run logs."""
 
 
-class CellCommand(Command):
-    """The command for a run of a study: its metric is looked for.
+def prepare_run(run: Run, verb: str, words: list[str]) -> Work:
+    """The command for a run of a study; training ends at once if it does not log the metric.
 
     Args:
         run: whose folder is trained in.
         verb: fit, validate or test.
-        arguments: besides the config and the folder.
+        words: besides the config and the folder.
     """
-
-    def __init__(self, run: Run, verb: str, arguments: list[str]):
-        self.study_run = run
-        super().__init__(
-            run.task, verb, ["-c", str(run.config), "--run", str(run.folder), *arguments]
-        )
-
-    def instantiate_trainer(self, **options: Any) -> Trainer:
-        trainer = super().instantiate_trainer(**options)
-        if self.verb == "fit":
-            trainer.callbacks.append(CheckMetric(self.study_run))
-        return trainer
+    words = ["-c", str(run.config), "--run", str(run.folder), *words]
+    return prepare(run.task, verb, words, [CheckMetric(run)] if verb == "fit" else [])
 
 
 class CheckMetric(Callback):
@@ -90,14 +84,14 @@ def train(run: Run, cost: dict[str, int | None]) -> None:
     last = run.folder / "checkpoints" / "last.ckpt"
     if not last.is_file():  # an attempt that was killed before its first checkpoint
         clear(run.folder)
-    fit = CellCommand(run, "fit", ["--ckpt_path", "last"] if last.is_file() else [])
-    with keeping_time(run, fit):
-        fit.execute()
-        final = step_number(fit.trainer) - 1
+    work = prepare_run(run, "fit", ["--ckpt_path", "last"] if last.is_file() else [])
+    with keeping_time(run, work.trainer):
+        execute(work)
+        final = step_number(work.trainer) - 1
         step, metrics = last_validation(run.folder)
         if step != final:  # the run did not end with a validation
             metrics = measured(run, "validate", ["--ckpt_path", "last"])
-            epoch = max(0, fit.trainer.current_epoch - 1)
+            epoch = max(0, work.trainer.current_epoch - 1)
             MetricsCSV(str(run.folder)).log_metrics(metrics | {"epoch": epoch}, final)
         if run.metric.startswith("test/"):
             metrics |= measured(run, "test", [])
@@ -124,7 +118,7 @@ def train(run: Run, cost: dict[str, int | None]) -> None:
 
 def measured(run: Run, verb: str, arguments: list[str]) -> dict[str, float]:
     """The metrics that validate or test leave."""
-    CellCommand(run, verb, arguments).execute()
+    execute(prepare_run(run, verb, arguments))
     return json.loads((run.folder / f"{verb}.json").read_text())["metrics"]
 
 
@@ -201,24 +195,15 @@ def commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def hardware() -> str:
-    """In neutral words: the GPU, or the cores and how many threads use them."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    threads = torch.get_num_threads()
-    plural = "" if threads == 1 else "s"
-    return f"{os.cpu_count()}-core {platform.machine()} CPU, {threads} thread{plural}"
-
-
 @contextmanager
-def keeping_time(run: Run, command: Command) -> Iterator[None]:
+def keeping_time(run: Run, trainer: Trainer) -> Iterator[None]:
     """Writes progress.json every second, so that also a killed attempt counts."""
     ended, start = threading.Event(), time.monotonic()
     before = read_progress(run)["seconds"]
 
     def write() -> None:
         seconds = before + time.monotonic() - start
-        progress = {"seconds": round(seconds, 3), "share": share(command.trainer)}
+        progress = {"seconds": round(seconds, 3), "share": share(trainer)}
         write_atomically(run.progress, json.dumps(progress))
 
     def keep() -> None:

@@ -38,7 +38,7 @@ from attention_vision.attention import (
     attention_backend,
 )
 from attention_vision.backbones import ResNet, ViT
-from attention_vision.cost import growth, hardware
+from attention_vision.profiling.cost import growth, hardware
 
 Step = Callable[[], None]
 Row = tuple[str, str, Step, Step]  # left, right, and a step of each

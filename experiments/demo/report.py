@@ -17,12 +17,14 @@ from torch import Tensor
 from attention_vision.classification import Digits
 from attention_vision.classification.figures import look
 from attention_vision.detection import COCOAveragePrecision, DetectionData, DigitScenes
+from attention_vision.detection.attention_figures import attention_sheet
 from attention_vision.detection.boxes import to_corners
-from attention_vision.detection.figures import attention_sheet, panel, picture_of
-from attention_vision.figures import overlay, rgb, sheet
+from attention_vision.detection.figures import picture_of
+from attention_vision.detection.panel import panel
 from attention_vision.generation import SAGAN, ClassifierEvaluator, DigitImages
-from attention_vision.generation import figures as generated
+from attention_vision.generation.gan import figures as generated
 from attention_vision.runs import load_run
+from attention_vision.visualization.drawing import overlay, rgb, sheet
 
 CLASSIFIERS = {"ViT": "vit_digits", "SE-ResNet-8": "se_resnet_digits"}
 DETECTOR = "detr_digits"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attention_vision.attention import AxialAttention, WindowAttention, record_attention
-from attention_vision.attention.maps import line_map, query_row, rollout, window_map
+from attention_vision.visualization.maps import line_map, query_row, rollout, window_map
 
 
 def rows(*shape: int) -> torch.Tensor:

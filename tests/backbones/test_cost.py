@@ -24,7 +24,7 @@ from attention_vision.backbones import (
     Swin,
     ViT,
 )
-from attention_vision.cost import macs, work
+from attention_vision.profiling.cost import macs, work
 
 
 class Published(NamedTuple):

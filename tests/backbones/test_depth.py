@@ -8,7 +8,7 @@ from torchvision.ops import StochasticDepth
 
 from attention_vision.attention import AttentionPool, SqueezeExcite
 from attention_vision.backbones import CCT, Backbone, ConvTokenizer, EfficientNet, ResNet, Swin, ViT
-from attention_vision.backbones.depth import layers_by_depth
+from attention_vision.backbones.layer_groups import layers_by_depth
 
 
 def depths(network: nn.Module) -> dict[str, int]:

@@ -10,7 +10,7 @@ from attention_vision.attention import CBAM, AttentionPool
 from attention_vision.backbones import MeanPool, ResNet, ViT
 from attention_vision.classification import figures
 from attention_vision.classification.figures import ImagePanel, look, panel
-from attention_vision.figures import scaled
+from attention_vision.visualization.drawing import scaled
 
 NETWORKS = {
     "class token's attention": lambda: ViT(32, 8, 24, 2, 2, num_classes=3),

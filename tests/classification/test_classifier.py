@@ -15,7 +15,7 @@ from torchvision.utils import save_image
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.classification import Classifier, Digits
 from attention_vision.classification.module import mixing
-from attention_vision.digits import single_digits
+from attention_vision.data.digits import single_digits
 from attention_vision.errors import InputError
 
 

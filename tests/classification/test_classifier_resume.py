@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from tiny_run import EPOCHS, STEPS_PER_EPOCH, curves, train, train_until_killed
 
-from attention_vision.callbacks import StepCheckpoint
+from attention_vision.training.resume import StepCheckpoint
 
 
 class SaveEverywhere(Checkpoint):

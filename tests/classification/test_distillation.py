@@ -37,13 +37,13 @@ from attention_vision.classification import (
     GateTransfer,
     RowTransfer,
 )
-from attention_vision.classification.distillation import hard_loss, soft_loss
-from attention_vision.classification.map_transfer import (
+from attention_vision.classification.attention_transfer import (
     grid_of,
     normalised_difference,
     resize_rows,
     without_tokens,
 )
+from attention_vision.classification.distillation import hard_loss, soft_loss
 from attention_vision.errors import InputError
 
 SIZE = (16, 16)

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from attention_vision.backbones import ViT
-from attention_vision.callbacks import StepCheckpoint
 from attention_vision.classification import AttentionPenalty, Classifier, Digits, SmallImages
-from attention_vision.metrics_csv import MetricsCSV
-from attention_vision.optim import WarmupCosine
+from attention_vision.training.metrics_csv import MetricsCSV
+from attention_vision.training.optim import WarmupCosine
+from attention_vision.training.resume import StepCheckpoint
 
 STEPS_PER_EPOCH, EPOCHS, BATCH = 5, 3, 51  # of 260 digits, repeated, an epoch has 256
 

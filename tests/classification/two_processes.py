@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tiny_run import classifier, digits, train
 
-from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.training.metrics_csv import MetricsCSV
 
 
 def evaluate(folder: Path, checkpoint: Path, images: Path, **trainer: object) -> dict[str, float]:

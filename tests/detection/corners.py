@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attention_vision.detection.data import DigitScenes
 from attention_vision.detection.predictions import DetectionResults
-from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.training.metrics_csv import MetricsCSV
 
 
 class Corners(LightningModule):

@@ -22,7 +22,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from attention_vision.attention import record_attention
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.checkpoints import load_official
-from attention_vision.config_parser import ArgumentParser
+from attention_vision.checkpoints.layouts.faster_rcnn import TORCHVISION
+from attention_vision.config.parser import ArgumentParser
 from attention_vision.detection.attention_rcnn import (
     AttentionBoxHead,
     AttentionRCNN,
@@ -33,7 +34,6 @@ from attention_vision.detection.attention_rcnn import (
 from attention_vision.detection.boxes import to_centres, to_pixels
 from attention_vision.detection.module import RCNNDetector
 from attention_vision.errors import InputError
-from attention_vision.layouts.faster_rcnn import TORCHVISION
 
 HEADS = {"plain": PlainBoxHead, "attention": AttentionBoxHead}
 LOSSES = {

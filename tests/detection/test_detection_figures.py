@@ -13,18 +13,14 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from torch import Tensor, nn
 
-from attention_vision.attention.record import note
+from attention_vision.attention.recording import note
 from attention_vision.backbones import ResNet
+from attention_vision.detection.attention_figures import attention_sheet, query_attention
 from attention_vision.detection.data import DigitScenes, collate
 from attention_vision.detection.detr import DETR
-from attention_vision.detection.figures import (
-    DetectionPanel,
-    attention_sheet,
-    colour,
-    drawn,
-    query_attention,
-)
-from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.detection.figures import colour, drawn
+from attention_vision.detection.panel import DetectionPanel
+from attention_vision.training.metrics_csv import MetricsCSV
 
 TINY = {"width": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 2, "hidden": 16}
 

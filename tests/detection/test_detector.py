@@ -23,8 +23,8 @@ from attention_vision.detection import (
 from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.module import in_pixels
 from attention_vision.errors import InputError
-from attention_vision.metrics_csv import MetricsCSV
-from attention_vision.progress import ProgressLines
+from attention_vision.training.metrics_csv import MetricsCSV
+from attention_vision.training.progress import ProgressLines
 
 
 def backbone() -> ResNet:

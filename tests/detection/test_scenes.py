@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_vision import digits
+from attention_vision.data import digits
+from attention_vision.data.digits import scene, write_scenes
 from attention_vision.detection.coco import COCOFolder
 from attention_vision.detection.data import DetectionData, DigitScenes
-from attention_vision.digits import scene, write_scenes
 
 
 def test_a_scene_follows_from_its_arguments() -> None:

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from attention_vision.__main__ import main
 from attention_vision.errors import InputError
 from attention_vision.generation import Discriminator, Generator, Unscored
-from attention_vision.generation.module import SAGAN
+from attention_vision.generation.gan.module import SAGAN
 from attention_vision.runs import load_run
 
 

@@ -10,7 +10,7 @@ from tiny_gan import few_digits
 
 from attention_vision.errors import InputError
 from attention_vision.generation import CIFAR10Images, DiffAugment, DigitImages, FolderImages
-from attention_vision.generation.data import BalancedSampler, BatchesInTurn, Drawn
+from attention_vision.generation.gan.data import BalancedSampler, BatchesInTurn, Drawn
 
 
 def write(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 12)) -> None:

@@ -10,7 +10,7 @@ from tiny_gan import few_digits, gan
 
 from attention_vision.attention import SpatialGate, SqueezeExcite, record_attention
 from attention_vision.generation import Generator
-from attention_vision.generation.figures import attention_sheet, between, grid, looks, to_bytes
+from attention_vision.generation.gan.figures import attention_sheet, between, grid, looks, to_bytes
 
 
 def generator(**arguments: object) -> Generator:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from attention_vision.generation.hinge import discriminator_loss, generator_loss
+from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
 
 
 def test_the_discriminator_wants_margins_of_one():

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import nn
 
 from attention_vision.__main__ import main
-from attention_vision.callbacks import StepCheckpoint
 from attention_vision.errors import InputError
 from attention_vision.generation import (
     AttentionUNet,
@@ -29,9 +28,10 @@ from attention_vision.generation import (
     Segmentation,
     VolumeFolder,
 )
-from attention_vision.generation.image_to_image import dice_loss
-from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.generation.image_to_image.module import dice_loss
 from attention_vision.runs import load_run
+from attention_vision.training.metrics_csv import MetricsCSV
+from attention_vision.training.resume import StepCheckpoint
 
 
 def module(objective: nn.Module, in_channels: int = 3, num_classes: int = 0, **arguments):

@@ -8,6 +8,7 @@ import torch
 from image_to_image_folders import balls, discs
 from PIL import Image
 
+from attention_vision.data.loading import random_stream
 from attention_vision.errors import InputError
 from attention_vision.generation import (
     DegradedDigits,
@@ -19,7 +20,6 @@ from attention_vision.generation import (
     Noise,
     VolumeFolder,
 )
-from attention_vision.sampling import random_stream
 
 
 def disc_data(folder: Path, **arguments) -> MaskFolder:

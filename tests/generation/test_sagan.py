@@ -23,7 +23,7 @@ from attention_vision.generation import (
     add_spectral_norm,
     frozen_spectral_norm,
 )
-from attention_vision.generation.hinge import discriminator_loss, generator_loss
+from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
 
 SIZES = {16: {"width": 16}, 32: {"width": 16}, 64: {"width": 64}, 128: {"width": 64}}
 

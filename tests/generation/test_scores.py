@@ -22,10 +22,11 @@ from attention_vision.attention import SqueezeExcite
 from attention_vision.backbones import ResNet
 from attention_vision.classification import Classifier, Digits
 from attention_vision.errors import InputError
-from attention_vision.generation import scores
-from attention_vision.generation.data import FolderImages, GenerationData
-from attention_vision.generation.extractors import RunClassifier
-from attention_vision.generation.scores import (
+from attention_vision.generation.data import GenerationData
+from attention_vision.generation.gan import scores
+from attention_vision.generation.gan.data import FolderImages
+from attention_vision.generation.gan.extractors import RunClassifier
+from attention_vision.generation.gan.scores import (
     ClassifierEvaluator,
     Evaluator,
     InceptionEvaluator,

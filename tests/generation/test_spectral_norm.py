@@ -16,7 +16,7 @@ from attention_vision.generation import (
     frozen_spectral_norm,
     spectral_norms,
 )
-from attention_vision.generation.hinge import discriminator_loss, generator_loss
+from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
 
 
 def vectors(network: nn.Module) -> dict[str, Tensor]:

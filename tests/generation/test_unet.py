@@ -12,7 +12,7 @@ from torch import nn
 from attention_vision.attention import CBAM, AttentionGate, CrossAttention2d, record_attention
 from attention_vision.errors import InputError
 from attention_vision.generation import AttentionUNet, GatingSignal, MultiGate, SkipAttention
-from attention_vision.generation.pair_figures import gate_maps
+from attention_vision.generation.image_to_image.figures import gate_maps
 
 
 def parameters(network: nn.Module) -> int:

@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
 
 from attention_vision.generation import SAGAN, DigitImages, Discriminator, Generator
-from attention_vision.generation.scores import Evaluator
-from attention_vision.generation.sources import InMemory, Source
-from attention_vision.metrics_csv import MetricsCSV
+from attention_vision.generation.gan.scores import Evaluator
+from attention_vision.generation.gan.sources import InMemory, Source
+from attention_vision.training.metrics_csv import MetricsCSV
 
 STEPS_PER_EPOCH = 5  # of the generator: 60 digits, two batches of 6 for each
 

@@ -20,9 +20,9 @@ from attention_vision.study.folder import (
     read_progress,
     read_result,
     runs_of,
-    write_atomically,
     write_study,
 )
+from attention_vision.yaml_json import write_atomically
 
 BASE = """
 task: classification
@@ -200,7 +200,7 @@ WRONG = [
         "{model.network.class_path.depth: 8}",
         "axes.depth.flat: model.network.class_path.depth: model.network.class_path is 'ResNet'",
     ),
-    ("study:", "study: [", "no valid YAML"),
+    ("study:", "study: [", "not valid YAML"),
 ]
 
 

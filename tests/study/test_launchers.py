@@ -11,8 +11,9 @@ from studies import ONE_SEED, outcome, run, write_study
 from attention_vision.__main__ import main
 from attention_vision.errors import InputError
 from attention_vision.study.definition import read_definition
-from attention_vision.study.folder import runs_of, write_atomically
-from attention_vision.study.submitted import RunJob, Submitted
+from attention_vision.study.folder import runs_of
+from attention_vision.study.slurm import RunJob, Submitted
+from attention_vision.yaml_json import write_atomically
 
 
 def test_a_job_of_submitit_gives_the_numbers_of_a_forked_worker(whole, tmp_path):

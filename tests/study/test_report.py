@@ -11,10 +11,12 @@ import pytest
 from scipy import stats
 from study_folders import STUDY, VALUES, result, write, write_file, write_folder
 
-from attention_vision.study import figures, tables
-from attention_vision.study.measured import read_study
-from attention_vision.study.report import Report, main
-from attention_vision.study.report import write as write_report
+from attention_vision.cli.study_report import main
+from attention_vision.cli.study_report import write as write_report
+from attention_vision.report import plots as figures
+from attention_vision.report import tables
+from attention_vision.report.results import read_study
+from attention_vision.report.summary import Report
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 PARTIAL = {"none": VALUES["none"], "se": {0: 0.93}, "cbam": {1: 0.90, 2: 0.93}}
@@ -183,8 +185,8 @@ SEED = "cells/se/seed0/result.json"
     ("spoil", "line"),
     [
         (lambda f: (f / "study.json").unlink(), "is no study: there is no study.json in it"),
-        (lambda f: short(f / "study.json"), "study.json, line 1: no valid JSON: cut short"),
-        (lambda f: short(f / SEED), f"{SEED}, line 1: no valid JSON: cut short or damaged"),
+        (lambda f: short(f / "study.json"), "study.json, line 1: not valid JSON: cut short"),
+        (lambda f: short(f / SEED), f"{SEED}, line 1: not valid JSON: cut short or damaged"),
         (lambda f: change(f / SEED, study="x"), "is of another study or run: its study is x"),
         (lambda f: change(f / SEED, config_sha256="x"), "its config_sha256 is x, se in"),
         (lambda f: change(f / SEED, seed=1), "its seed is 1, 0 in"),
@@ -243,7 +245,7 @@ def test_bad_files(changes, line, tmp_path, capsys, monkeypatch):
 def test_a_file_cut_in_half_and_one_that_is_not_there(tmp_path, capsys):
     short(write_file(tmp_path / "results.json"))
     assert main([str(tmp_path / "results.json")]) == 1
-    assert "no valid JSON: cut short or damaged" in capsys.readouterr().err
+    assert "not valid JSON: cut short or damaged" in capsys.readouterr().err
     assert main([str(tmp_path / "nothing")]) == 1
     assert "nothing: no such folder or file" in capsys.readouterr().err
 

@@ -12,9 +12,10 @@ from studies import ONE_SEED, attempts, command, kill_when, outcome, run, worker
 
 from attention_vision.__main__ import main
 from attention_vision.study.definition import read_definition
-from attention_vision.study.folder import Run, runs_of, write_atomically
+from attention_vision.study.folder import Run, runs_of
+from attention_vision.study.progress_table import Table, clock
 from attention_vision.study.runner import of_run, share_machine
-from attention_vision.study.table import Table, clock
+from attention_vision.yaml_json import write_atomically
 
 
 def test_what_a_study_leaves(whole):
@@ -265,7 +266,7 @@ def a_run(tmp_path: Path) -> Run:
 
 def test_a_run_in_wandb_has_the_studys_name(tmp_path):
     logger = {
-        "class_path": "attention_vision.wandb_logger.WeightsAndBiases",
+        "class_path": "attention_vision.training.wandb_logger.WeightsAndBiases",
         "init_args": {"project": "p"},
     }
     config = of_run({"trainer": {"logger": logger}}, a_run(tmp_path), threads=2)

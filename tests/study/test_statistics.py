@@ -6,7 +6,7 @@ from scipy import stats
 from scipy.special import ndtr
 
 from attention_vision.errors import InputError
-from attention_vision.study.statistics import (
+from attention_vision.report.statistics import (
     Expectation,
     bca_interval,
     holm,

@@ -1,0 +1,36 @@
+"""The layouts of official weights, one file per family of networks.
+
+A layout is a list of renamings from their keys to ours. The first of `LAYOUTS` that has a key of
+its own in a state dict is taken, so that nobody has to say where a file comes from.
+"""
+
+from attention_vision.checkpoints.layouts import (
+    cct,
+    detr,
+    efficientnet,
+    faster_rcnn,
+    resnet,
+    swin,
+    vit,
+)
+from attention_vision.checkpoints.layouts.layout import Layout
+
+LAYOUTS: tuple[Layout, ...] = (
+    resnet.CBAM,
+    resnet.TORCHVISION_OR_TIMM,
+    efficientnet.TORCHVISION,
+    efficientnet.TIMM,
+    vit.DISTILLED,
+    vit.TIMM,
+    vit.TORCHVISION,
+    vit.HUGGING_FACE_DISTILLED,
+    vit.HUGGING_FACE,
+    cct.PATCHES,
+    cct.RELEASE,
+    swin.RELEASE,
+    swin.TIMM,
+    swin.TORCHVISION,
+    detr.RELEASE,
+    detr.HUGGING_FACE,
+    faster_rcnn.TORCHVISION,
+)

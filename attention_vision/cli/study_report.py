@@ -1,0 +1,82 @@
+"""`attention-vision study report FOLDER|FILE`: table, verdicts, figures and page of a study.
+
+Reads files only: neither torch nor Lightning is imported, and no run has to be complete.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from attention_vision.errors import InputError, one_line
+from attention_vision.report.results import read_study
+from attention_vision.report.summary import Report
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """Writes report.{txt,csv,md,tex,html} and the figures; returns the files."""
+    from attention_vision.report import html as page
+    from attention_vision.report import plots as figures
+    from attention_vision.report import tables
+
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = figures.draw(report)
+    texts = {
+        "txt": tables.text(report),
+        "csv": tables.comma_separated(report),
+        "md": tables.markdown(report),
+        "tex": tables.latex(report),
+        "html": page.page(report, drawn),
+    }
+    files = []
+    for ending, content in texts.items():
+        files.append(folder / f"report.{ending}")
+        files[-1].write_text(content)
+    for name, figure in drawn.items():
+        files.append(folder / f"{name}.png")
+        figure.savefig(files[-1], dpi=200)
+    return files
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `study report` and returns its exit code: 0, or 1 for what cannot be read."""
+    parser = argparse.ArgumentParser(
+        prog="attention-vision study report",
+        description="Writes what a study has measured so far as text, CSV, Markdown, LaTeX and one "
+        "HTML page, and prints the text.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "study", type=Path, help="a study's folder, or a file such as experiments/results/NAME.json"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None,
+        help="where report.* go (default: the study's folder; runs/reports/NAME for a file)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", nargs="?", const="attention-vision", default=None,
+        help="log tables, figures and page to W&B, as a run in the study's group (of the project "
+        "attention-vision)",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    try:
+        report = Report.of(read_study(options.study))
+        is_folder = options.study.is_dir()
+        folder = options.out or (
+            options.study if is_folder else Path("runs/reports", report.study.name)
+        )
+        files = write(report, folder)
+        print((folder / "report.txt").read_text(), end="")
+        print(f"\nwritten: {', '.join(str(file) for file in files)}")
+        if options.wandb:
+            from attention_vision.cli.wandb_report import log
+
+            run = log(report, folder, options.wandb)
+            print(f"W&B: {run}")
+    except InputError as error:
+        print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

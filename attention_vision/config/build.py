@@ -1,0 +1,87 @@
+"""The one place where a config becomes objects."""
+
+from argparse import ArgumentError
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser as PlainParser
+
+from attention_vision.config.messages import explain
+from attention_vision.config.moved_paths import with_current_paths
+from attention_vision.config.parser import ArgumentParser, input_error
+from attention_vision.errors import ConfigError, InputError
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a key of a config builds.
+
+    Args:
+        kind: the class, or the base of those that may be named.
+        chosen: whether the config names the class by `class_path`.
+    """
+
+    kind: type
+    chosen: bool = True
+
+
+@dataclass(frozen=True)
+class Link:
+    """A number that one object gives to the constructor of another.
+
+    Args:
+        source: dotted path of the attribute, such as `data.num_classes`.
+        target: dotted path of the argument.
+    """
+
+    source: str
+    target: str
+
+
+def add_nodes(parser: PlainParser, nodes: Mapping[str, Node], links: Iterable[Link] = ()) -> None:
+    """Adds the arguments of what is built to a parser, and the links between them."""
+    for key, node in nodes.items():
+        if node.chosen:
+            parser.add_subclass_arguments(node.kind, key, fail_untyped=False, required=True)
+        else:
+            parser.add_class_arguments(node.kind, key, fail_untyped=False)
+    for link in links:
+        parser.link_arguments(link.source, link.target, apply_on="instantiate")
+
+
+def instantiate(parser: PlainParser, config: Any) -> Any:
+    """Builds what a parsed config describes.
+
+    Raises:
+        InputError: what a constructor refuses.
+    """
+    try:
+        return parser.instantiate(config)
+    except (TypeError, ValueError) as error:
+        raise input_error(error) or InputError(" ".join(str(error).split())) from error
+
+
+def build(
+    config: Mapping[str, Any], nodes: Mapping[str, Node], links: Iterable[Link] = ()
+) -> dict[str, Any]:
+    """Builds the keys `nodes` of a config that was read from a file.
+
+    The random state of the caller stays as it is.
+
+    Raises:
+        ConfigError: the config does not parse.
+        InputError: what a constructor refuses.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    add_nodes(parser, nodes, links)
+    given = with_current_paths({key: config[key] for key in nodes})
+    with torch.random.fork_rng(devices=[]):  # building draws weights
+        try:
+            parsed = parser.parse_object(given)
+        except ArgumentError as error:
+            roots = {key: node.kind for key, node in nodes.items()}
+            raise ConfigError(explain(error, parser, roots)) from error
+        built = instantiate(parser, parsed)
+    return {key: built[key] for key in nodes}

@@ -1,0 +1,250 @@
+"""Mistakes in a config file or a flag, each told in one line that names the nearest right key.
+
+jsonargparse reports one `ArgumentError` whose text nests a line per level (key, class, key, ...),
+with every failed branch of a union. `explain` reads three things from it: the key path, the class
+that owns the last key, and the cause.
+"""
+
+import inspect
+import re
+import typing
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+
+from jsonargparse import ArgumentParser
+
+SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")  # what a node that chooses a class may hold
+
+
+def explain(error: ArgumentError, parser: ArgumentParser, roots: dict[str, type]) -> str:
+    """One line for a parse error.
+
+    Args:
+        error: what `parser.parse_args` raised under `exit_on_error=False`.
+        parser: the parser, for its known keys.
+        roots: the class behind `model`, `data` and `trainer`, for the classes that a key accepts.
+    """
+    text = str(error)
+    path = key_path(text)
+    return (
+        unknown_flag(text, parser)
+        or unknown_key(text, parser)
+        or wrong_contract(text, path)
+        or missing(text)
+        or unknown_class(text, path, roots)
+        or key_without_class(text, path)
+        or wrong_value(text, path)
+        or " ".join(text.split())
+    )
+
+
+def unknown_flag(text: str, parser: ArgumentParser) -> str | None:
+    if not (found := re.match(r"unrecognized arguments: (.*)", text)):
+        return None
+    word = found[1].split()[0]
+    if not word.startswith("--"):
+        return f"unexpected '{word}': options are --dotted.key VALUE"
+    return wrong_key(word[2:].partition("=")[0], known_keys(parser), flag="--")
+
+
+def unknown_key(text: str, parser: ArgumentParser) -> str | None:
+    cause = r"(?:Group '(?P<group>.+?)' does not accept option|Option) '(?P<key>.+?)'"
+    if found := re.search(cause + "(?: is not accepted)?", text):
+        key = f"{found['group']}.{found['key']}" if found["group"] else found["key"]
+        owner = owner_class(text, found.start(), found.end())
+        if owner is None:
+            return wrong_key(key, known_keys(parser))
+        known = [*class_keys(owner), *SPEC_KEYS]
+        return wrong_key(key, known, prefix=key_path(text[: found.start()]))
+    if found := re.search(r"Not a valid subclass of \w+\. Got value: (\{.*\})", text):
+        path = key_path(text[: found.start()])
+        keys = [key for key in re.findall(r"[{,] ?'(\w+)':", found[1]) if key not in SPEC_KEYS]
+        if "'class_path'" in found[1] and keys:
+            return f"{path}.{keys[0]} stands beside class_path: move it under init_args"
+        return wrong_key((keys or ["class_path"])[0], SPEC_KEYS, prefix=path)
+    return None
+
+
+def missing(text: str) -> str | None:
+    if found := re.search(r"File does not exist: '(.+?)'", text):
+        return f"no such file: {found[1]}"
+    if found := re.search(r"arguments are required: (.+?)(?:\. Got value|$)", text, re.M):
+        path = key_path(text[: found.start()])
+        keys = ", ".join(f"{path}.{key}" if path else key for key in found[1].split(", "))
+        return f"missing: {keys}; give it in a -c FILE or as a flag"
+    return None
+
+
+def wrong_contract(text: str, path: str) -> str | None:
+    """A token attention in the slot of a feature attention: its `heads` would be missing."""
+    slot = r"Callable\[\[int\], torch\.nn\.modules\.module\.Module\]"
+    cause = r" expects .* are required: heads\. Got value: Namespace\(class_path='(.+?)'"
+    found = re.search(slot + cause, text)
+    owners = re.findall(r"Problem with given class_path '(.+?)'", text)
+    if not found or not owners:
+        return None
+    given, owner = (name.rpartition(".")[2] for name in (found[1], owners[-1]))
+    return (
+        f"{path}: {given} is a token attention (width, heads); {owner} takes a feature attention"
+        " (channels)"
+    )
+
+
+def key_without_class(text: str, path: str) -> str | None:
+    """A key of a class that no file chose, such as that of a logger."""
+    found = re.search(r"Given value: NestedArg\(key='(.+?)'", text)
+    if not found or "is abstract" not in text:
+        return None
+    key = found[1].removeprefix("init_args.")
+    first = f"choose a class by --{path}.class_path first"
+    if path == "trainer.logger":
+        first = "add -c experiments/profiles/wandb.yaml, which chooses one"
+    return f"{path}.{key}: no class is chosen for {path}; {first}"
+
+
+def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
+    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
+        known = choices(accepted_classes(text, path, roots))
+        return f"{path}: {found[1]} is no {found[2]}; {known}"
+    found = re.search(r"Expected a dot import path string: (\S+)", text) or re.search(
+        r"Problem with given class_path '(\S+)':\s+(?:module .* has no|No module named)", text
+    )
+    found = found or re.search(
+        r"callable class: (?:module .* has no|No module named).*class_path='(\S+?)'", text
+    )
+    if not found:
+        return None
+    classes = accepted_classes(text, path, roots)
+    near = nearest(found[1].rpartition(".")[2], classes)
+    number = re.search(r"Expected a <class '(int|float)'>", text)
+    if number and not near and not re.search(r"Given value: \W*class_path", text):
+        return (
+            None  # a word where a number was meant, in a key that takes either a number or a class
+        )
+    hint = f"did you mean {near}?" if near else choices(classes)
+    return f"{path}: there is no class {found[1]}; {hint}"
+
+
+def wrong_value(text: str, path: str) -> str | None:
+    """Names the types or choices that a key takes, and the nearest choice to what was given."""
+    cause = text[text.rfind('Parser key "') :]
+    union = re.search(r"^( *)Errors:\n((?:\1  .*\n)+)", cause, re.M)
+    branches = union[2] if union else cause
+    kinds = re.findall(r"Expected an? (?!path |dot )(.+?)(?:\. Got value.*)?$", branches, re.M)
+    given = re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value.*)?$", cause, re.M)
+    if not kinds or not given:
+        return None
+    kinds = kinds if union else kinds[:1]
+    literals = re.findall(r"'(.+?)'", " ".join(kind for kind in kinds if "Literal" in kind))
+    types = [kind for kind in kinds if "Literal" not in kind]
+    types = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind) for kind in types]
+    value = re.sub(r"NestedArg\(.*val='?(.*?)'?\)", r"\1", given[1])
+    near = nearest(value, literals)
+    hint = f"; did you mean {near}?" if near else ""
+    words = ["null" if word == "NoneType" else word for word in types + literals]
+    return f"{path}: expected {either(dict.fromkeys(words))}, got '{value}'{hint}"
+
+
+def known_keys(parser: ArgumentParser) -> list[str]:
+    """Every dotted key of the parser itself; those inside a chosen class belong to that class."""
+    return [
+        action.dest for action in parser._actions if action.dest not in ("==SUPPRESS==", "help")
+    ]
+
+
+def class_keys(owner: type) -> list[str]:
+    """The arguments of a class, and the fields of those that are dataclasses."""
+    keys = list(inspect.signature(owner).parameters)
+    hints = typing.get_type_hints(owner.__init__)
+    for key in keys[:]:
+        for part in filter(is_dataclass, classes_in(hints.get(key))):
+            keys += [f"{key}.{field.name}" for field in fields(part)]
+    return keys
+
+
+def key_path(text: str) -> str:
+    """The dotted key that a nested message leads to, `init_args` left out."""
+    return ".".join(re.findall(r'Parser key "(.+?)"', text))
+
+
+def owner_class(text: str, start: int, end: int) -> type | None:
+    """The class whose argument is wrong at text[start:end]; None at the top level.
+
+    A factory names its class after the cause (". Got value: Namespace(class_path=..."), a plain
+    class before it.
+    """
+    after = re.match(r"\. Got value: Namespace\(class_path='(.+?)'", text[end:])
+    before = re.findall(r"Problem with given class_path '(.+?)'", text[:start])
+    return import_class(after[1] if after else before[-1]) if after or before else None
+
+
+def import_class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    return getattr(__import__(module, fromlist=[name]), name)
+
+
+def accepted_classes(text: str, path: str, roots: dict[str, type]) -> list[str]:
+    """Names of the imported classes that the key accepts, those of this package first."""
+    if path in roots:
+        bases = {roots[path]}
+    else:
+        above = re.findall(r"Problem with given class_path '([\w.]+)':\s+Parser key", text)
+        owner = import_class(above[-1]) if above else roots.get(path.partition(".")[0], object)
+        hints = typing.get_type_hints(owner.__init__)
+        bases = classes_in(hints.get(path.rpartition(".")[2]))
+    found = [cls for base in bases for cls in subclasses(base) if not cls.__name__.startswith("_")]
+    found.sort(key=lambda cls: (not cls.__module__.startswith("attention_vision"), cls.__name__))
+    return list(dict.fromkeys(cls.__name__ for cls in found))
+
+
+def classes_in(hint: object) -> set[type]:
+    """The classes that a type hint accepts; of a factory, what it returns."""
+    parts = typing.get_args(hint)
+    if not parts:
+        return {hint} - {bool, int, float, str, type(None)} if isinstance(hint, type) else set()
+    if typing.get_origin(hint) is Callable:
+        parts = parts[-1:]
+    return set().union(*map(classes_in, parts))
+
+
+def subclasses(base: type) -> set[type]:
+    """All classes below `base`; `base` itself where there is none."""
+    below = set(type.__subclasses__(base))
+    return below.union(*map(subclasses, below)) or {base}
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The most similar of the known names, case ignored; None where nothing is near."""
+    lower = {name.lower(): name for name in reversed(list(known))}
+    near = get_close_matches(given.lower(), lower, n=1)
+    return lower[near[0]] if near else None
+
+
+def either(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def choices(known: Iterable[str]) -> str:
+    known = list(known)
+    more = ", ..." if len(known) > 12 else ""
+    return f"known: {', '.join(known[:12])}{more}" if known else "see --help"
+
+
+def wrong_key(given: str, known: Iterable[str], prefix: str = "", flag: str = "") -> str:
+    """Names the key, and the known key nearest to the first part of it that is unknown."""
+    parts, known = given.split("."), list(known)
+    for depth, part in enumerate(parts):
+        above = "".join(f"{name}." for name in parts[:depth])
+        level = {key[len(above) :].partition(".")[0] for key in known if key.startswith(above)}
+        if part not in level:
+            break
+    if near := nearest(part, sorted(level)):
+        right = above + ".".join([near, *parts[depth + 1 :]])
+    else:  # perhaps the right name at the wrong level: `max_epochs` for `trainer.max_epochs`
+        right = next((key for key in known if key.rpartition(".")[2] == parts[-1]), None)
+    start = f"{flag}{prefix}." if prefix else flag
+    hint = f"did you mean {start}{right}?" if right else choices(sorted(level))
+    return f"there is no key {start}{given}; {hint}"

@@ -1,0 +1,59 @@
+"""Class paths that moved, so that the configs of old runs still name classes that exist."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Old path -> new path: of a module with all of its classes, or of one class. A row stays for two
+# minor versions at least, see CHANGELOG.md.
+MOVED_PATHS = {  # below attention_vision; moved in 0.2
+    "callbacks.StepLog": "training.logging.StepLog",
+    "callbacks.StepSeed": "training.steps.StepSeed",
+    "classification.map_transfer": "classification.attention_transfer",
+    "detection.figures": "detection.panel",
+    "generation.data.CIFAR10Images": "generation.gan.data.CIFAR10Images",
+    "generation.data.DigitImages": "generation.gan.data.DigitImages",
+    "generation.data.FolderImages": "generation.gan.data.FolderImages",
+    "generation.data.LabelledImages": "generation.gan.data.LabelledImages",
+    "generation.degradations": "generation.image_to_image.degradations",
+    "generation.degraded": "generation.image_to_image.restoration_data",
+    "generation.diff_augment": "generation.gan.diff_augment",
+    "generation.figures": "generation.gan.figures",
+    "generation.image_to_image": "generation.image_to_image.module",
+    "generation.masks": "generation.image_to_image.segmentation_data",
+    "generation.module.MomentumFreeAdam": "generation.gan.module.MomentumFreeAdam",
+    "generation.module.SAGAN": "generation.gan.module.SAGAN",
+    "generation.pair_figures": "generation.image_to_image.figures",
+    "generation.pair_folders": "generation.image_to_image.mask_folders",
+    "generation.pair_predictions": "generation.image_to_image.predictions",
+    "generation.sagan": "generation.gan.sagan",
+    "generation.scores": "generation.gan.scores",
+    "generation.unet": "generation.image_to_image.unet",
+    "generation.volumes": "generation.image_to_image.volumes",
+    "metrics_csv": "training.metrics_csv",
+    "optim": "training.optim",
+    "progress": "training.progress",
+    "progressive": "classification.progressive",
+    "wandb_logger": "training.wandb_logger",
+}
+
+
+def current_path(path: str) -> str:
+    """Returns a class path as it reads today; what did not move is returned as it is."""
+    package, _, inside = path.partition(".")
+    if package != "attention_vision":
+        return path
+    module, _, name = inside.rpartition(".")
+    if module in MOVED_PATHS:
+        inside = f"{MOVED_PATHS[module]}.{name}"
+    return f"{package}.{MOVED_PATHS.get(inside, inside)}"
+
+
+def with_current_paths(config: Any) -> Any:
+    """Copies a config with every class path in it as it reads today."""
+    if isinstance(config, str):
+        return current_path(config)
+    if isinstance(config, Mapping):
+        return {key: with_current_paths(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [with_current_paths(value) for value in config]
+    return config

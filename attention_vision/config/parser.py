@@ -1,0 +1,161 @@
+"""Config files and flags: how they are read, parsed and saved."""
+
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+
+from attention_vision.config.messages import explain
+from attention_vision.config.moved_paths import with_current_paths
+from attention_vision.errors import ConfigError, InputError
+
+MODE = "yaml, current class paths"
+dumping = ContextVar("dumping", default=False)
+
+
+def load(text: str) -> Any:
+    """Reads YAML as jsonargparse does, with every class path in it as it reads today."""
+    return with_current_paths(get_loader("yaml")(text))
+
+
+set_loader(MODE, load, exceptions=(yaml.YAMLError,))
+
+
+class ArgumentParser(LightningArgumentParser):
+    """A class that the user names starts from its own defaults, not from those of another one.
+
+    jsonargparse fills in the arguments of a default class before it merges what is given, and what
+    the named class accepts of them stays: SGD in the place of AdamW would decay weights by 0.01.
+    Here a default class is bare until then. The parser of each class inside is one of these too.
+
+    Class paths of older versions are read as those of today, see `moved_paths`.
+    """
+
+    def __init__(self, *arguments: Any, parser_mode: str = MODE, **options: Any):
+        super().__init__(*arguments, parser_mode=parser_mode, **options)
+
+    def get_defaults(self, skip_validation: bool = False) -> Namespace:
+        defaults = super().get_defaults(skip_validation)
+        for action in self._actions:
+            bare = isinstance(action.default, dict) and action.default.keys() == {"class_path"}
+            if bare and action.dest in defaults and not dumping.get():
+                defaults[action.dest] = Namespace(action.default)
+        return defaults
+
+    def parse_object(
+        self,
+        obj: Namespace | dict[str, Any],
+        namespace: Namespace | None = None,
+        env: bool | None = None,
+        defaults: bool = True,
+    ) -> Namespace:
+        # The parser of an inner class fills in defaults when it has merged the namespace, but not
+        # yet `obj`: what was given has to stand in both.
+        if defaults and isinstance(obj, Namespace):
+            namespace = namespace.clone() if namespace else Namespace()
+            namespace.update(obj.clone())
+        return super().parse_object(obj, namespace, env, defaults)
+
+    def dump(self, *arguments: Any, **options: Any) -> str:
+        token = dumping.set(True)  # `skip_default` compares with defaults that are filled in
+        try:
+            return super().dump(*arguments, **options)
+        finally:
+            dumping.reset(token)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes RUN/config.yaml when training starts, and gives the config to the loggers."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        config = self.config.clone()
+        for key in ("config", "ckpt_path"):  # of this call, not of the run
+            config.pop(key, None)
+        text = self.parser.dump(config, skip_unset=False, skip_link_targets=False)
+        plain = yaml.safe_load(text)
+        # The dump drops what is linked into a model that is chosen by class_path.
+        arguments = plain["model"].get("init_args") or plain["model"]
+        for name, network in pl_module.named_children():
+            if name in arguments and hasattr(network, "num_classes"):
+                arguments[name]["init_args"].setdefault("num_classes", network.num_classes)
+        if plain != yaml.safe_load(text):
+            header = [line for line in text.splitlines() if line.startswith("#")]
+            text = "\n".join([*header, yaml.safe_dump(plain, sort_keys=False)])
+        Path(config.run, "config.yaml").write_text(text)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(plain)
+
+
+def parse_words(parser: ArgumentParser, words: list[str], roots: dict[str, type]) -> Namespace:
+    """Parses the words of a command line.
+
+    Args:
+        roots: the class behind `model`, `data` and `trainer`, see `messages.explain`.
+
+    Raises:
+        ConfigError: they do not parse.
+    """
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        raise ConfigError(explain(error, parser, roots)) from error
+
+
+def expand_short_flag(word: str) -> str:
+    """Expands `--weights`, short for `--model.weights` of whichever model."""
+    return word.replace("--", "--model.", 1) if word.partition("=")[0] == "--weights" else word
+
+
+def input_error(error: BaseException | None) -> InputError | None:
+    """The InputError that jsonargparse wrapped, with others, into one of its own."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__
+    return error
+
+
+def kept_arguments(sources: Iterable[dict], config: dict) -> list[str]:
+    """One line per class that a later source changed and that keeps arguments of the earlier one.
+
+    jsonargparse merges: what both classes accept stays, which is right for a learning rate and may
+    surprise for a `reduction`.
+
+    Args:
+        sources: files and flags in their order, a flag as {dotted key: value}.
+        config: what they were parsed to.
+    """
+    seen: dict[str, tuple[str, dict]] = {}
+    changed: dict[str, tuple[str, dict]] = {}
+    for source in sources:
+        for key, name, given in chosen_classes(source):
+            before, old = seen.get(key, (name, {}))
+            if name != before:
+                changed[key] = before, {k: v for k, v in old.items() if k not in given}
+            seen[key] = name, old | given
+    lines = []
+    for key, name, final in chosen_classes(config):
+        before, old = changed.get(key, (name, {}))
+        kept = [f"{k} {v}" for k, v in old.items() if k in final and final[k] == v]
+        if name != before and kept:
+            lines.append(f"{key}: {name} keeps {', '.join(kept)}, given for {before}")
+    return lines
+
+
+def chosen_classes(config: dict, above: str = "") -> Iterator[tuple[str, str, dict]]:
+    """(key without init_args, name of the class, its init_args) wherever a class may be named."""
+    for key, value in config.items():
+        parts = [part for part in key.split(".") if part not in ("init_args", "class_path")]
+        path = ".".join([*above.split("."), *parts] if above else parts)
+        if isinstance(value, str):
+            yield path, value.rpartition(".")[2], {}
+        elif isinstance(value, dict):
+            arguments = value.get("init_args") or {}
+            if isinstance(value.get("class_path"), str):
+                yield path, value["class_path"].rpartition(".")[2], arguments
+                value = {"init_args": arguments}
+            yield from chosen_classes(value, path)

@@ -1,0 +1,300 @@
+"""Labelled images for GANs, and the noise that validation and predict draw from."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchvision.transforms import v2
+
+from attention_vision.data.digits import CLASS_NAMES, single_digits
+from attention_vision.data.image_files import EXTENSIONS
+from attention_vision.data.loading import EpochSampler, random_stream, replicas, train_loader
+from attention_vision.data.torchvision_sets import CIFAR10_NAMES, published
+from attention_vision.errors import InputError
+from attention_vision.generation.data import GenerationData
+from attention_vision.generation.gan.sources import Files, InMemory, Source
+from attention_vision.training.steps import mix
+
+
+class LabelledImages(GenerationData):
+    """Base of a GAN's data: images with labels to train on. A subclass gives `source`.
+
+    Validation and test measure images that are generated: their batches, and those of predict, are
+    (indices (B,) int64, labels (B,) int64) of the images to draw, as many as the module's `samples`
+    says, the classes in turn.
+
+    Args:
+        flip: probability that a training image is mirrored.
+        balanced: train on all classes equally often, however many images they have.
+        count: images that predict draws into files of their own.
+        size, batch_size, num_workers, seed: see `GenerationData`. A module that takes several
+            batches per step, its `batches_per_step`, gets them as one.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        flip: float,
+        balanced: bool,
+        batch_size: int,
+        num_workers: int,
+        seed: int | None,
+        count: int,
+    ):
+        super().__init__(size, batch_size, num_workers, seed)
+        if not 0 <= flip <= 1:
+            raise InputError(f"data.flip {flip} is no probability")
+        if count < 1:
+            raise InputError(f"data.count {count} is not positive")
+        self.flip, self.balanced, self.count = flip, balanced, count
+
+    def source(self) -> Source:
+        """The images to train on. Raises InputError when they are missing or wrong."""
+        raise NotImplementedError
+
+    def dataset(self, split: str, seed: int) -> Dataset:
+        """The images of "train"; there are no others, but see `val_dataloader`."""
+        return Flipped(self.source(), self.flip, seed)
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.train_images = self.dataset("train", self.order_seed)
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        images, count = self.train_images, replicas(self.trainer)
+        kind = BalancedSampler if self.balanced and self.num_classes else EpochSampler
+        sampler = kind(images, *count, seed=self.order_seed)
+        loading = self._loading()
+        loading["batch_size"] *= getattr(self._module, "batches_per_step", 1)
+        return train_loader(self.trainer, sampler, loading)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._drawing(getattr(self._module, "samples", self.count))
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._drawing(self.count)
+
+    @property
+    def _module(self) -> Any:
+        return None if self.trainer is None else self.trainer.lightning_module
+
+    def _drawing(self, count: int) -> DataLoader:
+        drawn, (processes, rank) = Drawn(count, max(1, self.num_classes)), replicas(self.trainer)
+        if count < processes:
+            raise InputError(
+                f"{count} images to draw cannot be divided among {processes} processes: lower"
+                " trainer.devices"
+            )
+        batch_size = min(self.batch_size, -(-count // processes))
+        sampler = BatchesInTurn(drawn, processes, rank, batch_size)
+        return DataLoader(drawn, batch_size=batch_size, sampler=sampler)
+
+
+class Flipped(Dataset):
+    """(image (3, H, W) float in -1..1, label), for training mirrored by chance.
+
+    An image draws from a stream of its own, see `random_stream`; an index without its epoch is that
+    of an image as it is.
+    """
+
+    def __init__(self, source: Source, flip: float, seed: int):
+        self.source, self.flip, self.seed = source, flip, seed
+        self.targets = source.targets
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key if isinstance(key, tuple) else (None, key)
+        image, label = self.source[index]
+        if self.flip and epoch is not None:
+            with random_stream(self.seed, epoch, index):
+                image = (
+                    v2.functional.horizontal_flip(image) if torch.rand(()) < self.flip else image
+                )
+        return image.float() / 127.5 - 1, int(label)
+
+
+class Drawn(Dataset):
+    """(index, label) of images to draw; the classes come in turn, so each equally often."""
+
+    def __init__(self, count: int, num_classes: int):
+        self.count, self.num_classes = count, num_classes
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return index, index % self.num_classes
+
+
+class BatchesInTurn(UnrepeatedDistributedSampler):
+    """Whole batches go to the processes in turn: each holds the same images at any number of them.
+
+    Convolutions round differently in batches of different sizes. A DistributedSampler, so that
+    Lightning leaves it alone.
+    """
+
+    def __init__(self, images: Dataset, processes: int, rank: int, batch_size: int):
+        super().__init__(images, processes, rank, shuffle=False)
+        batches = torch.arange(len(images)).split(batch_size)
+        self.mine = torch.cat(batches[rank::processes]).tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.mine)
+
+    def __len__(self) -> int:
+        return len(self.mine)
+
+
+class BalancedSampler(EpochSampler):
+    """Epochs as long as ever in which all classes come equally often, and in every batch.
+
+    An image of a small class comes several times, and one of a large class not in every epoch.
+    """
+
+    def order(self) -> list[int]:
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        labels = torch.as_tensor(self.dataset.targets)
+        rounds = []
+        for label in labels.unique():
+            members = (labels == label).nonzero()[:, 0]
+            rounds.append(self._drawn(members, generator))
+        columns = torch.stack(rounds, 1)  # one image of each class a row
+        mixed = torch.rand(columns.shape, generator=generator).argsort(1)
+        order = columns.gather(1, mixed).flatten()[: self.total_size]
+        return order[self.rank :: self.num_replicas].tolist()
+
+    def _drawn(self, members: Tensor, generator: torch.Generator) -> Tensor:
+        """As many of a class as an epoch needs: all of them once, shuffled, before any twice."""
+        wanted = -(-self.total_size // self.num_classes)
+        passes = range(-(-wanted // len(members)))
+        shuffled = [members[torch.randperm(len(members), generator=generator)] for _ in passes]
+        return torch.cat(shuffled)[:wanted]
+
+    @cached_property
+    def num_classes(self) -> int:
+        return len(set(self.dataset.targets))
+
+
+class DigitImages(LabelledImages):
+    """The 8x8 digits of scikit-learn, upscaled; the 1,442 that are not held out, see `digits`.
+
+    Args:
+        size, flip, balanced, batch_size, num_workers, seed, count: see `LabelledImages`. A flip
+            would make other digits.
+    """
+
+    class_names = CLASS_NAMES
+
+    def __init__(
+        self,
+        size: int = 16,
+        flip: float = 0.0,
+        balanced: bool = False,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
+        count: int = 100,
+    ):
+        super().__init__(size, flip, balanced, batch_size, num_workers, seed, count)
+
+    def source(self) -> Source:
+        images, labels = single_digits("train", self.size)
+        return InMemory((images * 255).round().byte().expand(-1, 3, -1, -1), labels.tolist())
+
+
+class CIFAR10Images(LabelledImages):
+    """CIFAR-10's 50,000 training images of 32x32 pixels.
+
+    Args:
+        root: folder of the data, as torchvision lays it out.
+        download: fetch the data into `root` first.
+        flip, balanced, batch_size, num_workers, seed, count: see `LabelledImages`.
+    """
+
+    class_names = CIFAR10_NAMES
+
+    def __init__(
+        self,
+        root: str,
+        download: bool = False,
+        flip: float = 0.5,
+        balanced: bool = False,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        seed: int | None = None,
+        count: int = 100,
+    ):
+        super().__init__(32, flip, balanced, batch_size, num_workers, seed, count)
+        self.root, self.download = root, download
+
+    def prepare_data(self) -> None:
+        if self.download:
+            published(torchvision.datasets.CIFAR10, self.root, "train", download=True)
+
+    def source(self) -> Source:
+        return InMemory(*published(torchvision.datasets.CIFAR10, self.root, "train"))
+
+
+class FolderImages(LabelledImages):
+    """ROOT/CLASS/*.jpg, or ROOT/train/CLASS/*.jpg where there is ROOT/train.
+
+    The middle square of each image, resized; grey, palette and transparent images become RGB.
+    Images beside class folders are not read; a folder of images alone has no classes: the networks
+    are unconditional.
+
+    Args:
+        root: the folder.
+        size, flip, balanced, batch_size, num_workers, seed, count: see `LabelledImages`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int = 128,
+        flip: float = 0.5,
+        balanced: bool = False,
+        batch_size: int = 64,
+        num_workers: int = 4,
+        seed: int | None = None,
+        count: int = 100,
+    ):
+        super().__init__(size, flip, balanced, batch_size, num_workers, seed, count)
+        self.root = root
+
+    @property
+    def folder(self) -> Path:
+        train = Path(self.root) / "train"
+        return train if train.is_dir() else Path(self.root)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Read when first asked for: a missing root is no error of the configuration."""
+        if not self.folder.is_dir():
+            raise InputError(
+                f"no folder {self.root}: set data.root to one that holds CLASS/*.jpg, or *.jpg"
+                " without classes"
+            )
+        return tuple(sorted(path.name for path in self.folder.iterdir() if path.is_dir()))
+
+    def source(self) -> Source:
+        folders = [self.folder / name for name in self.class_names] or [self.folder]
+        files = [
+            (str(path), label)
+            for label, folder in enumerate(folders)
+            for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in EXTENSIONS
+        ]
+        if missing := set(range(len(folders))) - {label for _, label in files}:
+            raise InputError(
+                f"no images in {folders[min(missing)]}: looked for {', '.join(EXTENSIONS)}"
+            )
+        return Files(files, self.size)

@@ -1,0 +1,359 @@
+"""Training of SAGAN: hinge loss, TTUR or several D steps, spectral norm, EMA of the generator."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from itertools import chain
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import ConstantLR
+
+from attention_vision.errors import InputError
+from attention_vision.generation.data import Batch, GenerationData
+from attention_vision.generation.gan.diff_augment import DiffAugment, Part
+from attention_vision.generation.gan.figures import SampleGrid
+from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
+from attention_vision.generation.gan.predictions import GeneratedImages
+from attention_vision.generation.gan.sagan import Discriminator, Generator
+from attention_vision.generation.gan.scores import Evaluator, InceptionEvaluator
+from attention_vision.generation.gan.spectral_norm import (
+    add_spectral_norm,
+    frozen_spectral_norm,
+    spectral_norms,
+)
+from attention_vision.generation.module import GenerationModule
+from attention_vision.training.logging import log_now
+from attention_vision.training.optim import configure
+from attention_vision.training.steps import mix, step_number
+
+
+class MomentumFreeAdam(Adam):
+    """Adam with the moments of SAGAN's paper, betas (0, 0.9); its released code has (0, 0.999)."""
+
+    def __init__(
+        self,
+        params: Iterator[nn.Parameter],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.0, 0.9),
+        eps: float = 1e-8,
+        fused: bool | None = None,
+    ):
+        super().__init__(params, lr, tuple(betas), eps, fused=fused)
+
+
+class SAGAN(GenerationModule):
+    """Trains a generator against a discriminator on the hinge loss.
+
+    One batch of the loop is one step of the generator, before which the discriminator takes
+    `discriminator_steps`: the data hands over the images of all of them. So everything that counts
+    batches or steps (`max_steps`, `val_check_interval`, checkpoints, logs, schedules) counts steps
+    of the generator, as does the buffer `generator_steps`.
+
+    `average`, the moving average of the generator, is what is validated, shown and predicted with:
+    a plain `Generator` whose weights are averages of the normalised ones.
+
+    Args:
+        generator, discriminator: of the same size and classes.
+        generator_optimizer, discriminator_optimizer: by default the paper's two time scales, 1e-4
+            and 4e-4, one step each.
+        schedule: of both learning rates; each schedule moves once per step of the generator.
+        discriminator_steps: per step of the generator, n_dis.
+        spectral_norm_generator, spectral_norm_discriminator: put it on all layers of the network.
+        spectral_norm_eps: see `add_spectral_norm`.
+        ema_decay: of the average; with 0 it is the generator itself.
+        ema_start: step of the generator until which the average is the generator itself.
+        accumulate: batches whose gradients are averaged for one step of either network.
+        clip: largest norm of either network's gradients, 0 for none.
+        augment: parts of DiffAugment, applied to real and generated images alike.
+        scorer: measures `val/score`. None (null) is `InceptionEvaluator()`, whose weights are
+            downloaded where they are missing; `Unscored` trains without a score.
+        attention_points: (x, y) in 0..1 of the image: where the attention pictures look from.
+
+    Raises:
+        InputError: a number that is out of its range, or networks that do not fit.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        discriminator: Discriminator,
+        generator_optimizer: OptimizerCallable = lambda parameters: MomentumFreeAdam(
+            parameters, lr=1e-4
+        ),
+        discriminator_optimizer: OptimizerCallable = lambda parameters: MomentumFreeAdam(
+            parameters, lr=4e-4
+        ),
+        schedule: LRSchedulerCallable = lambda optimizer: ConstantLR(optimizer, factor=1.0),
+        discriminator_steps: int = 1,
+        spectral_norm_generator: bool = True,
+        spectral_norm_discriminator: bool = True,
+        spectral_norm_eps: float = 1e-12,
+        ema_decay: float = 0.999,
+        ema_start: int = 0,
+        accumulate: int = 1,
+        clip: float = 0.0,
+        augment: Sequence[Part] = (),
+        scorer: Evaluator | None = None,
+        attention_points: Sequence[tuple[float, float]] = ((0.5, 0.5), (0.5, 0.25), (0.25, 0.5)),
+    ):
+        super().__init__()
+        for name, value in (
+            ("discriminator_steps", discriminator_steps),
+            ("accumulate", accumulate),
+        ):
+            if value < 1:
+                raise InputError(f"model.{name} {value} is not positive")
+        for name, value in (("clip", clip), ("ema_start", ema_start)):
+            if value < 0:
+                raise InputError(f"model.{name} {value} is negative")
+        if not 0 <= ema_decay < 1:
+            raise InputError(f"model.ema_decay {ema_decay} is not in 0..1, 1 excluded")
+        if not all(0 <= place <= 1 for point in attention_points for place in point):
+            raise InputError("model.attention_points: x and y are shares of the image, in 0..1")
+        if generator.size != discriminator.size:
+            raise InputError(
+                f"the generator's size {generator.size} is not the discriminator's"
+                f" {discriminator.size}"
+            )
+        self.automatic_optimization = False
+        self.generator, self.discriminator = generator, discriminator
+        self.average = deepcopy(generator).requires_grad_(False)
+        if spectral_norm_generator:
+            add_spectral_norm(generator, spectral_norm_eps)
+        if spectral_norm_discriminator:
+            add_spectral_norm(discriminator, spectral_norm_eps)
+        self._average_generator(0.0)
+        self.generator_optimizer = generator_optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+        self.schedule = schedule
+        self.discriminator_steps, self.accumulate, self.clip = discriminator_steps, accumulate, clip
+        self.ema_decay, self.ema_start = ema_decay, ema_start
+        self.augment = DiffAugment(augment)
+        self.scorers = (InceptionEvaluator() if scorer is None else scorer,)  # no part of the state
+        self.scored: GenerationData | None = None  # the data whose statistics the scorer holds
+        self.attention_points = attention_points
+        self.register_buffer("generator_steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def scorer(self) -> Evaluator:
+        return self.scorers[0]
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches of real images that a step takes; read by the data."""
+        return self.discriminator_steps * self.accumulate
+
+    @property
+    def samples(self) -> int:
+        """Images that a validation generates; read by the data."""
+        return self.scorer.samples
+
+    def networks(self) -> list[nn.Module]:
+        return [self.generator, self.discriminator]
+
+    def setup(self, stage: str) -> None:
+        """Raises InputError when networks and data disagree about classes or size."""
+        super().setup(stage)
+        data = self.trainer.datamodule
+        if isinstance(data, GenerationData) and data.size != self.generator.size:
+            raise InputError(
+                f"the networks make and judge images of {self.generator.size} pixels, data.size is"
+                f" {data.size}: set the size of model.generator and model.discriminator to it"
+            )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Raises InputError for what the trainer cannot do to two networks; asked before it is."""
+        if self.trainer.gradient_clip_val:
+            raise InputError("trainer.gradient_clip_val clips no GAN: set model.clip instead")
+        if self.trainer.accumulate_grad_batches != 1:
+            raise InputError(
+                "trainer.accumulate_grad_batches counts no GAN's batches: set model.accumulate"
+            )
+        return [*super().configure_callbacks(), SampleGrid(), GeneratedImages()]
+
+    def configure_optimizers(self) -> list[dict]:
+        pairs = (
+            configure(self, self.generator, self.generator_optimizer, self.schedule),
+            configure(self, self.discriminator, self.discriminator_optimizer, self.schedule),
+        )
+        # Without the rest, which tells Lightning when to move a schedule: `training_step` does it.
+        return [pair | {"lr_scheduler": pair["lr_scheduler"]["scheduler"]} for pair in pairs]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        images, labels = batch
+        batches = list(
+            zip(
+                images.chunk(self.batches_per_step),
+                labels.chunk(self.batches_per_step),
+                strict=True,
+            )
+        )
+        of_generator, of_discriminator = self.optimizers()
+        # Lightning's `global_step` counts the steps of every optimiser, but for these two hooks.
+        of_discriminator._on_before_step = of_discriminator._on_after_step = nothing
+        with self._without_reducer():
+            self.generator.requires_grad_(False)
+            for first in range(0, len(batches), self.accumulate):
+                real, fake, of_d = self._discriminator_losses(
+                    batches[first : first + self.accumulate]
+                )
+                self._step(of_discriminator, self.discriminator)
+            self.generator.requires_grad_(True)
+            self.discriminator.requires_grad_(False)
+            of_g = self._generator_losses(len(batches[0][0]))
+            self._step(of_generator, self.generator)
+            self.discriminator.requires_grad_(True)
+        for schedule in self.lr_schedulers():
+            schedule.step()
+        # Until the start, the average is the generator itself.
+        started = self.trainer.global_step > max(1, self.ema_start)
+        self._average_generator(self.ema_decay if started else 0.0)
+        self.generator_steps += 1
+        self._log_step(
+            {
+                "loss_discriminator": of_d,
+                "loss_generator": of_g,
+                "output_real": real,
+                "output_fake": fake,
+            }
+        )
+        return {"loss": of_g}
+
+    def _discriminator_losses(self, batches: list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds up D's gradients -> its mean outputs on real and generated images, and its loss."""
+        numbers = []
+        for images, labels in batches:
+            with torch.no_grad():
+                generated, wanted = self.generate(len(images))
+            with frozen_spectral_norm(self.discriminator):  # first: both passes share their σ
+                fake = self.discriminator(self.augment(generated), wanted).float()
+            real = self.discriminator(self.augment(images), labels).float()
+            loss = discriminator_loss(real, fake)
+            self.manual_backward(loss / len(batches))
+            numbers.append(torch.stack([real.mean(), fake.mean(), loss]).detach())
+        return torch.stack(numbers).mean(0).unbind()
+
+    def _generator_losses(self, count: int) -> Tensor:
+        """Adds up G's gradients over batches of `count` images -> its loss."""
+        losses = []
+        for _ in range(self.accumulate):
+            generated, wanted = self.generate(count)
+            with frozen_spectral_norm(self.discriminator):
+                loss = generator_loss(self.discriminator(self.augment(generated), wanted).float())
+            self.manual_backward(loss / self.accumulate)
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def generate(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images of random noise and classes, and the classes, from the generator in training."""
+        z = torch.randn(count, self.generator.latent, device=self.device)
+        classes = max(1, self.generator.num_classes)
+        labels = torch.randint(classes, (count,), device=self.device)
+        return self.generator(z, labels), labels
+
+    def _step(self, optimizer: Optimizer, network: nn.Module) -> None:
+        if self.trainer.world_size > 1:
+            gradients = [p.grad for p in network.parameters() if p.grad is not None]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            flat = self.trainer.strategy.reduce(flat, reduce_op="mean")
+            parts = flat.split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.clip:  # here, because 16-mixed has unscaled the gradients just before
+            groups = (group["params"] for group in optimizer.param_groups)
+            nn.utils.clip_grad_norm_(list(chain.from_iterable(groups)), self.clip)
+
+    def _without_reducer(self) -> AbstractContextManager:
+        """DDP awaits all gradients in each backward pass; `_step` averages those there are."""
+        model = self.trainer.strategy.model
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    @torch.no_grad()
+    def _average_generator(self, decay: float) -> None:
+        """average <- decay average + (1 - decay) generator, of weights as they are used."""
+        with frozen_spectral_norm(self.generator):
+            for name, old in chain(self.average.named_parameters(), self.average.named_buffers()):
+                layer, _, attribute = name.rpartition(".")
+                new = getattr(self.generator.get_submodule(layer), attribute)  # normalised
+                if decay and old.is_floating_point():
+                    old.lerp_(new, 1 - decay)
+                else:
+                    old.copy_(new)
+
+    def _log_step(self, numbers: dict[str, Tensor]) -> None:
+        self.log_dict({f"train/{name}": value for name, value in numbers.items()}, logger=False)
+        if (step_number(self.trainer) + 1) % self.trainer.log_every_n_steps:
+            return
+        row = {f"train/{name}": value.item() for name, value in numbers.items()}
+        for part, network in (("generator", self.generator), ("discriminator", self.discriminator)):
+            for name, sigma in spectral_norms(network).items():
+                row[f"train/spectral_norm_{part}/{name}"] = sigma
+            for name, gamma in gammas(network).items():
+                row[f"train/gamma_{part}/{name}"] = gamma
+        log_now(self.trainer, row)
+
+    def draw(self, indices: Tensor, labels: Tensor) -> Tensor:
+        """Images of the averaged generator, from `noise`."""
+        return self.average(self.noise(indices), labels)
+
+    def noise(self, indices: Tensor) -> Tensor:
+        """(n, latent) normal numbers, which follow from each index alone, in any run or process."""
+        rows = [torch.Generator().manual_seed(mix(index)) for index in indices.tolist()]
+        z = [torch.randn(self.average.latent, generator=row) for row in rows]
+        return torch.stack(z).to(self.device)
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin_scores()
+
+    def on_test_epoch_start(self) -> None:
+        self._begin_scores()
+
+    def _begin_scores(self) -> None:
+        if self.scored is not self.trainer.datamodule:
+            self.scored = self.trainer.datamodule
+            self.scorer.prepare(self.scored, self.device)
+        self.scorer.reset()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        indices, labels = batch
+        self.scorer.update(self.draw(indices, labels), labels, indices)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, split: str) -> None:
+        if self.trainer.sanity_checking or self.trainer.fast_dev_run:  # of too few images
+            return
+        for name, value in self.scorer.compute().items():  # of all processes
+            self.log(f"{split}/{name}", value, prog_bar=name == "score")
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.draw(*batch)
+
+
+def gammas(network: nn.Module) -> dict[str, float]:
+    """How much of each attention layer is added, by the layer's name; 0 at the start."""
+    return {
+        name.removesuffix(".gamma"): gamma.item()
+        for name, gamma in network.named_parameters()
+        if name.endswith(".gamma")
+    }
+
+
+def nothing() -> None:
+    pass

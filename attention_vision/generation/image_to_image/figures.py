@@ -1,0 +1,141 @@
+"""Pictures of image-to-image work: input, result and target, and where the gates are open."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from attention_vision.attention import record_attention
+from attention_vision.generation.image_to_image.unet import AttentionUNet
+from attention_vision.visualization.drawing import overlay, scaled, sheet, spread
+
+MOST_PIXELS = 320  # of a picture's side in the panel; whole images may have thousands
+COLOURS = torch.tensor(matplotlib.colormaps["tab10"].colors)
+
+
+def gate_maps(
+    network: AttentionUNet, inputs: Tensor, layers: Sequence[str] = ("gates",)
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """The output, and per gated level how far its gate is open.
+
+    Shape: inputs (B, C, *size) -> output, level -> (B, *size) in 0..1
+
+    A level with several gates gives their mean. Attention that is no map of gates, such as softmax
+    rows or one number per channel, is left out, and so is what `layers` does not name.
+    """
+    with torch.no_grad(), record_attention(network, layers) as maps:
+        output = network(inputs)
+    size = inputs.shape[2:]
+    padded = [length + network.missing(length) for length in size]
+    levels: dict[int, list[Tensor]] = {}
+    for name, weights in maps.items():
+        level = int(name.split(".")[1]) + 1
+        grid = tuple(length // 2 ** (level - 1) for length in padded)
+        if weights.shape == (len(inputs), 1, *grid):
+            levels.setdefault(level, []).append(weights.float())
+    mode = "bilinear" if inputs.ndim == 4 else "trilinear"
+    opened = {
+        level: F.interpolate(sum(gates) / len(gates), padded, mode=mode)[:, 0]
+        for level, gates in sorted(levels.items())
+    }
+    return output, {level: gate[(..., *map(slice, size))] for level, gate in opened.items()}
+
+
+def middle(x: Tensor, spatial: int) -> Tensor:
+    """The middle slice of a volume along its depth; an image as it is."""
+    return x.select(-3, x.shape[-3] // 2) if spatial == 3 else x
+
+
+def pictured(x: Tensor) -> Tensor:
+    """Images (B, C, H, W) in 0..1, or class numbers (B, H, W) -> (B, H, W, 3) in 0..1.
+
+    A fourth channel, of holes, is not shown. The background is black, a single other class white.
+    """
+    x = x.detach().cpu()
+    if x.ndim == 4:
+        images = x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
+        return images.float().clamp(0, 1).movedim(1, -1)
+    colours = COLOURS[(x - 1) % len(COLOURS)] if x.max() > 1 else torch.ones(*x.shape, 3)
+    return torch.where((x > 0)[..., None], colours, 0.0)
+
+
+def panel(
+    network: AttentionUNet,
+    objective: Any,
+    inputs: Tensor,
+    targets: Tensor | None = None,
+    layers: Sequence[str] = ("gates",),
+) -> np.ndarray:
+    """Inputs, results, targets and gates, a column per image, as (H, W, 3) uint8.
+
+    Of volumes the middle slices. Each gate's map is scaled to its own range, which is its title.
+    """
+    spatial = inputs.ndim - 2
+    output, gates = gate_maps(network, inputs, layers)
+    images = middle(inputs, spatial)
+    rows, titles, names = [pictured(images)], [[]], ["input"]
+    shown = [("result", objective.result(output))]
+    shown += [("target", targets)] if targets is not None else []
+    for name, x in shown:
+        rows.append(pictured(middle(x, spatial)))
+        titles.append([])
+        names.append(name)
+    under = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    for level, gate in gates.items():
+        maps = middle(gate, spatial)
+        rows.append(overlay(under, scaled(maps)))
+        titles.append([f"{x.min():.2f}..{x.max():.2f}" for x in maps])
+        names.append(f"gate {level}")
+    return sheet([smaller(row) for row in rows], titles, names)
+
+
+def smaller(pictures: Tensor) -> Tensor:
+    """(B, H, W, 3), shrunk where it has more pixels than a sheet shows."""
+    factor = MOST_PIXELS / max(pictures.shape[1:3])
+    if factor >= 1:
+        return pictures
+    size = [max(1, round(length * factor)) for length in pictures.shape[1:3]]
+    small = F.interpolate(pictures.movedim(-1, 1), size, mode="bilinear", antialias=True)
+    return small.movedim(1, -1).clamp(0, 1)
+
+
+class PairPanel(Callback):
+    """Logs `val/panel` once per validation, to every logger that has `log_image`.
+
+    Args:
+        images: how many, spread evenly over the validation set; where they differ in size only
+            those of the first one's.
+    """
+
+    def __init__(self, images: int = 6):
+        self.images = images
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Any,
+        batch: tuple[Tensor, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+        if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
+            return
+        picture = panel(module.network, module.objective, *self.chosen(trainer, batch))
+        for logger in loggers:
+            logger.log_image("val/panel", [picture])
+
+    def chosen(self, trainer: Trainer, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        source = getattr(trainer.datamodule, "val_images", None)
+        if source is None:
+            return tuple(part[: self.images] for part in batch)
+        pairs = spread(source, self.images)
+        same = [pair for pair in pairs if pair[0].shape == pairs[0][0].shape]
+        inputs, targets = zip(*same, strict=True)
+        return torch.stack(inputs).to(batch[0].device), torch.stack(targets).to(batch[1].device)

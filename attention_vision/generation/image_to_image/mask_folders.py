@@ -1,0 +1,175 @@
+"""Folders of images and of their masks: which file goes with which, patches of them, whole ones."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from attention_vision.data.loading import random_stream
+from attention_vision.errors import InputError
+from attention_vision.generation.image_to_image.data import PairData, cut
+
+
+class Pairs(Protocol):
+    """Images with masks as arrays; cut first, then made tensors."""
+
+    def __len__(self) -> int: ...
+    def open(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (*size, ...) and mask (*size)."""
+
+    def tensors(self, image: np.ndarray, mask: np.ndarray, index: int) -> tuple[Tensor, Tensor]:
+        """Input (C, *size) float and classes (*size) int64, of the whole or of a part."""
+
+
+class Patches(Dataset):
+    """Patches cut out at random and flipped at random, several of an image per epoch.
+
+    What is drawn follows from (seed, epoch, index).
+
+    Raises:
+        InputError: from `dataset[...]`, an image that is smaller than a patch.
+    """
+
+    def __init__(self, pairs: Pairs, size: Sequence[int], per_image: int, flips: bool, seed: int):
+        self.pairs, self.size, self.per_image = pairs, size, per_image
+        self.flips, self.seed = flips, seed
+
+    def __len__(self) -> int:
+        return len(self.pairs) * self.per_image
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        number = index // self.per_image
+        image, mask = self.pairs.open(number)
+        with random_stream(self.seed, epoch, index):
+            place = cut(mask.shape, self.size)
+            flipped = (torch.rand(len(self.size)) < 0.5) & self.flips
+        inputs, target = self.pairs.tensors(image[place], mask[place], number)
+        axes = [axis - len(self.size) for axis, flip in enumerate(flipped.tolist()) if flip]
+        return inputs.flip(axes), target.flip(axes)
+
+
+class Whole(Dataset):
+    """Whole images in order."""
+
+    def __init__(self, pairs: Pairs):
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.pairs.tensors(*self.pairs.open(index), index)
+
+
+class PairFolders(PairData):
+    """Base of images or volumes in one folder and their masks, of the same names, in another.
+
+    Trains on patches, evaluates whole images one by one.
+
+    Args:
+        train_images, train_masks: folders; a mask has the name of its image, up to the ending.
+        val_images, val_masks: of the evaluation, where it has folders of its own.
+        val_names: names or patterns such as `case_1*`, without the ending, of those in the training
+            folders that are held out for the evaluation.
+        class_names: of the classes, the first one is the background.
+        patches_per_image: in an epoch.
+        flips: flip patches, each axis with probability 0.5.
+        batch_size, num_workers, seed, images: see `PairData`.
+
+    Raises:
+        InputError: from `setup`, a folder that is missing or empty, an image without its mask or
+            the reverse, or nothing to evaluate.
+    """
+
+    evaluation_batch = 1
+    extensions: Sequence[str]
+    patch: Sequence[int]
+
+    def __init__(
+        self,
+        train_images: str,
+        train_masks: str,
+        val_images: str | None,
+        val_masks: str | None,
+        val_names: Sequence[str],
+        class_names: Sequence[str],
+        size: int,
+        patches_per_image: int,
+        flips: bool,
+        batch_size: int,
+        num_workers: int,
+        seed: int | None,
+        images: str | None,
+    ):
+        super().__init__(size, batch_size, num_workers, seed, images)
+        if len(class_names) < 2:
+            raise InputError("data.class_names: name the background and at least one class more")
+        if patches_per_image < 1:
+            raise InputError(f"data.patches_per_image {patches_per_image} is not positive")
+        if (val_images is None) != (val_masks is None):
+            raise InputError("data.val_images and data.val_masks: give both, or val_names instead")
+        if (val_images is None) == (not val_names):
+            raise InputError(
+                "what to evaluate on: give either data.val_names or data.val_images and val_masks"
+            )
+        self.class_names = class_names
+        self.train_folders, self.val_folders = (train_images, train_masks), (val_images, val_masks)
+        self.val_names, self.patches_per_image, self.flips = val_names, patches_per_image, flips
+
+    def pairs(self, files: list[tuple[Path, Path]]) -> Pairs:
+        raise NotImplementedError
+
+    def dataset(self, split: str, seed: int) -> Dataset:
+        pairs = self.pairs(self.files(split))
+        if split == "train":
+            return Patches(pairs, self.patch, self.patches_per_image, self.flips, seed)
+        return Whole(pairs)
+
+    def files(self, split: str) -> list[tuple[Path, Path]]:
+        """(image, mask) of a split, in the order of their paths."""
+        if split == "val" and self.val_folders[0] is not None:
+            return paired(*self.val_folders, self.extensions)
+        every = paired(*self.train_folders, self.extensions)
+        chosen = [pair for pair in every if self.held_out(pair[0]) == (split == "val")]
+        if not chosen:
+            which = "all of them" if split == "train" else "none"
+            raise InputError(
+                f"data.val_names {', '.join(self.val_names)}: {which} of the {len(every)} images in"
+                f" {self.train_folders[0]}"
+            )
+        return chosen
+
+    def held_out(self, file: Path) -> bool:
+        return any(fnmatch(file.stem, pattern) for pattern in self.val_names)
+
+
+def paired(images: str, masks: str, extensions: Sequence[str]) -> list[tuple[Path, Path]]:
+    """Files of two folders that have the same names up to the ending."""
+    of_images, of_masks = (stems(folder, extensions) for folder in (images, masks))
+    for stem, file in of_images.items():
+        if stem not in of_masks:
+            raise InputError(f"{file} has no mask: there is no {stem}.* in {masks}")
+    for stem, file in of_masks.items():
+        if stem not in of_images:
+            raise InputError(f"{file} is a mask without an image: no {stem}.* in {images}")
+    return [(file, of_masks[stem]) for stem, file in of_images.items()]
+
+
+def stems(folder: str, extensions: Sequence[str]) -> dict[str, Path]:
+    if not Path(folder).is_dir():
+        raise InputError(f"no folder {folder}: set data.train_images, train_masks and so on")
+    found: dict[str, Path] = {}
+    for file in sorted(Path(folder).iterdir()):
+        if file.suffix.lower() in extensions:
+            if file.stem in found:
+                raise InputError(f"{found[file.stem]} and {file} have the same name")
+            found[file.stem] = file
+    if not found:
+        raise InputError(f"nothing in {folder}: looked for {', '.join(extensions)}")
+    return found

@@ -1,0 +1,282 @@
+"""The training of image-to-image networks: restoration and segmentation."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import MeanMetric
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.segmentation import DiceScore
+
+from attention_vision.errors import InputError
+from attention_vision.generation.image_to_image.figures import PairPanel
+from attention_vision.generation.image_to_image.predictions import PairResults
+from attention_vision.generation.image_to_image.unet import AttentionUNet
+from attention_vision.generation.module import GenerationModule
+from attention_vision.training.logging import EpochMean, log_epoch_mean
+from attention_vision.training.optim import WarmupCosine, configure
+
+Pair = tuple[Tensor, Tensor]
+
+
+class RestorationMetrics(nn.Module):
+    """PSNR and SSIM of each image, averaged over images; `psnr_input` is that of doing nothing.
+
+    Values are clipped to 0..1 first. Where nothing differs, PSNR is infinite.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.psnr, self.psnr_input = psnr(), psnr()
+        self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
+
+    def update(self, inputs: Tensor, output: Tensor, targets: Tensor) -> None:
+        restored, targets = output.float().clamp(0, 1), targets.float()
+        self.psnr.update(restored, targets)
+        self.psnr_input.update(inputs[:, : targets.shape[1]].float().clamp(0, 1), targets)
+        self.ssim.update(restored, targets)
+
+    def compute(self) -> dict[str, Tensor]:
+        value = self.psnr.compute()
+        return {
+            "score": value,
+            "psnr": value,
+            "psnr_input": self.psnr_input.compute(),
+            "ssim": self.ssim.compute(),
+        }
+
+    def reset(self) -> None:
+        for metric in (self.psnr, self.psnr_input, self.ssim):
+            metric.reset()
+
+
+def psnr() -> PeakSignalNoiseRatio:
+    """Of each image, then the mean; without `dim` it would be that of the mean error."""
+    return PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")
+
+
+class SegmentationMetrics(nn.Module):
+    """Dice of each class but the background, per image, averaged over images, then over classes.
+
+    An image with a class neither in its mask nor in its prediction does not count for the class.
+
+    Args:
+        num_classes: background included.
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.per_class = DiceScore(
+            num_classes, include_background=False, average="none", input_format="index"
+        )
+
+    def update(self, inputs: Tensor, output: Tensor, targets: Tensor) -> None:
+        self.per_class.update(output.argmax(1), targets)
+
+    def compute(self) -> dict[str, Tensor]:
+        per_class = self.per_class.compute().view(-1)  # (num_classes - 1,), which may be 1
+        dice = per_class.nanmean()
+        numbers = {"score": dice, "dice": dice}
+        if len(per_class) > 1:
+            numbers |= {f"dice_of/{k}": value for k, value in enumerate(per_class, 1)}
+        return numbers
+
+    def reset(self) -> None:
+        self.per_class.reset()
+
+
+class Restoration(nn.Module):
+    """The image that the input was degraded from.
+
+    Args:
+        loss: torch's, of (output, target). The mean squared error is what PSNR measures.
+    """
+
+    def __init__(self, loss: Callable[[], nn.Module] = nn.MSELoss):
+        super().__init__()
+        self.criterion = loss()
+
+    def check(self, num_classes: int) -> None:
+        """Raises InputError for data of classes."""
+        if num_classes:
+            raise InputError(
+                f"Restoration is for images as targets, the data has {num_classes} classes: set"
+                " model.objective to Segmentation"
+            )
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        return self.criterion(output, targets)
+
+    def metrics(self, num_classes: int) -> RestorationMetrics:
+        return RestorationMetrics()
+
+    def result(self, output: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in 0..1."""
+        return output.float().clamp(0, 1)
+
+
+class Segmentation(nn.Module):
+    """The class of each pixel or voxel.
+
+    Args:
+        dice_weight: of the soft Dice loss, the one that the release trains on.
+        cross_entropy_weight: of the cross-entropy.
+    """
+
+    def __init__(self, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0):
+        super().__init__()
+        weights = dice_weight, cross_entropy_weight
+        if min(weights) < 0 or not max(weights):
+            raise InputError(
+                f"Segmentation: dice_weight {dice_weight} and cross_entropy_weight"
+                f" {cross_entropy_weight} must be positive, or one of them 0"
+            )
+        self.dice_weight, self.cross_entropy_weight = weights
+
+    def check(self, num_classes: int) -> None:
+        """Raises InputError for data without classes."""
+        if num_classes < 2:
+            raise InputError(
+                f"Segmentation is for classes as targets, the data has {num_classes}: set"
+                " model.objective to Restoration"
+            )
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        total = output.new_zeros(())
+        if self.dice_weight:
+            total = total + self.dice_weight * dice_loss(output, targets)
+        if self.cross_entropy_weight:
+            total = total + self.cross_entropy_weight * F.cross_entropy(output, targets)
+        return total
+
+    def metrics(self, num_classes: int) -> SegmentationMetrics:
+        return SegmentationMetrics(num_classes)
+
+    def result(self, output: Tensor) -> Tensor:
+        """Class numbers (B, H, W)."""
+        return output.argmax(1)
+
+
+def dice_loss(logits: Tensor, targets: Tensor, smooth: float = 0.01) -> Tensor:
+    """1 - soft Dice, mean over images and all classes, background included, as released.
+
+    Shape: logits (B, K, *size), targets (B, *size) int64 -> scalar
+
+        dice = 2 (sum p t + smooth) / (sum p + sum t + smooth)
+    """
+    chances = logits.float().softmax(1).flatten(2)  # (B, K, pixels)
+    truth = F.one_hot(targets, logits.shape[1]).movedim(-1, 1).flatten(2).to(chances)
+    both, each = (chances * truth).sum(2), chances.sum(2) + truth.sum(2)
+    return 1 - (2 * (both + smooth) / (each + smooth)).mean()
+
+
+class ImageToImage(GenerationModule):
+    """Trains a network on (input, target) pairs of images or volumes.
+
+    Logs `val/score`, which is `val/psnr` (dB) or `val/dice`, and what else the objective measures.
+
+    Args:
+        network: as a rule `AttentionUNet`.
+        objective: `Restoration` or `Segmentation`: loss, metrics and what comes out.
+        optimizer: built with two parameter groups, see `optim.parameter_groups`.
+        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
+        ema_decay: of the average of weights that is validated and saved as the model, 0 for none.
+
+    Raises:
+        InputError: a number out of its range; from `setup`, data that does not fit.
+    """
+
+    def __init__(
+        self,
+        network: AttentionUNet,
+        objective: Restoration | Segmentation,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: LRSchedulerCallable = WarmupCosine,
+        ema_decay: float = 0.0,
+    ):
+        super().__init__()
+        if not 0 <= ema_decay < 1:
+            raise InputError(f"model.ema_decay {ema_decay} is not in 0..1, 1 excluded")
+        objective.check(network.num_classes)
+        self.network, self.objective = network, objective
+        self.optimizer, self.schedule, self.ema_decay = optimizer, schedule, ema_decay
+        self.train_loss = EpochMean()
+        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.metrics = nn.ModuleDict(
+            {split: objective.metrics(network.num_classes) for split in ("val", "test")}
+        )
+
+    def networks(self) -> list[nn.Module]:
+        return [self.network]
+
+    def setup(self, stage: str) -> None:
+        """Raises InputError when network and data disagree about classes or channels."""
+        super().setup(stage)
+        data = self.trainer.datamodule
+        channels = getattr(data, "channels", self.network.in_channels)
+        if channels != self.network.in_channels:
+            raise InputError(
+                f"the network takes {self.network.in_channels} channels, {type(data).__name__} has"
+                f" {channels}: set in_channels of model.network to {channels}"
+            )
+
+    def configure_callbacks(self) -> list[Callback]:
+        callbacks = [*super().configure_callbacks(), PairPanel(), PairResults()]
+        if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
+            callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
+        return callbacks
+
+    def configure_optimizers(self) -> dict:
+        return configure(self, self.network, self.optimizer, self.schedule)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)
+
+    def training_step(self, batch: Pair, batch_idx: int) -> Tensor:
+        inputs, targets = batch
+        loss = self.objective.loss(self(inputs), targets)
+        self.train_loss.update(loss.detach(), len(inputs))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        log_epoch_mean(self, "train/loss", self.train_loss)
+
+    def validation_step(self, batch: Pair, batch_idx: int) -> None:
+        self._evaluate("val", *batch)
+
+    def test_step(self, batch: Pair, batch_idx: int) -> None:
+        self._evaluate("test", *batch)
+
+    def _evaluate(self, split: str, inputs: Tensor, targets: Tensor) -> None:
+        output = self(inputs)
+        self.losses[split].update(self.objective.loss(output, targets), len(inputs))
+        self.log(f"{split}/loss", self.losses[split])
+        self.metrics[split].update(inputs, output, targets)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        metrics = self.metrics[split]
+        for name, value in metrics.compute().items():  # of all processes
+            self.log(f"{split}/{self._named(name)}", value, prog_bar=name in ("psnr", "dice"))
+        metrics.reset()
+
+    def _named(self, name: str) -> str:
+        """`dice_of/2` -> `dice_of/NAME`, where the data has names."""
+        start, slash, number = name.partition("/")
+        names = getattr(self.trainer.datamodule, "class_names", ())
+        return f"{start}/{names[int(number)]}" if slash and names else name
+
+    def predict_step(self, batch: tuple[Tensor, list[str], list[torch.Size]], _: int) -> Tensor:
+        """Images in 0..1 or class numbers."""
+        return self.objective.result(self(batch[0]))

@@ -1,0 +1,79 @@
+"""What `predict` of an image-to-image network leaves in the run folder."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from torch import Tensor
+
+from attention_vision.data.image_files import path_below
+from attention_vision.generation.image_to_image.figures import panel
+from attention_vision.training.logging import run_folder
+
+RESULTS = "results"
+
+
+class PairResults(Callback):
+    """Writes results/NAME.png, or .npy for volumes, and pictures/NAME.png.
+
+    A result is a restored image, or a mask with the grey levels of `data.values` (class numbers
+    where the data has none), in the size of its file. The picture shows input and result side by
+    side, and the gates. NAME is the file's path below the folder of images, without the ending
+    where no other file differs in that alone.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, Path] = {}
+
+    def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
+        data = trainer.datamodule
+        paths = {file: path_below(file, data.images) for file in data.predict_images.files}
+        count = Counter(path.with_suffix("") for path in paths.values())
+        self._names = {
+            file: path.with_suffix("") if count[path.with_suffix("")] == 1 else path
+            for file, path in paths.items()
+        }
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        outputs: Tensor,
+        batch: tuple[Tensor, list[str], list[torch.Size]],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        data, folder = trainer.datamodule, run_folder(trainer)
+        for inputs, result, path, size in zip(batch[0], outputs, batch[1], batch[2], strict=True):
+            name = self._names[path]
+            write(folder / RESULTS / name, result.cpu(), size, getattr(data, "values", None))
+            picture = panel(module.network, module.objective, inputs[None])
+            file = folder / "pictures" / f"{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(file)
+
+
+def write(file: Path, result: Tensor, size: torch.Size, values: Any) -> None:
+    """An image (3, H, W) in 0..1, a mask (H, W), or one (D, H, W), as large as `size` says.
+
+    Args:
+        file: without the ending.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if result.is_floating_point():
+        pixels = (result * 255).round().byte().movedim(0, -1).numpy()
+        Image.fromarray(pixels).save(f"{file}.png")
+        return
+    if tuple(result.shape) != tuple(size):
+        result = F.interpolate(result[None, None].float(), tuple(size), mode="nearest-exact")[0, 0]
+    mask = result.numpy().astype(np.uint8)
+    if mask.ndim == 3:
+        np.save(f"{file}.npy", mask)
+        return
+    levels = mask if values is None else np.array(values, np.uint8)[mask]
+    Image.fromarray(levels).save(f"{file}.png")

@@ -1,0 +1,221 @@
+"""Data for restoration: images of any kind, degraded, with the images themselves as targets."""
+
+from collections.abc import Sequence
+
+import torch
+import torchvision
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from attention_vision.data.digits import single_digits
+from attention_vision.data.image_files import image_files, read_image
+from attention_vision.data.loading import random_stream
+from attention_vision.data.torchvision_sets import published
+from attention_vision.generation.image_to_image.data import EVALUATION, PairData, cut
+from attention_vision.generation.image_to_image.degradations import Degradation
+
+
+class DegradedImages(PairData):
+    """Base of data for restoration: a subclass gives `pictures`.
+
+    A training patch is cut, flipped and degraded anew in every epoch, by (seed, epoch, index); an
+    evaluation image is whole and degraded always in the same way, by its index alone.
+
+    Args:
+        degradation: what is to be undone.
+        flip: mirror half of the training patches.
+        images: folder to predict, of images that are degraded already.
+        degrade: degrade them first.
+        size, batch_size, num_workers, seed: see `PairData`.
+    """
+
+    def __init__(
+        self,
+        degradation: Degradation,
+        size: int,
+        flip: bool,
+        batch_size: int,
+        num_workers: int,
+        seed: int | None,
+        images: str | None,
+        degrade: bool,
+    ):
+        super().__init__(size, batch_size, num_workers, seed, images)
+        self.degradation, self.flip, self.degrade = degradation, flip, degrade
+        self.channels = degradation.channels
+
+    def pictures(self, split: str) -> Sequence[Tensor]:
+        """Images (3, H, W) uint8 of "train" or "val". Raises InputError without any."""
+        raise NotImplementedError
+
+    def dataset(self, split: str, seed: int) -> Dataset:
+        pictures = self.pictures(split)
+        if split == "train":
+            return DegradedPatches(pictures, self.degradation, self.size, self.flip, seed)
+        return DegradedWhole(pictures, self.degradation)
+
+    def inputs(self, folder: str) -> Dataset:
+        return ImagesToRestore(folder, self.degradation, self.degrade)
+
+
+class DegradedPatches(Dataset):
+    """(input, image in 0..1) for training; what is drawn follows from (seed, epoch, index)."""
+
+    def __init__(
+        self,
+        pictures: Sequence[Tensor],
+        degradation: Degradation,
+        size: int,
+        flip: bool,
+        seed: int,
+    ):
+        self.pictures, self.degradation = pictures, degradation
+        self.size, self.flip, self.seed = size, flip, seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        picture = self.pictures[index]
+        with random_stream(self.seed, epoch, index):
+            image = picture[:, *cut(picture.shape[1:], (self.size, self.size))] / 255
+            if self.flip and torch.rand(()) < 0.5:
+                image = image.flip(-1)
+            return self.degradation(image), image
+
+
+class DegradedWhole(Dataset):
+    """(input, image in 0..1) for evaluation; what is drawn follows from the index."""
+
+    def __init__(self, pictures: Sequence[Tensor], degradation: Degradation):
+        self.pictures, self.degradation = pictures, degradation
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = self.pictures[index] / 255
+        with random_stream(EVALUATION, 0, index):
+            return self.degradation(image), image
+
+
+class ImagesToRestore(Dataset):
+    """All images below a folder in the order of their paths, as (input, path, size)."""
+
+    def __init__(self, folder: str, degradation: Degradation, degrade: bool):
+        self.files = image_files(folder)
+        self.degradation, self.degrade = degradation, degrade
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str, torch.Size]:
+        image = pil_to_tensor(read_image(self.files[index], upright=True)) / 255
+        make = self.degradation if self.degrade else self.degradation.undegraded
+        with random_stream(EVALUATION, 0, index):
+            degraded = make(image)
+        return degraded, self.files[index], degraded.shape[1:]
+
+
+class DegradedFolder(DegradedImages):
+    """Images of two folders, searched through their subfolders.
+
+    Args:
+        train_images: cut into patches.
+        val_images: whole, one by one.
+        degradation, size, flip, batch_size, num_workers, seed, images, degrade: see
+            `DegradedImages`.
+    """
+
+    evaluation_batch = 1
+
+    def __init__(
+        self,
+        train_images: str,
+        val_images: str,
+        degradation: Degradation,
+        size: int = 64,
+        flip: bool = True,
+        batch_size: int = 16,
+        num_workers: int = 2,
+        seed: int | None = None,
+        images: str | None = None,
+        degrade: bool = False,
+    ):
+        super().__init__(degradation, size, flip, batch_size, num_workers, seed, images, degrade)
+        self.folders = {"train": train_images, "val": val_images}
+
+    def pictures(self, split: str) -> Sequence[Tensor]:
+        return Files(self.folders[split])
+
+
+class Files(Sequence):
+    """Image files below a folder, read when asked for."""
+
+    def __init__(self, folder: str):
+        self.files = image_files(folder)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return pil_to_tensor(read_image(self.files[index], upright=True))
+
+
+class DegradedCIFAR10(DegradedImages):
+    """CIFAR-10's 50,000 training images; its 10,000 test images to evaluate on.
+
+    Args:
+        root: folder of the data, as torchvision lays it out.
+        download: fetch the data into `root` first.
+        degradation, flip, batch_size, num_workers, seed, images, degrade: see `DegradedImages`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        degradation: Degradation,
+        download: bool = False,
+        flip: bool = True,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        seed: int | None = None,
+        images: str | None = None,
+        degrade: bool = False,
+    ):
+        super().__init__(degradation, 32, flip, batch_size, num_workers, seed, images, degrade)
+        self.root, self.download = root, download
+
+    def prepare_data(self) -> None:
+        if self.download:
+            for split in ("train", "val"):
+                published(torchvision.datasets.CIFAR10, self.root, split, download=True)
+
+    def pictures(self, split: str) -> Sequence[Tensor]:
+        return published(torchvision.datasets.CIFAR10, self.root, split)[0]
+
+
+class DegradedDigits(DegradedImages):
+    """scikit-learn's digits, upscaled; 1,442 to train on, 355 held out.
+
+    Args:
+        degradation, size, batch_size, num_workers, seed, images, degrade: see `DegradedImages`.
+    """
+
+    def __init__(
+        self,
+        degradation: Degradation,
+        size: int = 32,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        seed: int | None = None,
+        images: str | None = None,
+        degrade: bool = False,
+    ):
+        super().__init__(degradation, size, False, batch_size, num_workers, seed, images, degrade)
+
+    def pictures(self, split: str) -> Sequence[Tensor]:
+        digits, _ = single_digits(split, self.size)
+        return (digits * 255).round().byte().expand(-1, 3, -1, -1)

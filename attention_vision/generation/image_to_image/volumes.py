@@ -1,0 +1,140 @@
+"""Data for the segmentation of volumes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from attention_vision.errors import InputError
+from attention_vision.generation.image_to_image.data import by
+from attention_vision.generation.image_to_image.mask_folders import PairFolders, Pairs
+
+VOLUMES = (".npy", ".npz")
+
+
+class VolumeFolder(PairFolders):
+    """Volumes of one channel and their masks, .npy or .npz files of arrays (D, H, W).
+
+    A mask holds class numbers 0..num_classes-1. An .npy is not read whole for a patch.
+
+    Args:
+        window: (low, high), what becomes 0 and 1; values outside are clipped. In CT, Hounsfield
+            units.
+        patch: depth, height and width of the training patches.
+        train_images, train_masks, val_images, val_masks, val_names, class_names,
+            patches_per_image, flips, batch_size, num_workers, seed, images: see `PairFolders`.
+    """
+
+    extensions = VOLUMES
+    channels = 1
+
+    def __init__(
+        self,
+        train_images: str,
+        train_masks: str,
+        val_images: str | None = None,
+        val_masks: str | None = None,
+        val_names: Sequence[str] = (),
+        class_names: Sequence[str] = ("background", "foreground"),
+        window: tuple[float, float] = (-150.0, 250.0),
+        patch: tuple[int, int, int] = (96, 96, 96),
+        patches_per_image: int = 1,
+        flips: bool = True,
+        batch_size: int = 2,
+        num_workers: int = 2,
+        seed: int | None = None,
+        images: str | None = None,
+    ):
+        super().__init__(
+            train_images, train_masks, val_images, val_masks, val_names, class_names, min(patch),
+            patches_per_image, flips, batch_size, num_workers, seed, images,
+        )  # fmt: skip
+        if not window[0] < window[1]:
+            raise InputError(f"data.window {list(window)} is no range")
+        self.window, self.patch = window, patch
+
+    def pairs(self, files: list[tuple[Path, Path]]) -> Pairs:
+        return MaskedVolumes(files, self.num_classes, self.window)
+
+    def inputs(self, folder: str) -> Dataset:
+        return VolumesToSegment(folder, self.window)
+
+
+class MaskedVolumes:
+    """Volume files with mask files.
+
+    Raises:
+        InputError: sizes that differ, or a number that is no class.
+    """
+
+    def __init__(
+        self, files: list[tuple[Path, Path]], num_classes: int, window: tuple[float, float]
+    ):
+        self.files, self.num_classes, self.window = files, num_classes, window
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def open(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        volume, mask = (read_volume(file) for file in self.files[index])
+        if volume.shape != mask.shape:
+            volume_file, mask_file = self.files[index]
+            raise InputError(
+                f"{volume_file} is {by(volume.shape)}, its mask {mask_file} {by(mask.shape)}"
+            )
+        return volume, mask
+
+    def tensors(self, image: np.ndarray, mask: np.ndarray, index: int) -> tuple[Tensor, Tensor]:
+        low, high = mask.min(), mask.max()
+        if low < 0 or high >= self.num_classes or mask.dtype.kind not in "iub":
+            raise InputError(
+                f"{self.files[index][1]}: {mask.dtype} from {low} to {high}; a mask holds whole"
+                f" numbers 0..{self.num_classes - 1}, one per class of data.class_names"
+            )
+        return windowed(image, self.window), torch.from_numpy(mask.astype(np.int64))
+
+
+class VolumesToSegment(Dataset):
+    """All volumes below a folder in the order of their paths, as (input, path, size)."""
+
+    def __init__(self, folder: str, window: tuple[float, float]):
+        if not Path(folder).is_dir():
+            raise InputError(f"no folder {folder}: set data.images to a folder of volumes")
+        self.files = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix in VOLUMES)
+        if not self.files:
+            raise InputError(f"no volumes in {folder}: looked for {', '.join(VOLUMES)}")
+        self.window = window
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str, torch.Size]:
+        volume = windowed(read_volume(Path(self.files[index])), self.window)
+        return volume, self.files[index], volume.shape[1:]
+
+
+def read_volume(file: Path) -> np.ndarray:
+    """(D, H, W), on disk still where the file is an .npy."""
+    try:
+        array = np.load(file, mmap_mode="r")
+        if isinstance(array, np.lib.npyio.NpzFile):
+            if len(array.files) != 1:
+                raise InputError(f"{file} holds {len(array.files)} arrays, not one")
+            array = array[array.files[0]]
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read the volume {file}: repair or remove it ({error})") from None
+    if array.ndim != 3:
+        raise InputError(f"{file} is {by(array.shape)}: a volume has three axes")
+    return array
+
+
+def windowed(volume: np.ndarray, window: tuple[float, float]) -> Tensor:
+    """(D, H, W) -> (1, D, H, W) float, the window's ends at 0 and 1."""
+    low, high = window
+    scaled = (torch.from_numpy(volume.astype(np.float32)) - low) / (high - low)
+    return scaled.clamp_(0, 1)[None]

@@ -1,0 +1,80 @@
+"""Every mechanism of the attention package on a random map, for measurement."""
+
+from collections.abc import Iterator, Sequence
+from inspect import Parameter, signature
+
+import torch
+from torch import Tensor, nn
+
+from attention_vision import attention
+from attention_vision.profiling.cost import Work, work
+
+
+def mechanisms() -> dict[str, type[nn.Module]]:
+    """Every mechanism of the attention package by its name; positions are none."""
+    return {
+        name: kind
+        for name, kind in vars(attention).items()
+        if name in attention.__all__
+        and isinstance(kind, type)
+        and issubclass(kind, nn.Module)
+        and not kind.__module__.endswith("positions")
+    }
+
+
+def contract(kind: type[nn.Module]) -> str:
+    """`feature`, `token`, `pool` or `cross`, by what its constructor must be given."""
+    required = [
+        parameter.name
+        for parameter in signature(kind).parameters.values()
+        if parameter.default is Parameter.empty
+    ]
+    contracts = {("channels",): "feature", ("width", "heads"): "token", ("width",): "pool"}
+    return contracts.get(tuple(required), "cross")
+
+
+def place(item: tuple[str, type[nn.Module]]) -> int:
+    """Of a mechanism in a table, by contract."""
+    return ("feature", "token", "pool", "cross").index(contract(item[1]))
+
+
+def mechanism_works(
+    sizes: Sequence[tuple[int, int, int]], batch_size: int, device: torch.device
+) -> Iterator[Work]:
+    """Every mechanism at each (C, H, W), with its defaults; heads have 64 channels, or C if fewer.
+
+    Inputs ask for their gradient, as inside a network. `CrossAttention2d` looks at a map of the
+    same shape, `AttentionGate` is steered by one of 2 C channels and half the side.
+    """
+    for channels, height, width in sizes:
+        shape = (batch_size, channels, height, width)
+        for name, kind in sorted(mechanisms().items(), key=place):
+            x = torch.randn(shape, device=device, requires_grad=True)
+            tokens = x.detach().flatten(2).mT.contiguous().requires_grad_()
+            match contract(kind), name:
+                case "feature", _:
+                    yield work(name, kind(channels).to(device), x)
+                case "token", _:
+                    module = kind(channels, max(1, channels // 64)).to(device)
+                    on_grid = "grid" in signature(kind.forward).parameters
+                    yield work(name, OnGrid(module, (height, width)) if on_grid else module, tokens)
+                case "pool", _:
+                    yield work(name, kind(channels).to(device), tokens)
+                case _, "CrossAttention2d":
+                    yield work(name, kind(channels, channels).to(device), x, torch.randn_like(x))
+                case _, "AttentionGate":
+                    coarse = torch.randn(batch_size, 2 * channels, -(-height // 2), -(-width // 2))
+                    yield work(name, kind(channels, 2 * channels).to(device), x, coarse.to(device))
+                case _:
+                    raise NotImplementedError(f"mechanism_works: say what {name} is fed")
+
+
+class OnGrid(nn.Module):
+    """A mechanism for tokens of a map that need not be square."""
+
+    def __init__(self, attention: nn.Module, grid: tuple[int, int]):
+        super().__init__()
+        self.attention, self.grid = attention, grid
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.attention(tokens, grid=self.grid)

@@ -1,0 +1,213 @@
+"""A report as one HTML page that holds all it shows: no script, no font, no file from elsewhere."""
+
+from html import escape
+
+from matplotlib.figure import Figure
+
+from attention_vision.report import tables
+from attention_vision.report.plots import as_svg
+from attention_vision.report.statistics import spread
+from attention_vision.report.summary import Report
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fdfcf9; --ink: #1d1c1a; --soft: #6b675f;
+  --line: #d9d5cb; --shade: #f4f1ea; --yes: #1a7f5a; --no: #b3402e; --open: #8a6d1d; }
+@media (prefers-color-scheme: dark) { :root { --paper: #16171a; --ink: #e8e6e1; --soft: #9d998f;
+  --line: #34363c; --shade: #1e2024; --yes: #57c79a; --no: #f0897a; --open: #d9b75c; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 1.05rem/1.6 "Iowan Old Style", "Palatino Linotype", Palatino, "URW Palladio L", Georgia,
+  serif; -webkit-text-size-adjust: 100%; }
+main { max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1 { font-size: clamp(1.5rem, 1.1rem + 2vw, 2.25rem); line-height: 1.2; font-weight: 600;
+  margin: 0 0 .6rem; text-wrap: balance; }
+h2 { font-size: 1.15rem; font-weight: 600; margin: 2.6rem 0 .7rem; }
+p, li { max-width: 42rem; }
+.soft, figcaption, dt { color: var(--soft); }
+.soft, figcaption { font-size: .92rem; line-height: 1.5; }
+code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+.scroll { overflow-x: auto; margin: 0 -1.25rem; padding: 0 1.25rem; }
+table { border-collapse: collapse; width: 100%; font-size: .95rem; line-height: 1.4;
+  font-variant-numeric: tabular-nums lining-nums; border-top: 1.5px solid var(--ink);
+  border-bottom: 1.5px solid var(--ink); }
+th, td { padding: .5rem .9rem .5rem 0; text-align: left; vertical-align: baseline; }
+th { font-weight: 400; color: var(--soft); border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+td { white-space: nowrap; }
+td:first-child { white-space: normal; min-width: 8rem; }
+th:last-child, td:last-child { padding-right: 0; }
+.n { text-align: right; }
+tbody tr + tr td { border-top: 1px solid var(--line); }
+.verdicts { list-style: none; padding: 0; margin: 1.6rem 0 0; }
+.verdicts li { max-width: none; padding: .65rem 0; border-top: 1px solid var(--line);
+  display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .1rem 1.2rem; }
+.verdicts li:last-child { border-bottom: 1px solid var(--line); }
+.verdict { font-style: italic; text-align: right; }
+.supported { color: var(--yes); }
+.contradicted { color: var(--no); }
+.undecided { color: var(--open); }
+.figures { display: grid; gap: 0 3rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+figure { margin: 0; max-width: 36rem; }
+.remarks { list-style: none; padding: 0; margin: .9rem 0 0; }
+svg { display: block; width: 100%; height: auto; }
+svg text { font-family: inherit !important; }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .35rem 1.2rem;
+  font-size: .95rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+dd code { display: block; padding-left: 1.5rem; text-indent: -1.5rem; }
+details > summary { cursor: pointer; margin: 2.6rem 0 .7rem; font-weight: 600; font-size: 1.15rem; }
+@media (max-width: 34rem) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .7rem; }
+  .verdicts li { grid-template-columns: 1fr; } .verdict { text-align: left; } }
+@media print { main { padding: 0; max-width: none; } }
+"""
+
+CAPTIONS = {
+    "differences": (
+        "Against the baseline",
+        "Differences within seeds: a ring for each seed, a dot for their mean, a bar for its "
+        "95 % interval.",
+    ),
+    "curves": (
+        "Learning curves",
+        "Mean over seeds; the band is one standard deviation to either side.",
+    ),
+}
+
+
+def page(report: Report, figures: dict[str, Figure]) -> str:
+    """The page; `figures` by their names in `CAPTIONS`."""
+    study = report.study
+    parts = [
+        f"<h1>{escape(study.question)}</h1>",
+        f'<p class="soft">{escape(tables.subtitle(report))}</p>',
+        verdicts(report),
+        "<h2>What was measured</h2>",
+        measured(report),
+        remarks(report),
+        drawings(report, figures),
+        others(report),
+        "<h2>How to read the numbers</h2>",
+        f"<p>{escape(report.method)}</p>".replace(" %", "&nbsp;%"),
+        setting(report),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'  # else a browser asks the server for one
+        f"<title>{escape(study.name)}: {escape(study.question)}</title>\n"
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(filter(None, parts))
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def grid(rows: list[list[str]], right: list[int]) -> str:
+    """A table that scrolls by itself where the screen is narrower."""
+
+    def line(cells: list[str], tag: str) -> str:
+        return "".join(
+            f'<{tag} class="n">{escape(cell)}</{tag}>'
+            if column in right
+            else f"<{tag}>{escape(cell)}</{tag}>"
+            for column, cell in enumerate(cells)
+        )
+
+    head, *body = rows
+    lines = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in body)
+    return (
+        f'<div class="scroll"><table>\n<thead><tr>{line(head, "th")}</tr></thead>\n'
+        f"<tbody>\n{lines}\n</tbody>\n</table></div>"
+    )
+
+
+def verdicts(report: Report) -> str:
+    """Each expectation with its verdict in a word, and below it the difference that says so."""
+    if not report.findings:
+        return ""
+    places = tables.decimals(report)
+    level = f"{100 * report.findings[0].difference.level:.4g} %"
+    lines = []
+    for finding in report.findings:
+        difference = finding.difference
+        ends = tables.interval(difference, places)
+        numbers = tables.number(difference.mean, places)
+        if difference.mean is not None:
+            numbers = f"{difference.mean:+,.{places}f}"
+        numbers += f", {level} interval {ends}" if ends.startswith("[") else ""
+        lines.append(
+            f"<li><span>{escape(str(finding.expectation))}</span>"
+            f'<span class="verdict {finding.verdict}">{finding.verdict}</span>'
+            f'<span class="soft">{minus(numbers)}: {escape(finding.reason)}</span></li>'
+        )
+    return '<ul class="verdicts">\n' + "\n".join(lines) + "\n</ul>"
+
+
+def measured(report: Report) -> str:
+    head, *rows = tables.table(report)
+    place = head.index("difference")
+    for row in rows:
+        row[place] = minus(row[place])
+    return grid([head, *rows], tables.to_the_right(report))
+
+
+def minus(numbers: str) -> str:
+    """A minus sign as wide as a plus."""
+    return numbers.replace("-", "−")
+
+
+def remarks(report: Report) -> str:
+    lines = "\n".join(f"<li>{escape(line)}</li>" for line in report.remarks)
+    return f'<ul class="remarks soft">\n{lines}\n</ul>' if lines else ""
+
+
+def drawings(report: Report, figures: dict[str, Figure]) -> str:
+    """The figures, side by side where there is room."""
+    parts = []
+    for name, figure in figures.items():
+        title, caption = CAPTIONS[name]
+        caption = "One dot for each cell." if report.study.exact else caption
+        parts.append(
+            f'<figure aria-label="{title}">\n<h2>{title}</h2>\n{as_svg(figure)}\n'
+            f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
+        )
+    return '<div class="figures">\n' + "\n".join(parts) + "\n</div>" if parts else ""
+
+
+def others(report: Report) -> str:
+    """All that was logged besides, mean and standard deviation by cell."""
+    study = report.study
+    rows = []
+    for metric in study.metrics():
+        by_cell = [list(study.values(cell, metric).values()) for cell in study.cells]
+        if metric != study.metric and any(by_cell):
+            rows.append([metric, *map(summary, by_cell)])
+    if not rows:
+        return ""
+    head = ["", *study.cells]
+    table = grid([head, *rows], list(range(1, len(head))))
+    return f"<details><summary>Everything else that was logged</summary>\n{table}\n</details>"
+
+
+def summary(values: list[float]) -> str:
+    if not values:
+        return tables.NONE
+    mean = sum(values) / len(values)
+    deviation = spread(values)
+    return f"{mean:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
+
+
+def fact(title: str, text: str) -> str:
+    if title != "commands":
+        return f"<dd>{escape(text)}</dd>"
+    return "<dd>" + "".join(f"<code>{escape(line)}</code>" for line in text.splitlines()) + "</dd>"
+
+
+def setting(report: Report) -> str:
+    """Budget, machine, versions and notes."""
+    facts = report.study.facts.items()
+    terms = "".join(f"<dt>{escape(title)}</dt>{fact(title, text)}\n" for title, text in facts)
+    notes = "".join(f"<li>{escape(note)}</li>\n" for note in report.study.notes)
+    return (f"<h2>Setting</h2>\n<dl>\n{terms}</dl>\n" if terms else "") + (
+        f"<h2>Notes</h2>\n<ul>\n{notes}</ul>" if notes else ""
+    )

@@ -1,0 +1,522 @@
+"""The path of `attention-vision TASK VERB`: parse, open_run, build, make_trainer, then the verb."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from jsonargparse import ActionConfigFile, Namespace
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import (
+    Callback,
+    LightningDataModule,
+    LightningModule,
+    Trainer,
+    seed_everything,
+)
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from attention_vision import __version__
+from attention_vision.attention import attention_backend
+from attention_vision.claims.check import Reproduction
+from attention_vision.claims.claim import Claim
+from attention_vision.config.build import add_nodes, instantiate
+from attention_vision.config.parser import (
+    ArgumentParser,
+    SaveConfig,
+    expand_short_flag,
+    kept_arguments,
+    parse_words,
+)
+from attention_vision.errors import ConfigError, InputError
+from attention_vision.runs.tasks import TASKS, Task
+from attention_vision.training.metrics_csv import MetricsCSV
+from attention_vision.training.progress import ProgressLines, say
+from attention_vision.training.resume import WholeFiles, run_checkpoints
+from attention_vision.training.run_folder import (
+    best_or_last,
+    default_run,
+    find_checkpoint,
+    holds_run,
+    is_requeued,
+    read_state,
+)
+from attention_vision.yaml_json import read_yaml
+
+RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A command line that parses.
+
+    Args:
+        name: a key of `TASKS`.
+        verb: fit, validate, test or predict.
+        config: of all files and flags, defaults filled in.
+        notices: lines on arguments that a changed class keeps from the one before it.
+    """
+
+    name: str
+    verb: str
+    task: Task
+    parser: ArgumentParser
+    config: Namespace
+    notices: list[str]
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """Where a run is written, and the checkpoint it starts from; None for fresh weights."""
+
+    folder: Path
+    checkpoint: Path | None
+    is_new: bool
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What a config describes; `trainer` are the trainer's arguments, its callbacks built."""
+
+    module: LightningModule
+    data: LightningDataModule
+    trainer: Namespace
+    claim: Claim | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a verb needs."""
+
+    parsed: Parsed
+    run: OpenRun
+    objects: Objects
+    trainer: Trainer
+
+
+def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback] = ()) -> Work:
+    """Does all but the verb itself.
+
+    Args:
+        name: a key of `TASKS`.
+        verb: fit, validate, test or predict.
+        words: the rest of the command line.
+        callbacks: for the trainer, besides those of the config.
+
+    Raises:
+        ConfigError: the arguments or a config file do not parse.
+        InputError: anything else that is wrong with what the user gave.
+    """
+    parsed = parse(name, verb, words)
+    run = open_run(parsed)
+    objects = build(parsed, run.checkpoint)
+    return Work(parsed, run, objects, make_trainer(parsed, run, objects, callbacks))
+
+
+def execute(work: Work) -> None:
+    """Does what the verb says."""
+    match work.parsed.verb:
+        case "fit":
+            fit(work)
+        case "predict":
+            predict(work)
+        case _:
+            evaluate(work)
+
+
+def parse(name: str, verb: str, words: list[str]) -> Parsed:
+    """Parses the files and flags of a command line.
+
+    Raises:
+        ConfigError: they do not parse, or a file is of another task.
+    """
+    task = TASKS[name]()
+    given = list(read_words(words))
+    for file, content in given:
+        if file is not None and (other := content.get("task", name)) != name:
+            raise ConfigError(f"{file} is for `attention-vision {other}`, not for {name}")
+    parser = make_parser(name, verb, task)
+    roots = {"model": task.model, "data": task.data, "trainer": Trainer}
+    config = parse_words(parser, [expand_short_flag(word) for word in words], roots)
+    notices = kept_arguments((content for _, content in given), config.as_dict())
+    return Parsed(name, verb, task, parser, config, notices)
+
+
+def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]:
+    """Reads files and flags in the order they are given, a flag as {dotted key: value}.
+
+    Yields the file, None for a flag, and what it says.
+    """
+    for word, following in pairwise([*words, ""]):
+        flag, equals, value = word.partition("=")
+        value = value if equals else following
+        if flag in ("-c", "--config") and Path(value).is_file():
+            yield Path(value), read_yaml(Path(value))
+        elif flag.startswith("--"):
+            yield None, {flag[2:]: value}
+
+
+def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
+    """The parser of a verb of a task: its own flags, then trainer, model and data."""
+    parser = ArgumentParser(
+        prog=f"attention-vision {name} {verb}",
+        description=None,
+        allow_abbrev=False,  # or `--trainer.max_epoch 3` passes for something else
+        exit_on_error=False,
+        dump_header=[
+            f"attention-vision {__version__}, lightning {lightning.__version__}, "
+            f"torch {torch.__version__}"
+        ],
+    )
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="a config file; several are merged in order"
+    )
+    parser.add_argument("--task", type=Literal[name], default=name, help="fixed")
+    parser.add_argument(
+        "--run", type=str | None, default=None,
+        help="the run folder (default: a new one, runs/TASK/TIME_FILE)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ckpt_path", type=str | None, default=None,
+        help="'last', 'best' or a file: fit resumes from it, the other verbs evaluate it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint_every_n_steps", type=int | None, default=None,
+        help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--attention_backend", type=Literal["fused", "eager", "fp8"], default="fused",
+        help="how attention weights are computed, see attention_vision.attention",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compile", type=Literal["inductor", "aot_eager", "eager"] | None, default=None,
+        help="torch.compile the networks with this backend; inductor makes them faster, the"
+        " others only trace them (default: not compiled)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--threads", type=int | None, default=None,
+        help="CPU threads of each process (default: torch's own choice)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--claim", type=Claim | None, default=None, help="the number that the run reproduces"
+    )
+    parser.add_argument(
+        "--seed_everything", type=bool | int, default=0, help="the seed; true draws one"
+    )
+    parser.add_lightning_class_args(Trainer, "trainer")
+    add_nodes(parser, task.nodes, task.links)
+    return parser
+
+
+def open_run(parsed: Parsed) -> OpenRun:
+    """Chooses the run folder and the checkpoint to start from; writes nothing.
+
+    The folder is that of `--run`, of the config, of the config's own place, or a new one.
+
+    Raises:
+        InputError: `--run` is a file, `fit` without `--ckpt_path` into a folder that contains a
+            run, there is no such checkpoint, or nothing to evaluate.
+    """
+    config = parsed.config
+    if rank_zero_only.rank and RUN in os.environ:
+        folder = Path(os.environ[RUN])
+    else:
+        folder = choose_folder(parsed)
+        os.environ[RUN] = str(folder)
+    if parsed.verb == "fit" and is_requeued() and holds_run(folder):
+        config.ckpt_path = config.ckpt_path or "last"
+    named, config.run = config.run is not None, str(folder)
+    checkpoint = None
+    if config.ckpt_path:
+        checkpoint = find_checkpoint(folder, config.ckpt_path)
+    elif parsed.verb != "fit":
+        checkpoint = best_or_last(folder)
+        if checkpoint is None and official_weights(config) is None:
+            run = "give -c RUN/config.yaml"
+            if named:
+                run = f"{folder} does not contain one, train it to its first one by fit"
+            raise InputError(
+                f"no checkpoint to {parsed.verb}: {run}, --ckpt_path FILE or --weights FILE"
+            )
+    return OpenRun(folder, checkpoint, is_new=not folder.exists())
+
+
+def choose_folder(parsed: Parsed) -> Path:
+    """The run folder of this command on rank zero; see `open_run`."""
+    config = parsed.config
+    files = [Path(str(path)) for path in config.config or []]
+    run = Path(config.run) if config.run else None
+    for file in files:
+        if file.name == "config.yaml" and read_yaml(file).get("run") == config.run:
+            run = file.parent  # the same folder, unless it was moved
+    if run is None and config.ckpt_path in ("best", "last"):
+        raise InputError(f"--ckpt_path {config.ckpt_path}: of which run? give --run RUN")
+    if run is None:
+        run = default_run(parsed.name, files[0].stem if files else parsed.name)
+    if run.is_file():
+        raise InputError(f"--run {run} is a file: give the folder of the run")
+    fresh = not (config.ckpt_path or config.trainer.fast_dev_run)
+    first = rank_zero_only.rank == 0  # the others may come when rank zero has begun to write
+    if parsed.verb == "fit" and first and fresh and not is_requeued() and holds_run(run):
+        raise InputError(
+            f"{run} contains a run: resume it by --ckpt_path last, or give another --run"
+        )
+    return run
+
+
+def official_weights(config: Namespace) -> str | None:
+    """The value of `model.weights`, of whichever model."""
+    return (config.model.get("init_args") or config.model).get("weights")
+
+
+def build(parsed: Parsed, checkpoint: Path | None = None) -> Objects:
+    """Builds data, model and the trainer's callbacks; writes nothing.
+
+    Args:
+        checkpoint: whose weights have to fit the model.
+
+    Raises:
+        InputError: what a constructor refuses, or a checkpoint of another model.
+    """
+    config = parsed.config
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.seed_everything is not False:
+        seed = None if config.seed_everything is True else config.seed_everything
+        config.seed_everything = seed_everything(seed, workers=True)
+    built = instantiate(parsed.parser, config)
+    settle_classes(parsed, built.model, built.data)
+    if checkpoint:
+        read_state(checkpoint, built.model)
+    if config.compile:
+        for name in filter(partial(hasattr, built.model), parsed.task.networks):
+            getattr(built.model, name).compile(backend=config.compile)  # in place: its names stay
+    return Objects(built.model, built.data, built.trainer, built.claim)
+
+
+def settle_classes(parsed: Parsed, module: LightningModule, data: LightningDataModule) -> None:
+    """Puts the data's number of classes into the config, so that `load_run` needs no data.
+
+    Raises:
+        InputError: the config names another number, which the link to the data would hide.
+    """
+    arguments = parsed.config.model.get("init_args") or parsed.config.model
+    for name in parsed.task.networks:
+        network = arguments.get(name)
+        if network is None:
+            continue
+        number = signature(type(getattr(module, name))).parameters.get("num_classes")
+        if number is None:
+            continue
+        # Inside a model that is chosen by class_path, a key that was not given is absent.
+        default, actual = number.default, data.num_classes
+        given = network.init_args.get("num_classes", default)
+        if given not in (actual, default):
+            raise InputError(
+                f"model.{name}.num_classes is {given}, but {type(data).__name__} has"
+                f" {actual} classes: leave it out, the data sets it"
+            )
+        network.init_args.num_classes = actual
+
+
+def make_trainer(
+    parsed: Parsed, run: OpenRun, objects: Objects, callbacks: Sequence[Callback] = ()
+) -> Trainer:
+    """The trainer of the config, with the run folder's own loggers and callbacks.
+
+    Creates the run folder.
+
+    Raises:
+        InputError: what the trainer refuses, such as a device that is not here.
+    """
+    fits, options = parsed.verb == "fit", objects.trainer
+    loggers = []  # the curves of a run belong to its training
+    if fits:
+        loggers = [MetricsCSV(str(run.folder)), *as_list(options.logger, Logger)]
+    for logger in loggers:
+        if hasattr(logger, "write_to"):  # W&B's, which is imported by those alone who use it
+            logger.write_to(run.folder)
+    options.callbacks = [*as_list(options.callbacks, Callback), *callbacks]
+    if fits and options.enable_checkpointing is not False:
+        options.callbacks += run_checkpoints(
+            run.folder / "checkpoints",
+            parsed.task.best,
+            parsed.task.higher_is_better,
+            parsed.config.checkpoint_every_n_steps,
+        )
+    if objects.claim and not options.fast_dev_run:
+        options.callbacks.append(Reproduction(objects.claim, run.folder))
+    if not fits:
+        options.enable_checkpointing = False
+        options.callbacks = [one for one in options.callbacks if not isinstance(one, Checkpoint)]
+    if options.enable_model_summary is None:
+        options.enable_model_summary = False  # `fit` says what its table comes to
+    if options.enable_progress_bar is None and not sys.stdout.isatty():
+        options.enable_progress_bar = False
+        options.callbacks.append(ProgressLines())
+    if fits and not options.fast_dev_run:
+        options.callbacks.append(SaveConfig(parsed.parser, parsed.config, save_to_log_dir=False))
+    options.logger, options.default_root_dir = loggers, str(run.folder)
+    try:
+        trainer = Trainer(**options)
+    except (MisconfigurationException, ValueError) as error:  # no GPU, no such strategy, ...
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
+        trainer.strategy.checkpoint_io = WholeFiles()
+    if trainer.is_global_zero and not trainer.fast_dev_run:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        say(f"run folder: {run.folder}")
+    return trainer
+
+
+def fit(work: Work) -> None:
+    """Trains; writes the run folder."""
+    for line in work.parsed.notices:
+        say(line)
+    say(parameter_count(work.objects.module))
+    with running(work):
+        work.trainer.fit(work.objects.module, datamodule=work.objects.data, weights_only=True)
+    if work.parsed.config.attention_backend == "fp8" and not work.trainer.fast_dev_run:
+        metrics, exact = fp8_after_fit(work)
+        write_json(work, "fp8.json", {"metrics": metrics, "metrics_fused": exact})
+    if not work.trainer.fast_dev_run:
+        say(f"finished: {work.run.folder}")
+
+
+def evaluate(work: Work) -> None:
+    """Validates or tests; writes RUN/VERB.json."""
+    parsed, trainer = work.parsed, work.trainer
+    if work.run.checkpoint:
+        say(f"checkpoint: {work.run.checkpoint}")
+    verb = getattr(trainer, parsed.verb)
+    with running(work):
+        results = verb(work.objects.module, datamodule=work.objects.data, weights_only=True)
+    metrics = merged(results)
+    images, total = evaluated_images(work)
+    source = str(work.run.checkpoint or official_weights(parsed.config))
+    report = {"checkpoint": source, "images": images, "metrics": metrics}
+    if parsed.config.attention_backend == "fp8" and not trainer.fast_dev_run:
+        report["metrics_fused"] = exact = evaluate_again(work, verb, "fused")
+        print_fp8(metrics, exact)
+    write_json(work, f"{parsed.verb}.json", report)
+    part = f" ({images} of {total} images: trainer.limit_*_batches)"
+    say(f"written: {work.run.folder / parsed.verb}.json{part if images < total else ''}")
+
+
+def predict(work: Work) -> None:
+    """Applies the network to images; what is written is the task's own."""
+    if work.run.checkpoint:
+        say(f"checkpoint: {work.run.checkpoint}")
+    with running(work):
+        work.trainer.predict(work.objects.module, datamodule=work.objects.data, weights_only=True)
+    say(f"written: {work.run.folder / work.parsed.task.predictions}")
+
+
+@contextmanager
+def running(work: Work) -> Iterator[None]:
+    """Inside, the trainer works; its failure leaves no folder behind that contains nothing."""
+    trainer = work.trainer
+    # Not by argument, of which `setup` would not know: it then leaves `weights` unread.
+    trainer.ckpt_path = work.run.checkpoint
+    try:
+        with attention_backend(work.parsed.config.attention_backend):
+            yield
+    except InputError:
+        if launcher := trainer.strategy.launcher:
+            launcher.kill(signal.SIGTERM)  # the other processes would say the same
+        if work.run.is_new and trainer.is_global_zero:
+            remove_start(work.run.folder)
+        raise
+    except SystemExit:  # Lightning's end of a run after Ctrl-C
+        if work.parsed.verb == "fit" and trainer.interrupted:
+            say(how_to_resume(work))
+        raise
+
+
+def remove_start(folder: Path) -> None:
+    """Removes a run folder that contains no more than the config of a start that failed."""
+    if all(path.name == "config.yaml" for path in folder.glob("*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def how_to_resume(work: Work) -> str:
+    """One line for a run that was interrupted."""
+    if not (work.run.folder / "checkpoints" / "last.ckpt").is_file():
+        return "stopped before the first checkpoint"
+    config = work.run.folder / "config.yaml"
+    command = f"attention-vision {work.parsed.name} fit -c {config} --ckpt_path last"
+    return f"stopped: resume with {command}"
+
+
+def write_json(work: Work, name: str, report: dict[str, Any]) -> None:
+    if work.trainer.is_global_zero:
+        (work.run.folder / name).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def fp8_after_fit(work: Work) -> tuple[dict[str, float], dict[str, float]]:
+    """The metrics of the last weights in fp8 and fused attention, printed side by side."""
+    work.trainer.loggers = []  # the curves end with the training
+    work.trainer.ckpt_path = None  # its last weights, not those it resumed from
+    rounded, exact = (
+        evaluate_again(work, work.trainer.validate, backend) for backend in ("fp8", "fused")
+    )
+    print_fp8(rounded, exact)
+    return rounded, exact
+
+
+def evaluate_again(work: Work, verb: Any, backend: Any) -> dict[str, float]:
+    """The metrics under another attention backend."""
+    options = {"verbose": False, "weights_only": True}
+    with attention_backend(backend):
+        return merged(verb(work.objects.module, datamodule=work.objects.data, **options))
+
+
+def print_fp8(rounded: dict[str, float], exact: dict[str, float]) -> None:
+    """What fp8 attention changes in each metric."""
+    say(f"{'attention in':<24}{'fp8':>12}{'fused':>12}{'difference':>12}")
+    for key, value in exact.items():
+        change = rounded[key] - value
+        say(f"{key:<24}{rounded[key]:>12.5f}{value:>12.5f}{change:>+12.5f}")
+
+
+def evaluated_images(work: Work) -> tuple[int, int]:
+    """Images that validate or test evaluated, and all there are."""
+    trainer = work.trainer
+    loader, (batches,) = (
+        (trainer.val_dataloaders, trainer.num_val_batches)
+        if work.parsed.verb == "validate"
+        else (trainer.test_dataloaders, trainer.num_test_batches)
+    )
+    total = len(loader.dataset)
+    return min(total, batches * loader.batch_size * trainer.world_size), total
+
+
+def merged(results: list[dict[str, float]]) -> dict[str, float]:
+    """The metrics of all data that was evaluated."""
+    return {key: value for result in results for key, value in result.items()}
+
+
+def parameter_count(model: LightningModule) -> str:
+    """One line: parameters, and those that are trained."""
+    counts = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    total, trained = sum(n for n, _ in counts), sum(n for n, grad in counts if grad)
+    return f"parameters: {total:,}" + (f", {trained:,} trained" if trained < total else "")
+
+
+def as_list(value: Any, kind: type) -> list:
+    """Trainer takes one, several, true or none of its loggers and callbacks."""
+    return [value] if isinstance(value, kind) else list(value) if isinstance(value, list) else []

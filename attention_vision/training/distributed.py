@@ -1,0 +1,42 @@
+"""What processes tell each other; one alone needs no process group."""
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """Index of this process; 0 of one alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(value: Any) -> list[Any]:
+    """Collects the values of all processes on rank zero, none on the others; all call it."""
+    if world_size() == 1:
+        return [value]
+    values = None if rank() else [None] * world_size()
+    dist.gather_object(value, values)
+    return values or []
+
+
+def broadcast(value: Any) -> Any:
+    """Returns rank zero's value; all processes call it."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Averages a tensor over processes; the tensor itself where there is one."""
+    if world_size() == 1:
+        return values
+    dist.all_reduce(values)
+    return values / world_size()

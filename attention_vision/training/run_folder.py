@@ -1,0 +1,84 @@
+"""Layout of a run folder: where a run is written, and which checkpoint a name means.
+
+RUN/config.yaml  metrics.csv  checkpoints/{last,best}.ckpt  pictures/  {validate,test}.json
+"""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from attention_vision.errors import InputError
+
+
+def default_run(task: str, stem: str) -> Path:
+    """runs/TASK/TIME_STEM, a folder that does not exist yet.
+
+    Under SLURM the job's number stands in for the time: every process of the job finds the same
+    folder, and so does the job when it is requeued.
+    """
+    parent = Path("runs") / task
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return parent / f"slurm{job}_{stem}"
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{stem}"
+    run, copies = parent / name, 1
+    while run.exists():
+        copies += 1
+        run = parent / f"{name}-{copies}"
+    return run
+
+
+def is_requeued() -> bool:
+    """Whether this is a job of SLURM that was in the queue before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+
+
+def holds_run(run: Path) -> bool:
+    """Whether training can go on there: a run that ended before its first checkpoint is none."""
+    return any((run / "checkpoints").glob("*.ckpt"))
+
+
+def best_or_last(run: Path) -> Path | None:
+    """The best checkpoint of a run, else the last one, else None."""
+    kept = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    return next((file for file in kept if file.is_file()), None)
+
+
+def find_checkpoint(run: Path, name: str = "best") -> Path:
+    """The file behind "best", "last" or a path.
+
+    Raises:
+        InputError: there is no such file; says what there is.
+    """
+    file = run / "checkpoints" / f"{name}.ckpt" if name in ("best", "last") else Path(name)
+    if not file.is_file():
+        kept = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
+        holds = f"{run} holds {', '.join(kept)}" if kept else f"{run} holds no checkpoint"
+        raise InputError(f"no checkpoint {file}: {holds}")
+    return file
+
+
+def read_state(file: Path, module: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, which fit `module` by name and shape; memory-mapped.
+
+    Raises:
+        InputError: no checkpoint of a run, or one of another model.
+    """
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file fails anywhere in the unpickler
+        raise InputError(f"{file} is damaged, or no checkpoint of this command") from error
+    if "state_dict" not in checkpoint:
+        raise InputError(f"{file} is no checkpoint of a run; official weights go to model.weights")
+    state = checkpoint["state_dict"]
+    there = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    here = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if wrong := sorted(name for name, _ in there.items() ^ here.items()):
+        name = wrong[0]
+        raise InputError(
+            f"{file} is of another model: {name} is {there.get(name, 'missing')} there, "
+            f"{here.get(name, 'missing')} here"
+        )
+    return state

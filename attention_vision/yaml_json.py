@@ -1,0 +1,160 @@
+"""Reading YAML and JSON with one-line errors, into dataclasses; writing whole files or none."""
+
+import json
+import os
+import re
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from attention_vision.errors import ConfigError, InputError
+
+T = TypeVar("T")
+
+
+def read_card(kind: type[T], given: Any, where: str) -> T:
+    """Builds a dataclass from a mapping, dataclasses inside it too.
+
+    Args:
+        kind: a dataclass of str, float, Literal, list, dataclass and None.
+        given: what YAML gave.
+        where: file and key, for the message.
+
+    Raises:
+        InputError: a key that is unknown or missing, or a value of another type; what the
+            dataclass itself refuses.
+    """
+    if not isinstance(given, dict):
+        raise InputError(f"{where}: expected keys and values, found {type(given).__name__}")
+    hints = get_type_hints(kind)
+    for key in given:
+        if key not in hints:
+            raise InputError(f"{where}: unknown key '{key}'; known: {', '.join(hints)}")
+    for item in fields(kind):
+        if item.name not in given and item.default is item.default_factory is MISSING:
+            raise InputError(f"{where}: '{item.name}' is missing")
+    values = {key: convert(hints[key], value, f"{where}: {key}") for key, value in given.items()}
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """The value as the annotation asks for it; a whole number is a float, too."""
+    if get_origin(hint) is UnionType:  # KIND | None
+        if value is None and NoneType in get_args(hint):
+            return None
+        (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
+    if is_dataclass(hint):
+        return read_card(hint, value, where)
+    if get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise InputError(f"{where} is {value!r}, not a list")
+        (inner,) = get_args(hint)
+        return [convert(inner, one, f"{where}, item {n}") for n, one in enumerate(value, 1)]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise InputError(f"{where} is {value!r}, none of {', '.join(get_args(hint))}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or isinstance(value, bool) is not (hint is bool):
+        raise InputError(f"{where} is {value!r}, not of type {hint.__name__}")
+    return value
+
+
+Config = dict[str, Any]
+
+
+class Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where PyYAML would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key.value}' is there twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(  # 1e-3 is a number, as the command reads it: YAML 1.1 wants 1.0e-3
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
+
+
+def read_yaml(file: Path) -> Config:
+    """Reads the keys and values of a YAML file.
+
+    Raises:
+        ConfigError: there is no such file, it is not valid YAML, a key is given twice, or it holds
+            something else than keys and values.
+    """
+    try:
+        content = yaml.load(file.read_text(), Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"no such file: {file}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ConfigError(f"{file}{where}: not valid YAML: {reason}") from error
+    if not isinstance(content, dict):
+        kind = "nothing" if content is None else type(content).__name__
+        raise ConfigError(f"{file}: expected keys and values, found {kind}")
+    return content
+
+
+def mapping(content: Any, file: Path, what: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        kind = "nothing" if content is None else type(content).__name__
+        raise InputError(f"{file}: {what}: expected keys and values, found {kind}")
+    return content
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a file.
+
+    Raises:
+        InputError: the file is cut short, damaged, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InputError(f"{file}{where}: not valid JSON: cut short or damaged") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: expected an object, found {type(content).__name__}")
+    return content
+
+
+def take(content: dict[str, Any], key: str, kind: type, source: Path) -> Any:
+    """A value that has to be there and of a kind."""
+    if key not in content:
+        raise InputError(f"{source}: '{key}' is missing")
+    if not isinstance(content[key], kind) or isinstance(content[key], bool):
+        raise InputError(f"{source}: '{key}' is {content[key]!r}, not of type {kind.__name__}")
+    return content[key]
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """As a whole or not at all; nothing where the file says so already."""
+    if file.is_file() and file.read_text() == text:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    with part.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, file)
+
+
+def to_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
