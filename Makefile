@@ -24,9 +24,10 @@ demo: $(VENV)/.demo  ## classify digits, find them in scenes, make new ones: abo
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.dev  ## check style and format
+lint: $(VENV)/.dev  ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.dev  ## measure speed and memory against naive code and the peers' libraries, as ratios
 	$(BIN)/python experiments/benchmarks/attention.py
