@@ -130,7 +130,7 @@ def build_run(run: Path, task: str, data: dict, model: dict) -> None:
     (run / "checkpoints").mkdir(parents=True)
     config = {"task": task, "data": data, "model": model}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    module = build(TASKS[task](), {"model": model}, linked=False)["model"]
+    module = build(config, {"model": TASKS[task]().nodes["model"]})["model"]
     redraw(module, 0)
     torch.save({"state_dict": module.state_dict()}, run / "checkpoints" / "best.ckpt")
 
