@@ -5,13 +5,17 @@ with every failed branch of a union. `explain` reads three things from it: the k
 that owns the last key, and the cause.
 """
 
+import importlib
 import inspect
 import re
+import traceback
 import typing
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
 
 from jsonargparse import ArgumentParser
 
@@ -26,10 +30,12 @@ def explain(error: ArgumentError, parser: ArgumentParser, roots: dict[str, type]
         parser: the parser, for its known keys.
         roots: the class behind `model`, `data` and `trainer`, for the classes that a key accepts.
     """
-    text = str(error)
+    text = without_other_branches(str(error))
     path = key_path(text)
     return (
         unknown_flag(text, parser)
+        or unimportable(text, path)
+        or wrong_kind(text, path)
         or unknown_key(text, parser)
         or wrong_contract(text, path)
         or missing(text)
@@ -38,6 +44,85 @@ def explain(error: ArgumentError, parser: ArgumentParser, roots: dict[str, type]
         or wrong_value(text, path)
         or " ".join(text.split())
     )
+
+
+def without_other_branches(text: str) -> str:
+    """Keeps, of each union, the branch that names the class that was given.
+
+    A key that takes a class or null fails in both ways; only the first says why.
+    """
+    union = re.compile(
+        r"^( *)Does not validate against any of the Union subtypes\n(?:\1.*\n)*?\1Errors:\n"
+        r"(?P<branches>(?:\1  .*\n)+)(?:\1Given value.*(?:\n|$))*",
+        re.M,
+    )
+    while found := union.search(text):
+        branches = re.split(r"^ *- ", found["branches"], flags=re.M)
+        named = [one for one in branches if one.startswith("Problem with given class_path")]
+        if not named:
+            return text
+        text = f"{text[: found.start()]}{found[1]}{named[0]}{text[found.end() :]}"
+    return text
+
+
+def unimportable(text: str, path: str) -> str | None:
+    """The reason why a class path of the user's own cannot be imported."""
+    given = r"class_path(?:=|': | )'([\w.]+)'|(?:Got|Given) value: ([\w.]+)$"
+    for found in re.finditer(given, text, re.M):
+        class_path = found[1] or found[2]
+        if "." in class_path and (reason := import_failure(class_path)):
+            return f"{path}: {reason}"
+    return None
+
+
+def import_failure(class_path: str) -> str | None:
+    """Why a dotted path cannot be imported, with the file that was looked for; None if it can."""
+    module_path, _, name = class_path.rpartition(".")
+    first = module_path.partition(".")[0]
+    try:
+        module = importlib.import_module(module_path)
+    except ModuleNotFoundError as error:
+        if error.name == first:
+            return (
+                f"cannot import {class_path}: there is no {first}.py in {Path.cwd()}, nor an"
+                f" installed package {first}"
+            )
+        if error.name and f"{module_path}.".startswith(f"{error.name}."):
+            return f"cannot import {class_path}: there is no module {error.name}"
+        return f"cannot import {class_path}: {module_path} needs {error.name}, which is not here"
+    except Exception as error:
+        return f"cannot import {class_path}: {reason_and_line(error)}"
+    if hasattr(module, name):
+        return None
+    own = [key for key, value in vars(module).items() if defined_in(value, module)]
+    near = nearest(name, own)
+    hint = f"did you mean {near}?" if near else choices(own)
+    return f"{getattr(module, '__file__', module_path)} has no class {name}; {hint}"
+
+
+def reason_and_line(error: Exception) -> str:
+    """An error in a file of the user's own: its text, the file and the line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if "site-packages" not in one.filename and one.filename[0] != "<"]
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{reason} ({own[-1].filename}, line {own[-1].lineno})"
+
+
+def defined_in(value: object, module: ModuleType) -> bool:
+    return isinstance(value, type) and value.__module__ == module.__name__
+
+
+def wrong_kind(text: str, path: str) -> str | None:
+    """A class in an argument that takes exactly one other, such as the recipe of a data set."""
+    found = re.search(r"Subclasses are disabled for (\w+), thus '([\w.]+)' is not accepted", text)
+    owners = re.findall(r"Problem with given class_path '(.+?)'", text)
+    if not found or not owners:
+        return None
+    hints = typing.get_type_hints(import_class(owners[-1]).__init__)
+    keys = [key for key, hint in hints.items() if getattr(hint, "__name__", "") == found[1]]
+    key = ".".join([path, *keys[:1]])
+    given, owner = (name.rpartition(".")[2] for name in (found[2], owners[-1]))
+    return f"{key}: {given} is not a {found[1]}, which is what {owner} takes"
 
 
 def unknown_flag(text: str, parser: ArgumentParser) -> str | None:
@@ -105,9 +190,11 @@ def key_without_class(text: str, path: str) -> str | None:
 
 
 def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
-    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
+    if found := re.search(r"Import path (\S* ?)does not correspond to a subclass of (\w+)", text):
         known = choices(accepted_classes(text, path, roots))
-        return f"{path}: {found[1]} is no {found[2]}; {known}"
+        given = re.search(r"Given value: ([\w.]+)$", text, re.M)
+        name = found[1].strip() or (given[1] if given else "the class")
+        return f"{path}: {name} is not a {found[2]}; {known}"
     found = re.search(r"Expected a dot import path string: (\S+)", text) or re.search(
         r"Problem with given class_path '(\S+)':\s+(?:module .* has no|No module named)", text
     )
@@ -124,7 +211,8 @@ def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
             None  # a word where a number was meant, in a key that takes either a number or a class
         )
     hint = f"did you mean {near}?" if near else choices(classes)
-    return f"{path}: there is no class {found[1]}; {hint}"
+    own = "" if near or "." in found[1] else f"; a class of your own is FILE.{found[1]}"
+    return f"{path}: there is no class {found[1]}; {hint}{own}"
 
 
 def wrong_value(text: str, path: str) -> str | None:
@@ -186,7 +274,7 @@ def import_class(path: str) -> type:
 
 
 def accepted_classes(text: str, path: str, roots: dict[str, type]) -> list[str]:
-    """Names of the imported classes that the key accepts, those of this package first."""
+    """Names of the classes that the key accepts: this package's, or where it has none all."""
     if path in roots:
         bases = {roots[path]}
     else:
@@ -195,7 +283,8 @@ def accepted_classes(text: str, path: str, roots: dict[str, type]) -> list[str]:
         hints = typing.get_type_hints(owner.__init__)
         bases = classes_in(hints.get(path.rpartition(".")[2]))
     found = [cls for base in bases for cls in subclasses(base) if not cls.__name__.startswith("_")]
-    found.sort(key=lambda cls: (not cls.__module__.startswith("attention_vision"), cls.__name__))
+    ours = [cls for cls in found if cls.__module__.startswith("attention_vision")]
+    found = sorted(ours or found, key=lambda cls: cls.__name__)
     return list(dict.fromkeys(cls.__name__ for cls in found))
 
 

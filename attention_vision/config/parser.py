@@ -11,7 +11,7 @@ from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from attention_vision.config.messages import explain
+from attention_vision.config.messages import explain, reason_and_line
 from attention_vision.config.moved_paths import with_current_paths
 from attention_vision.errors import ConfigError, InputError
 
@@ -105,6 +105,10 @@ def parse_words(parser: ArgumentParser, words: list[str], roots: dict[str, type]
         return parser.parse_args(words)
     except ArgumentError as error:
         raise ConfigError(explain(error, parser, roots)) from error
+    except (AssertionError, InputError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # of a module of the user's own, while it is imported
+        raise ConfigError(reason_and_line(error)) from error
 
 
 def expand_short_flag(word: str) -> str:
