@@ -17,7 +17,7 @@ from attention_vision.detection.detr import DETR
 from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.detection.panel import DetectionPanel
 from attention_vision.detection.predictions import DetectionResults
-from attention_vision.training.logging import EpochMean, StepLog, log_epoch_mean, log_now
+from attention_vision.training.logging import ResumableMean, StepLog, log_epoch_mean, log_now
 from attention_vision.training.optim import WarmupCosine, configure
 from attention_vision.training.steps import StepSeed, step_number
 
@@ -64,7 +64,7 @@ class Detector(LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.backbone_lr_factor = backbone_lr_factor
         self.weights, self.backbone_weights, self.fine_tune = weights, backbone_weights, fine_tune
-        self.train_loss = EpochMean()
+        self.train_loss = ResumableMean()
         self.average_precision = nn.ModuleDict(
             {
                 split: COCOAveragePrecision(engine=engine, size_limits=size_limits)

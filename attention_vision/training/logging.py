@@ -12,7 +12,7 @@ from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.steps import step_number
 
 
-class EpochMean(MeanMetric):
+class ResumableMean(MeanMetric):
     """Mean over an epoch whose state is saved, so that a checkpoint may cut the epoch in two.
 
     `state_dict` holds the sum over all processes (a collective, as Lightning's saving is), and
@@ -102,7 +102,7 @@ def log_now(trainer: Trainer, metrics: dict[str, float], step: int | None = None
         logger.save()
 
 
-def log_epoch_mean(module: LightningModule, key: str, mean: EpochMean) -> None:
+def log_epoch_mean(module: LightningModule, key: str, mean: ResumableMean) -> None:
     """Logs an epoch's mean at its end, and starts the next; for `on_train_epoch_end`."""
     value = mean.compute().item()
     mean.reset()
