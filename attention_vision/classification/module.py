@@ -21,7 +21,7 @@ from attention_vision.classification.predictions import Predictions
 from attention_vision.classification.progressive import Activate, Progression, ProgressiveActivation
 from attention_vision.data.loading import check_classes
 from attention_vision.errors import InputError
-from attention_vision.training.logging import ResumableMean, StepLog, log_epoch_mean
+from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean
 from attention_vision.training.optim import WarmupCosine, configure, layer_decay
 from attention_vision.training.steps import StepSeed
 
@@ -124,7 +124,7 @@ class Classifier(LightningModule):
                 term.prepare(self.network, self.trainer.datamodule)
 
     def configure_callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = [StepSeed(), StepLog(), ImagePanel(), Predictions()]
+        callbacks: list[Callback] = [StepSeed(), StepLogger(), ImagePanel(), Predictions()]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
         if self.progressive:

@@ -17,7 +17,7 @@ from attention_vision.detection.detr import DETR
 from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.detection.panel import DetectionPanel
 from attention_vision.detection.predictions import DetectionResults
-from attention_vision.training.logging import ResumableMean, StepLog, log_epoch_mean, log_now
+from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean, log_now
 from attention_vision.training.optim import WarmupCosine, configure
 from attention_vision.training.steps import StepSeed, step_number
 
@@ -103,7 +103,7 @@ class Detector(LightningModule):
             load_backbone(network.backbone, self.backbone_weights)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [StepSeed(), StepLog(), DetectionPanel(), DetectionResults()]
+        return [StepSeed(), StepLogger(), DetectionPanel(), DetectionResults()]
 
     def configure_optimizers(self) -> dict:
         factors = {"backbone.": self.backbone_lr_factor}

@@ -35,7 +35,7 @@ class ResumableMean(MeanMetric):
             self.reset()
 
 
-class StepLog(Callback):
+class StepLogger(Callback):
     """Logs train/loss_step, train/lr and train/images_per_second every `trainer.log_every_n_steps`.
 
     Straight to the loggers: a row is on disk before the checkpoint that follows it, whereas

@@ -3,7 +3,7 @@
 A run that is killed and resumed must not differ from one that was not. Lightning restores weights,
 optimiser, schedule and the position in the data; these parts restore the rest: the random stream of
 each step (`StepSeed`), the mean of an epoch cut in two (`ResumableMean`), and the curves on disk
-(`StepLog`).
+(`StepLogger`).
 """
 
 import os
