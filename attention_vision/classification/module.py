@@ -23,7 +23,7 @@ from attention_vision.data.loading import check_classes
 from attention_vision.errors import InputError
 from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean
 from attention_vision.training.optim import WarmupCosine, configure, layer_decay
-from attention_vision.training.steps import StepSeed
+from attention_vision.training.steps import SeedEveryStep
 
 
 class Classifier(LightningModule):
@@ -124,7 +124,7 @@ class Classifier(LightningModule):
                 term.prepare(self.network, self.trainer.datamodule)
 
     def configure_callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = [StepSeed(), StepLogger(), ImagePanel(), Predictions()]
+        callbacks: list[Callback] = [SeedEveryStep(), StepLogger(), ImagePanel(), Predictions()]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
         if self.progressive:

@@ -7,7 +7,7 @@ from typing import Any
 # minor versions at least, see CHANGELOG.md.
 MOVED_PATHS = {  # below attention_vision; moved in 0.2
     "callbacks.StepLog": "training.logging.StepLogger",
-    "callbacks.StepSeed": "training.steps.StepSeed",
+    "callbacks.StepSeed": "training.steps.SeedEveryStep",
     "classification.map_transfer": "classification.attention_transfer",
     "detection.figures": "detection.panel",
     "generation.data.CIFAR10Images": "generation.gan.data.CIFAR10Images",
@@ -35,6 +35,7 @@ MOVED_PATHS = {  # below attention_vision; moved in 0.2
     "progressive": "classification.progressive",
     "wandb_logger": "training.wandb_logger",
     "training.logging.StepLog": "training.logging.StepLogger",
+    "training.steps.StepSeed": "training.steps.SeedEveryStep",
 }
 
 

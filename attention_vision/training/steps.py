@@ -1,9 +1,9 @@
-"""What makes a run resumable bit by bit, for all tasks. Written against the loops of Lightning 2.6.
+"""Steps of a run: their numbers, their seeds, and what makes a resume bit-exact.
 
-A run that is killed and resumed must not differ from one that was not. Lightning restores weights,
-optimiser, schedule and the position in the data; these parts restore the rest: the random stream of
-each step (`StepSeed`), the mean of an epoch cut in two (`ResumableMean`), and the curves on disk
-(`StepLogger`).
+Written against the loops of Lightning 2.6. A run that is killed and resumed must not differ from
+one that was not. Lightning restores weights, optimiser, schedule and the position in the data;
+three parts restore the rest: the random stream of each step (`SeedEveryStep`), the mean of an epoch
+that is cut in two (`ResumableMean`), and the curves on disk (`StepLogger`).
 """
 
 import os
@@ -26,7 +26,7 @@ def mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-class StepSeed(Callback):
+class SeedEveryStep(Callback):
     """Seeds torch, numpy and python before each training batch from (seed, rank, batches so far).
 
     MixUp, dropout and stochastic depth then depend on the step, not on what the process did before.
