@@ -10,7 +10,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from attention_vision.training.slurm import Requeue
+from attention_vision.training.slurm import SlurmRequeue
 from attention_vision.training.steps import is_validated_next
 
 
@@ -85,7 +85,7 @@ def run_checkpoints(
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         ),
-        Requeue(folder / "last.ckpt"),
+        SlurmRequeue(folder / "last.ckpt"),
     ]
 
 

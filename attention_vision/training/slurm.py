@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from attention_vision.training.steps import is_validated_next
 
 
-class Requeue(Checkpoint):
+class SlurmRequeue(Checkpoint):
     """Once SLURM has sent its signal, saves between two steps and puts the job back into the queue.
 
     Lightning 2.6 does both inside the signal's handler: in the middle of a step, in each process at
