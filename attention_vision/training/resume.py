@@ -89,7 +89,7 @@ def run_checkpoints(
     ]
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place first: a kill leaves the old one or the new one.
 
     Lightning's own goes by way of the system's folder for temporary files; where that is another
