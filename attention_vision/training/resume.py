@@ -56,7 +56,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
 
-def run_checkpoints(
+def checkpoint_callbacks(
     folder: Path, best: str, higher_is_better: bool, steps: int | None
 ) -> list[Callback]:
     """Of a training: best.ckpt, and last.ckpt at the end of each epoch and inside long ones.
