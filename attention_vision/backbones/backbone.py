@@ -59,7 +59,7 @@ class MeanPool(nn.Module):
         return tokens.mean(1)
 
 
-def misfit(
+def shape_error(
     attention: nn.Module, x: Tensor, named: Mapping[str, Any] = MappingProxyType({})
 ) -> str | None:
     """Why a built mechanism does not map `x` to its shape; None where it does.

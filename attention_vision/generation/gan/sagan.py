@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from attention_vision.attention import FeatureAttention, SelfAttention2d
-from attention_vision.backbones.backbone import misfit
+from attention_vision.backbones.backbone import shape_error
 from attention_vision.errors import InputError
 
 Start = Literal["orthogonal", "xavier"]
@@ -300,7 +300,7 @@ def _slots(
         first = sides.index(side)
         slots[first] = attention(channels[first])
         shape = (2, channels[first], side, side)
-        if reason := misfit(slots[first], torch.zeros(shape)):
+        if reason := shape_error(slots[first], torch.zeros(shape)):
             raise InputError(
                 f"{name}: attention {type(slots[first]).__name__} does not map {shape} to itself:"
                 f" {reason}"
