@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attention_vision.attention.recording import note
+from attention_vision.attention.recording import capture
 
 
 class ChannelGate(nn.Module):
@@ -50,7 +50,7 @@ class ChannelGate(nn.Module):
         maxima = [x.amax((2, 3))] if self.max else []
         score = sum(self.mlp(pooled) for pooled in means + maxima)
         gate = score.sigmoid()[..., None, None]  # (B, C, 1, 1)
-        note(gate)
+        capture(gate)
         return x * gate
 
 
@@ -87,7 +87,7 @@ class SpatialGate(nn.Module):
         source = x if source is None else source
         summary = torch.stack((source.amax(1), source.mean(1)), 1)  # (B, 2, H, W)
         gate = self.norm(self.conv(summary)).sigmoid()  # (B, 1, H, W)
-        note(gate)
+        capture(gate)
         return x * gate
 
 

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_vision.attention.recording import note
+from attention_vision.attention.recording import capture
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -47,7 +47,7 @@ class AttentionGate(nn.Module):
         theta = self.theta(x)
         phi = self.resize(self.phi(gating), theta)
         gate = self.resize(self.psi(F.relu(theta + phi)).sigmoid(), x)  # (B, 1, H, W)
-        note(gate)
+        capture(gate)
         return self.out(gate * x)
 
     def resize(self, y: Tensor, like: Tensor) -> Tensor:

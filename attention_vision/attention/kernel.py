@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention_vision.attention.recording import note, recording
+from attention_vision.attention.recording import capture, recording
 
 Backend = Literal["fused", "eager", "fp8"]
 
@@ -62,18 +62,18 @@ def attend(
         dropout: probability of dropping a weight; the caller passes 0 outside training.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if _backend == "fused" and not recording("rows", "scores"):
+    if _backend == "fused" and not recording("weights", "logits"):
         return _fused(query, key, value, bias, mask, scale, dropout)
 
     scores = (query * scale) @ key.mT
     if bias is not None:
         scores = scores + bias
-    if recording("scores"):
-        note(scores if mask is None else scores.masked_fill(~mask, 0), "scores")
+    if recording("logits"):
+        capture(scores if mask is None else scores.masked_fill(~mask, 0), "logits")
     weights = masked_softmax(scores, mask)
     if _backend == "fp8":
         weights = quantise_rows(weights)
-    note(weights, "rows")
+    capture(weights, "weights")
     return F.dropout(weights, dropout).to(value.dtype) @ value
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_vision.attention.kernel import attend, masked_softmax
-from attention_vision.attention.recording import note
+from attention_vision.attention.recording import capture
 
 
 class AttentionPool(nn.Module):
@@ -69,7 +69,7 @@ class AttentionPool(nn.Module):
         else:
             pairs = self.of_token(tokens)[:, None] + self.of_query(query)[:, :, None]
             weights = masked_softmax(self.score(pairs.tanh())[..., 0], visible)  # (B, Q, N)
-            note(weights[:, None], "rows")  # (B, 1, Q, N), as attend does
+            capture(weights[:, None], "weights")  # (B, 1, Q, N), as attend does
             z = weights.to(tokens.dtype) @ tokens
         return z[:, 0] if learned and z.shape[1] == 1 else z
 
