@@ -24,7 +24,7 @@ def attention_backend(name: Backend) -> Iterator[None]:
     * `"fused"` (the default): `scaled_dot_product_attention`, which never stores the weights
       (except, on a CPU, where a bias itself is trained: PyTorch has no kernel for its gradient).
     * `"eager"`: the product written out; the weights exist and can be looked at.
-    * `"fp8"`: eager, with the weights rounded to float8_e4m3 row by row (see `quantise_rows`).
+    * `"fp8"`: eager, with the weights rounded to float8_e4m3 row by row (see `quantize_rows`).
       It emulates the arithmetic to study its error; it saves neither memory nor time.
 
     Raises:
@@ -72,7 +72,7 @@ def attend(
         capture(scores if mask is None else scores.masked_fill(~mask, 0), "logits")
     weights = masked_softmax(scores, mask)
     if _backend == "fp8":
-        weights = quantise_rows(weights)
+        weights = quantize_rows(weights)
     capture(weights, "weights")
     return F.dropout(weights, dropout).to(value.dtype) @ value
 
@@ -116,7 +116,7 @@ def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     return scores.softmax(-1, dtype=dtype).masked_fill(~mask, 0)  # ... it turns into zeros
 
 
-def quantise_rows(weights: Tensor) -> Tensor:
+def quantize_rows(weights: Tensor) -> Tensor:
     """Round rows of attention weights as an fp8 kernel would store them.
 
     Shape: (..., Q, K) -> (..., Q, K)

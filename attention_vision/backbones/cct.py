@@ -19,7 +19,7 @@ from attention_vision.backbones.vit import (
     TransformerBlock,
     check_attention,
     head,
-    initialise,
+    initialize,
 )
 from attention_vision.errors import InputError
 
@@ -170,7 +170,7 @@ class CCT(Backbone):
         self.norm = nn.LayerNorm(width)
         self.head = head(width, num_classes)
         for part in (self.blocks, self.head):
-            part.apply(initialise)
+            part.apply(initialize)
         for module in self.tokenizer.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)

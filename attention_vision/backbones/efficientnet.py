@@ -143,10 +143,10 @@ class EfficientNet(Backbone):
         self.pool = pool(4 * inputs)
         self.dropout = nn.Dropout(released_dropout if dropout is None else dropout)
         self.head = nn.Linear(4 * inputs, num_classes) if num_classes else nn.Identity()
-        self.initialise(own_attention=attention is None)
+        self.initialize(own_attention=attention is None)
         self.check_attention()
 
-    def initialise(self, own_attention: bool) -> None:
+    def initialize(self, own_attention: bool) -> None:
         """As released: normal convolutions by their fan-out, a depthwise one's being a group's.
 
         Torchvision takes all of a depthwise convolution's outputs for its fan-out, and so starts it

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attention_vision.attention import TokenAttention, WindowAttention
 from attention_vision.attention.window import pad_to_windows
 from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
-from attention_vision.backbones.vit import TransformerBlock, initialise
+from attention_vision.backbones.vit import TransformerBlock, initialize
 from attention_vision.errors import InputError
 
 
@@ -169,7 +169,7 @@ class Swin(Backbone):
         self.pool = pool(self.channels[-1])
         self.head = nn.Linear(self.channels[-1], num_classes) if num_classes else nn.Identity()
         for part in (self.stages, self.head):
-            part.apply(initialise)
+            part.apply(initialize)
         self.check_attention()
 
     def check_attention(self) -> None:

@@ -135,7 +135,7 @@ def check_attention(
             )
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Truncated normal of std 0.02 for weights, 0 for biases, as timm and DeiT."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -237,7 +237,7 @@ class ViT(Backbone):
         distilled = isinstance(self.pool, DistilledToken)
         self.head = (TwoHeads if distilled else head)(width, num_classes)
         for part in (self.patches, self.blocks, self.head):
-            part.apply(initialise)
+            part.apply(initialize)
         tokens = torch.zeros(1, self.prefix + grid[0] * grid[1], width)
         bias = self.bias(self.biases[0], grid) if len(self.biases) else None
         check_attention(self, tokens, grid, bias)
