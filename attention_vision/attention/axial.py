@@ -54,6 +54,6 @@ class AxialAttention2d(AxialAttention):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        grid = x.shape[2:]
+        grid = (x.shape[2], x.shape[3])
         y = super().forward(x.flatten(2).mT, grid)
         return x + self.gamma * y.mT.unflatten(2, grid)

@@ -1,5 +1,6 @@
 """CBAM: the channel gate, the spatial gate, and one after the other."""
 
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -38,17 +39,16 @@ class ChannelGate(nn.Module):
         if pooling not in ("avg", "max", "both"):
             raise ValueError(f"ChannelGate: pooling {pooling!r} is none of avg, max, both")
         hidden = max(1, channels // reduction)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
-        )
-        for layer in (self.mlp[0], self.mlp[2]):
+        layers = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        for layer in layers:
             nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(layers[0], nn.ReLU(), layers[1])
         self.mean, self.max = pooling != "max", pooling != "avg"
 
     def forward(self, x: Tensor) -> Tensor:
         means = [x.mean((2, 3))] if self.mean else []
         maxima = [x.amax((2, 3))] if self.max else []
-        score = sum(self.mlp(pooled) for pooled in means + maxima)
+        score = reduce(torch.add, (self.mlp(pooled) for pooled in means + maxima))
         gate = score.sigmoid()[..., None, None]  # (B, C, 1, 1)
         capture(gate)
         return x * gate

@@ -61,11 +61,11 @@ def attend(
         scale: factor of the scores; 1 / sqrt(d) when not given, 1.0 for SAGAN.
         dropout: probability of dropping a weight; the caller passes 0 outside training.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
     if _backend == "fused" and not recording("weights", "logits"):
-        return _fused(query, key, value, bias, mask, scale, dropout)
+        return _fused(query, key, value, bias, mask, factor, dropout)
 
-    scores = (query * scale) @ key.mT
+    scores = (query * factor) @ key.mT
     if bias is not None:
         scores = scores + bias
     if recording("logits"):
@@ -77,7 +77,15 @@ def attend(
     return F.dropout(weights, dropout).to(value.dtype) @ value
 
 
-def _fused(query, key, value, bias, mask, scale, dropout) -> Tensor:
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    dropout: float,
+) -> Tensor:
     if bias is not None:
         bias = adjacent(bias.to(query.dtype))  # before the mask may make it larger
         if mask is not None:

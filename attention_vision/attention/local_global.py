@@ -57,7 +57,7 @@ class LocalGlobalAttention(nn.Module):
             padding = F.pad(padding, (0, summary.shape[1])).repeat(len(x), 1)
         y = self.attention(windows, keys, key_padding_mask=padding)
 
-        y = from_windows(y, padded.shape[1:3], self.window)[:, :height, :width]
+        y = from_windows(y, (padded.shape[1], padded.shape[2]), self.window)[:, :height, :width]
         return y.flatten(1, 2)
 
 
@@ -78,6 +78,6 @@ class LocalGlobalAttention2d(LocalGlobalAttention):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        grid = x.shape[2:]
+        grid = (x.shape[2], x.shape[3])
         y = super().forward(x.flatten(2).mT, grid)
         return x + self.gamma * y.mT.unflatten(2, grid)

@@ -79,4 +79,7 @@ class MultiHeadAttention(nn.Module):
         weights = self.qkv.weight.chunk(3)
         biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
         inputs = (query, key, value)
-        return tuple(F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
+        query, key, value = (
+            F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)
+        )
+        return query, key, value

@@ -56,11 +56,11 @@ class AttentionPool(nn.Module):
             query: (B, Q, C) or (Q, C), if the queries are not learned.
             key_padding_mask: (B, N) bool, True where a token is padding.
         """
-        if (query is None) == (self.query is None):
-            raise ValueError("AttentionPool: give either queries= at construction or query= here")
         learned = query is None
-        query = self.query if learned else query
-        query = query.expand(len(tokens), -1, -1)  # (B, Q, C)
+        queries = self.query if query is None else query
+        if queries is None or (self.query is not None and not learned):
+            raise ValueError("AttentionPool: give either queries= at construction or query= here")
+        query = queries.expand(len(tokens), -1, -1)  # (B, Q, C)
         visible = None if key_padding_mask is None else ~key_padding_mask[:, None]  # (B, 1, N)
 
         if self.score is None:

@@ -23,7 +23,7 @@ class Hook(NamedTuple):
     """A recorder of one module, active while the module's forward is running."""
 
     module: nn.Module
-    kinds: Collection[Kind]
+    kinds: Collection[str]
     keep: Callable[[Tensor], None]
 
 

@@ -18,7 +18,7 @@ class Backbone(nn.Module):
     * `num_classes`: number of logits, 0 for none (then `forward` gives the pooled features);
     * `channels`: channels of each map that `features` gives;
     * `strides`: pixels of the image per pixel of each of these maps;
-    * `prefix`: tokens before those of the last map, 1 with a class token;
+    * `num_prefix_tokens`: tokens before those of the last map, 1 with a class token;
     * `pool`: maps tokens (B, N, C) -> (B, C);
     * `head`: maps (B, C) -> (B, num_classes).
     """
@@ -26,7 +26,7 @@ class Backbone(nn.Module):
     num_classes: int
     channels: tuple[int, ...]
     strides: tuple[int, ...]
-    prefix: int = 0
+    num_prefix_tokens: int = 0
     pool: nn.Module
     head: nn.Module
 
@@ -35,7 +35,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, prefix + N, C): what is pooled, the last map row by row."""
+        """(B, 3, H, W) -> (B, num_prefix_tokens + N, C): the last map row by row, for the pool."""
         # Not flatten(2).mT: of a single image its gradient has strides that torch 2.15's batch norm
         # misreads on the CPU, and what stands before the norm gets a wrong gradient.
         return self.features(images)[-1].permute(0, 2, 3, 1).flatten(1, 2)
@@ -46,7 +46,7 @@ class Backbone(nn.Module):
 
     def layers(self) -> list[list[str]]:
         """Names of the parameters, layer by layer from the stem to the head: `layers_by_depth`."""
-        return layers_by_depth(self, class_token=bool(self.prefix))
+        return layers_by_depth(self, class_token=bool(self.num_prefix_tokens))
 
 
 class MeanPool(nn.Module):

@@ -150,23 +150,27 @@ class CCT(Backbone):
                 f"CCT: tokenizer {type(self.tokenizer).__name__} gives {tuple(tokens.shape)}, no"
                 f" map (1, {width}, H, W)"
             )
-        grid = tuple(tokens.shape[2:])
+        grid = (tokens.shape[2], tokens.shape[3])
         self.channels, self.strides = (width,), (round(image_size / grid[0]),)
 
         self.pool = pool(width)
-        self.prefix = self.pool.prefix if isinstance(self.pool, ClassToken) else 0
-        self.position = None if position == "none" else LearnedPosition(width, grid, self.prefix)
-        if position == "learned":
-            nn.init.trunc_normal_(self.position.table, std=0.2)  # as released
-        elif position == "sine":
-            self.position.table.requires_grad_(False).copy_(waves(*self.position.table.shape[1:]))
+        prefix = self.pool.num_prefix_tokens if isinstance(self.pool, ClassToken) else 0
+        self.num_prefix_tokens = prefix
+        self.position = None if position == "none" else LearnedPosition(width, grid, prefix)
+        if self.position is not None:
+            table = self.position.table
+            if position == "learned":
+                nn.init.trunc_normal_(table, std=0.2)  # as released
+            else:
+                table.requires_grad_(False).copy_(waves(table.shape[1], table.shape[2]))
         self.dropout = nn.Dropout(dropout)
         rates = torch.linspace(0, stochastic_depth, depth, device="cpu").tolist()
         hidden = int(mlp_ratio * width)
-        self.blocks = nn.ModuleList(
+        blocks = [
             CompactBlock(attention(width, heads), width, hidden, dropout, rate, eps=1e-5)
             for rate in rates
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         self.head = head(width, num_classes)
         for part in (self.blocks, self.head):
@@ -174,22 +178,22 @@ class CCT(Backbone):
         for module in self.tokenizer.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-        check_attention(self, torch.zeros(1, self.prefix + grid[0] * grid[1], width), grid)
+        check_attention(self, blocks, torch.zeros(1, prefix + grid[0] * grid[1], width), grid)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, prefix + N, C) after the last norm."""
+        """(B, in_channels, H, W) -> (B, num_prefix_tokens + N, C) after the last norm."""
         return self._encode(images)[0]
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> the one map [(B, C, H/S, W/S)], without class token."""
         tokens, grid = self._encode(images)
-        return [tokens[:, self.prefix :].mT.unflatten(2, grid)]
+        return [tokens[:, self.num_prefix_tokens :].mT.unflatten(2, grid)]
 
     def _encode(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         x = self.tokenizer(images)
-        grid = tuple(x.shape[2:])
+        grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).mT
-        if self.prefix:
+        if isinstance(self.pool, ClassToken):
             x = self.pool.prepend(x)
         if self.position is not None:
             x = x + self.position(grid)

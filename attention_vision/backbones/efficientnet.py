@@ -158,17 +158,19 @@ class EfficientNet(Backbone):
                 nn.init.normal_(module.weight, std=sqrt(2 / fan_out))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if self.num_classes:
-            nn.init.uniform_(self.head.weight, *(s / sqrt(self.num_classes) for s in (-1, 1)))
+        if isinstance(self.head, nn.Linear):
+            bound = 1 / sqrt(self.num_classes)
+            nn.init.uniform_(self.head.weight, -bound, bound)
             nn.init.zeros_(self.head.bias)
 
     def check_attention(self) -> None:
-        """Raises InputError when the first block's attention does not map maps to maps."""
-        block = self.stages[0][0].block
-        shape = (1, block.depthwise.out_channels, 4, 4)
-        if reason := shape_error(block.attention, torch.zeros(shape)):
+        """Raise InputError when the first block's attention does not map maps to maps."""
+        attention = self.get_submodule("stages.0.0.block.attention")
+        channels = self.get_parameter("stages.0.0.block.depthwise.0.weight").shape[0]
+        shape = (1, channels, 4, 4)
+        if reason := shape_error(attention, torch.zeros(shape)):
             raise InputError(
-                f"EfficientNet: attention {type(block.attention).__name__} does not map {shape} to"
+                f"EfficientNet: attention {type(attention).__name__} does not map {shape} to"
                 f" itself: {reason}"
             )
 

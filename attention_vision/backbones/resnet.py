@@ -1,7 +1,7 @@
 """ResNet with a slot for attention."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +152,7 @@ class Stage(nn.Sequential):
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         *blocks, attention = self
-        for block in blocks:
+        for block in cast(list[BasicBlock | Bottleneck], blocks):
             x = block(x, padding)
             padding = shrink(padding, block.stride)
         return hide(attention(x), padding)
@@ -284,15 +284,16 @@ class ResNet(Backbone):
         if zero_init_residual:
             for module in self.modules():
                 if isinstance(module, block):
-                    nn.init.zeros_(module.last_norm.weight)
+                    nn.init.zeros_(cast(Tensor, module.last_norm.weight))
         for part in [self.stem, *self.stages][: 5 - trainable_stages]:
             part.requires_grad_(False)
         self.check_attention(inside_blocks=attention_at == "blocks")
 
     def check_attention(self, inside_blocks: bool) -> None:
-        """Raises InputError when the slot's first attention does not map maps to maps."""
-        for stage, channels in zip(self.stages, self.channels, strict=True):
-            attention = stage[0].attention if inside_blocks else stage.attention
+        """Raise InputError when the slot's first attention does not map maps to maps."""
+        slot = "0.attention" if inside_blocks else "attention"
+        for number, channels in enumerate(self.channels):
+            attention = self.get_submodule(f"stages.{number}.{slot}")
             if isinstance(attention, nn.Identity):
                 continue
             shape = (1, channels, 4, 4)

@@ -173,8 +173,8 @@ class Swin(Backbone):
         self.check_attention()
 
     def check_attention(self) -> None:
-        """Raises InputError when the first block's attention does not map tokens to tokens."""
-        attention = self.stages[0].blocks[0].attention
+        """Raise InputError when the first block's attention does not map tokens to tokens."""
+        attention = self.get_submodule("stages.0.blocks.0.attention")
         tokens = torch.zeros(1, 16, self.channels[0])
         if reason := shape_error(attention, tokens):
             raise InputError(

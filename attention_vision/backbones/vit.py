@@ -1,6 +1,6 @@
 """Vision Transformer, and DeiT with its distillation token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ class ClassToken(nn.Module):
     Shape: tokens (B, 1 + N, C) -> (B, C)
     """
 
-    prefix = 1  # tokens that it adds
+    num_prefix_tokens = 1  # tokens that it adds
 
     def __init__(self, width: int):
         super().__init__()
@@ -45,7 +45,7 @@ class DistilledToken(ClassToken):
     Shape: tokens (B, 2 + N, C) -> (B, 2, C), for `TwoHeads`
     """
 
-    prefix = 2
+    num_prefix_tokens = 2
 
     def __init__(self, width: int):
         super().__init__(width)
@@ -72,8 +72,8 @@ class TwoHeads(nn.Module):
         self.distillation = head(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        logits = self.classes(x[:, 0]), self.distillation(x[:, 1])
-        return logits if self.training else sum(logits) / 2
+        classes, distillation = self.classes(x[:, 0]), self.distillation(x[:, 1])
+        return (classes, distillation) if self.training else (classes + distillation) / 2
 
 
 def head(width: int, num_classes: int) -> nn.Module:
@@ -120,13 +120,17 @@ class TransformerBlock(nn.Module):
 
 
 def check_attention(
-    network: Backbone, tokens: Tensor, grid: tuple[int, int], bias: Tensor | None = None
+    network: Backbone,
+    blocks: Sequence[TransformerBlock],
+    tokens: Tensor,
+    grid: tuple[int, int],
+    bias: Tensor | None = None,
 ) -> None:
-    """Raises InputError when an attention of the blocks does not map tokens to tokens."""
-    for block in network.blocks[:2]:
+    """Raise InputError when an attention of the first blocks does not map tokens to tokens."""
+    for block in blocks[:2]:
         attention, asked = block.attention, block.asked(grid, bias)
         if reason := shape_error(attention, tokens, asked):
-            hint, prefix = "", network.prefix
+            hint, prefix = "", network.num_prefix_tokens
             if prefix and not shape_error(attention, tokens[:, prefix:], asked):
                 hint = "; pool: MeanPool leaves out the class token"
             raise InputError(
@@ -211,25 +215,24 @@ class ViT(Backbone):
             raise InputError(
                 f"ViT: image_size {image_size} is no multiple of patch_size {patch_size}"
             )
-        grid = (image_size // patch_size,) * 2
+        grid = (image_size // patch_size, image_size // patch_size)
         self.num_classes = num_classes
         self.channels, self.strides = (width,), (patch_size,)
 
         self.patches = nn.Conv2d(in_channels, width, patch_size, patch_size)
         self.pool = pool(width)
-        self.prefix = self.pool.prefix if isinstance(self.pool, ClassToken) else 0
-        self.position = (
-            LearnedPosition(width, grid, self.prefix) if position == "absolute" else None
-        )
+        prefix = self.pool.num_prefix_tokens if isinstance(self.pool, ClassToken) else 0
+        self.num_prefix_tokens = prefix
+        self.position = LearnedPosition(width, grid, prefix) if position == "absolute" else None
         self.dropout = nn.Dropout(dropout)
         kinds = (attention, alternate or attention)
         rates = torch.linspace(0, stochastic_depth, depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                kinds[i % 2](width, heads), width, int(mlp_ratio * width), dropout, rates[i]
-            )
-            for i in range(depth)
-        )
+        hidden = int(mlp_ratio * width)
+        blocks = [
+            TransformerBlock(kinds[i % 2](width, heads), width, hidden, dropout, rate)
+            for i, rate in enumerate(rates)
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.biases = nn.ModuleList(
             RelativePositionBias(heads, grid) for _ in range(depth) if position == "relative"
         )
@@ -238,9 +241,9 @@ class ViT(Backbone):
         self.head = (TwoHeads if distilled else head)(width, num_classes)
         for part in (self.patches, self.blocks, self.head):
             part.apply(initialize)
-        tokens = torch.zeros(1, self.prefix + grid[0] * grid[1], width)
+        tokens = torch.zeros(1, prefix + grid[0] * grid[1], width)
         bias = self.bias(self.biases[0], grid) if len(self.biases) else None
-        check_attention(self, tokens, grid, bias)
+        check_attention(self, blocks, tokens, grid, bias)
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, N, C) after the last norm, the class token first."""
@@ -251,9 +254,9 @@ class ViT(Backbone):
                 f"patches of {size}; resize or crop them to a multiple"
             )
         x = self.patches(images)
-        grid = tuple(x.shape[2:])
+        grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).mT
-        if self.prefix:
+        if isinstance(self.pool, ClassToken):
             x = self.pool.prepend(x)
         if self.position is not None:
             x = x + self.position(grid)
@@ -263,11 +266,11 @@ class ViT(Backbone):
             x = block(x, grid, bias)
         return self.norm(x)
 
-    def bias(self, table: RelativePositionBias, grid: tuple[int, int]) -> Tensor:
-        """(h, N, N); the class token neither gives nor gets a bias."""
-        return F.pad(table(grid), (self.prefix, 0, self.prefix, 0))
+    def bias(self, table: nn.Module, grid: tuple[int, int]) -> Tensor:
+        """(h, N, N) from a `RelativePositionBias`; the class token has none on either side."""
+        return F.pad(table(grid), (self.num_prefix_tokens, 0, self.num_prefix_tokens, 0))
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> the one map [(B, C, H/P, W/P)], without class token."""
         grid = (images.shape[2] // self.strides[0], images.shape[3] // self.strides[0])
-        return [self.tokens(images)[:, self.prefix :].mT.unflatten(2, grid)]
+        return [self.tokens(images)[:, self.num_prefix_tokens :].mT.unflatten(2, grid)]

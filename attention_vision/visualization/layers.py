@@ -214,7 +214,7 @@ def prefix_of(network: nn.Module, name: str) -> int:
     """Tokens in front of the map in the backbone that a layer is part of."""
     parts = name.split(".")
     around = [network.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
-    return next((one.prefix for one in around if isinstance(one, Backbone)), 0)
+    return next((one.num_prefix_tokens for one in around if isinstance(one, Backbone)), 0)
 
 
 def place_at(point: tuple[float, float], grid: Grid) -> int:

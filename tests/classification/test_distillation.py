@@ -205,7 +205,7 @@ def test_maps_of_any_teacher(tmp_path, teacher, loss):
     with torch.no_grad(), record_attention(student) as mine, record_attention(teacher) as theirs:
         student(images), teacher(images)
     mine, theirs = list(mine.values()), list(theirs.values())
-    prefix = min(1, teacher.prefix)
+    prefix = min(1, teacher.num_prefix_tokens)
     total = 0.0
     for number, s in enumerate(mine):
         t = theirs[math.ceil((number + 1) * len(theirs) / len(mine)) - 1]
@@ -214,7 +214,7 @@ def test_maps_of_any_teacher(tmp_path, teacher, loss):
         s, t = (
             # the class token where both have one, then the map
             x[:, :, index][:, :, :, index]
-            for x, own in ((s, 1), (t, teacher.prefix))
+            for x, own in ((s, 1), (t, teacher.num_prefix_tokens))
             for index in [[*range(prefix), *range(own, x.shape[2])]]
         )
         s, t = s / s.sum(-1, keepdim=True), t / t.sum(-1, keepdim=True)
