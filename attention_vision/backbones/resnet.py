@@ -113,21 +113,6 @@ class StrideFirstBottleneck(Bottleneck):
     stride_first = True
 
 
-class PlainBottleneck(Bottleneck):
-    """A bottleneck that changes neither channels nor size, for the slot of attention.
-
-    It is what attention is compared with at equal cost: of 64 channels it has 4,544 parameters,
-    `SelfAttention2d` has 5,121.
-
-    Args:
-        channels: a multiple of 4.
-    """
-
-    def __init__(self, channels: int):
-        width = channels // self.expansion
-        super().__init__(channels, width, 1, 1, nn.BatchNorm2d, nn.Identity, drop=0.0)
-
-
 class Stem(nn.Sequential):
     """Convolution, norm, ReLU and pool."""
 

@@ -36,6 +36,8 @@ MOVED_PATHS = {  # below attention_vision; moved in 0.2
     "wandb_logger": "training.wandb_logger",
     "training.logging.StepLog": "training.logging.StepLogger",
     "training.steps.StepSeed": "training.steps.SeedEveryStep",
+    "backbones.resnet.PlainBottleneck": "attention.controls.PlainBottleneck",
+    "generation.gan.sagan.ResidualBlock2d": "attention.controls.ResidualBlock2d",
 }
 
 
