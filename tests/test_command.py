@@ -604,7 +604,7 @@ def test_load_run_needs_no_data(run):
 
 @pytest.mark.parametrize("checkpoint", ["middle", "nowhere.ckpt"])
 def test_load_run_names_what_is_missing(run, checkpoint):
-    with pytest.raises(InputError, match=r"no checkpoint .*: .* holds best, last"):
+    with pytest.raises(InputError, match=r"no checkpoint .*: .* has best, last"):
         load_run(run, checkpoint)
     with pytest.raises(InputError, match="holds no run"):
         load_run("nowhere")

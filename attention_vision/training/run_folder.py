@@ -55,8 +55,8 @@ def find_checkpoint(run: Path, name: str = "best") -> Path:
     file = run / "checkpoints" / f"{name}.ckpt" if name in ("best", "last") else Path(name)
     if not file.is_file():
         kept = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
-        holds = f"{run} holds {', '.join(kept)}" if kept else f"{run} holds no checkpoint"
-        raise InputError(f"no checkpoint {file}: {holds}")
+        found = f"{run} has {', '.join(kept)}" if kept else f"{run} has no checkpoint"
+        raise InputError(f"no checkpoint {file}: {found}")
     return file
 
 
@@ -69,9 +69,11 @@ def read_state(file: Path, module: nn.Module) -> dict[str, torch.Tensor]:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails anywhere in the unpickler
-        raise InputError(f"{file} is damaged, or no checkpoint of this command") from error
+        raise InputError(f"{file} is damaged, or not a checkpoint of this command") from error
     if "state_dict" not in checkpoint:
-        raise InputError(f"{file} is no checkpoint of a run; official weights go to model.weights")
+        raise InputError(
+            f"{file} is not a checkpoint of a run; official weights go to model.weights"
+        )
     state = checkpoint["state_dict"]
     there = {name: tuple(tensor.shape) for name, tensor in state.items()}
     here = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

@@ -460,7 +460,7 @@ def test_a_run_with_a_teacher_resumes_bit_by_bit(tmp_path, monkeypatch, capsys):
     Path("teacher.yaml").write_text(TEACHER)
     Path("student.yaml").write_text(STUDENT)
     assert fit("student.yaml", "early") == 1
-    assert "teacher holds no run: train the classifier first" in capsys.readouterr().err
+    assert "teacher does not contain a run: train the classifier first" in capsys.readouterr().err
     assert fit("teacher.yaml", "teacher") == 0
 
     assert fit("student.yaml", "whole") == 0
