@@ -115,7 +115,7 @@ def mistakes():
     yield small(24, num_classes=5).state_dict(), "has 5 classes.*; has position.table"
     yield small(24, num_classes=5, depth=1).state_dict(), "does not fit the model: .*is missing"
     yield half, "is missing"
-    yield distilled, "has no place"
+    yield distilled, "is not in the model"
     yield ResNet(10, width=8).state_dict(), "does not fit the model|no known layout"
     yield torchvision.models.resnet18().state_dict(), "ResNet of torchvision or timm. does not fit"
 

@@ -18,8 +18,8 @@ from attention_vision.training.run_folder import best_or_last
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Class-dependent parameters of each detector: key prefix, classifier bias (num_classes + 1 entries),
-# hint on the num_classes of the released weights.
+# Class-dependent parameters of each detector: key prefix, classifier bias (num_classes + 1 entries)
+# and a hint on the num_classes of the released weights.
 CLASS_HEADS = (
     ("class_head.", "bias", "COCO ids as they are need 91"),
     ("roi_heads.box_head.predictor.", "cls_score.bias", "COCO ids from 1 need 90"),
@@ -51,9 +51,9 @@ def load_official(
             a state dict under "state_dict" or "model" is found, and the prefix "module." of a
             parallel wrapper is removed. Or a run folder: its best checkpoint, else its last. Or a
             name, see `hub.download`.
-        leave_out: key prefixes, in this package's names, that are not loaded: `("class_head.",)` fine-tunes
-            DETR on other classes, `("roi_heads.box_head.predictor.",)` Faster R-CNN, and
-            `("head.",)` gives a backbone the weights of a classifier.
+        leave_out: prefixes of this package's keys that are not loaded: `("class_head.",)` to
+            fine-tune DETR on other classes, `("roi_heads.box_head.predictor.",)` for Faster R-CNN,
+            and `("head.",)` to load a classifier into a backbone.
         resize: whether to interpolate absolute positions of another grid of patches, for images of
             another size, to the model's.
 
@@ -236,7 +236,7 @@ def load_backbone(backbone: Model, source: str | Path) -> Model:
     return load_official(backbone, source, leave_out=("pool.", "head."))
 
 
-def read(path: str | Path) -> Mapping[str, Tensor]:
+def read(path: str | Path) -> Mapping[str, Any]:
     """Read a state dict from a file (torch or safetensors), a run folder, or a download by name."""
     if not Path(path).exists() and is_name(str(path)):
         found = download(str(path))

@@ -102,7 +102,7 @@ def test_it_starts_as_released_and_what_is_put_in_starts_its_own_way():
                 EfficientNet(attention=nn.Identity),
                 torchvision.models.efficientnet_b0().state_dict(),
             ),
-            "EfficientNet of torchvision.* has no place",
+            "EfficientNet of torchvision.* is not in the model",
         ),
         (
             lambda: load_official(

@@ -300,7 +300,7 @@ def test_the_last_map_is_that_of_features(network):
     with transfer.record(network, None) as maps:
         network(images)
     expected = network.features(images)[-1].flatten(2).mT
-    torch.testing.assert_close(maps["pool"][:, network.prefix :], expected)
+    torch.testing.assert_close(maps["pool"][:, network.num_prefix_tokens :], expected)
 
 
 def test_gates_of_every_size(tmp_path):
