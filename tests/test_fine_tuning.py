@@ -137,7 +137,7 @@ def test_the_file_is_named_when_fine_tuning_fails(tmp_path):
 
 
 def test_heads_that_do_not_divide_the_width():
-    with pytest.raises(InputError, match=r"^ViT: width 16 is no multiple of heads 3$"):
+    with pytest.raises(InputError, match=r"^ViT: width 16 is not a multiple of heads 3$"):
         small(16, heads=3, attention=MultiHeadAttention)
 
 

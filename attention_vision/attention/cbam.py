@@ -37,7 +37,7 @@ class ChannelGate(nn.Module):
         if reduction < 1:
             raise ValueError(f"ChannelGate: reduction {reduction} is not positive")
         if pooling not in ("avg", "max", "both"):
-            raise ValueError(f"ChannelGate: pooling {pooling!r} is none of avg, max, both")
+            raise ValueError(f"ChannelGate: pooling {pooling!r} is not one of avg, max, both")
         hidden = max(1, channels // reduction)
         layers = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
         for layer in layers:
@@ -120,7 +120,7 @@ class CBAM(nn.Module):
         super().__init__()
         if order not in ("channel_first", "spatial_first", "parallel"):
             raise ValueError(
-                f"CBAM: order {order!r} is none of channel_first, spatial_first, parallel"
+                f"CBAM: order {order!r} is not one of channel_first, spatial_first, parallel"
             )
         self.channel = ChannelGate(channels, reduction, pooling)
         self.spatial = SpatialGate(channels, kernel_size)

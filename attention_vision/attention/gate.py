@@ -11,7 +11,7 @@ UPSAMPLING = {2: "bilinear", 3: "trilinear"}
 
 
 class AttentionGate(nn.Module):
-    """A coarse signal decides where a skip connection is let through (arXiv 1804.03999, eq. 1-2).
+    """Gate of a skip connection, driven by a coarser map (arXiv 1804.03999, eq. 1-2).
 
     Shape: x (B, C, H, W), gating (B, G, H', W') -> (B, C, H, W); one more axis with `dims=3`
 

@@ -32,7 +32,9 @@ def attention_backend(name: Backend) -> Iterator[None]:
     """
     global _backend
     if name not in get_args(Backend):
-        raise ValueError(f"attention_backend: {name!r} is none of {', '.join(get_args(Backend))}")
+        raise ValueError(
+            f"attention_backend: {name!r} is not one of {', '.join(get_args(Backend))}"
+        )
     before, _backend = _backend, name
     try:
         yield

@@ -10,7 +10,7 @@ from attention_vision.attention.window import from_windows, pad_to_windows, to_w
 
 
 class LocalGlobalAttention(nn.Module):
-    """Every token attends to its window and to a few tokens that summarise the whole map.
+    """Attention to the token's window and to a few tokens that summarize the whole map.
 
     Shape: (B, N, C) -> (B, N, C), the N tokens being a map row by row, without class token
 

@@ -20,13 +20,13 @@ class SinePosition2d(nn.Module):
         temperature: T, ratio between the longest and the shortest wave.
 
     Raises:
-        ValueError: `width` is no multiple of 4.
+        ValueError: `width` is not a multiple of 4.
     """
 
     def __init__(self, width: int, temperature: float = 10_000.0):
         super().__init__()
         if width % 4:
-            raise ValueError(f"SinePosition2d: width {width} is no multiple of 4")
+            raise ValueError(f"SinePosition2d: width {width} is not a multiple of 4")
         self.width = width
         self.temperature = temperature
 

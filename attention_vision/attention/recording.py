@@ -1,4 +1,4 @@
-"""Read attention weights out of a running model: `record_attention`.
+"""Recording of attention weights in a running model: `record_attention`.
 
 Every mechanism hands its weights to `capture` (softmax weights in `attend`, gates in the others).
 They are dropped unless a `record_attention` block has hooked the layer whose forward is running, so

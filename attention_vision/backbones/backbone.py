@@ -1,4 +1,4 @@
-"""What a task may ask of any backbone, the plain pool, and the contract of attention slots."""
+"""Interface of all backbones, mean pooling, and the check of attention slots."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,12 +11,12 @@ from attention_vision.backbones.layer_groups import layers_by_depth
 
 
 class Backbone(nn.Module):
-    """A network that gives feature maps, and classifies images by pooling the last of them.
+    """A network that returns feature maps, and classifies images by pooling the last of them.
 
-    Its subclasses are what `network:` and `backbone:` accept in a configuration file. They set
+    `network:` and `backbone:` in a configuration file accept its subclasses. They set
 
-    * `num_classes`: number of logits, 0 for none (then `forward` gives the pooled features);
-    * `channels`: channels of each map that `features` gives;
+    * `num_classes`: number of logits, 0 for none (then `forward` returns the pooled features);
+    * `channels`: channels of each map that `features` returns;
     * `strides`: pixels of the image per pixel of each of these maps;
     * `num_prefix_tokens`: tokens before those of the last map, 1 with a class token;
     * `pool`: maps tokens (B, N, C) -> (B, C);
@@ -62,12 +62,14 @@ class MeanPool(nn.Module):
 def shape_error(
     attention: nn.Module, x: Tensor, named: Mapping[str, Any] = MappingProxyType({})
 ) -> str | None:
-    """Why a built mechanism does not map `x` to its shape; None where it does.
+    """Reason why a built mechanism does not map `x` to its shape; None if it does.
 
     Neither the random state nor the module's own state (running means, mode) is changed.
 
     Args:
-        named: what its forward is given besides, such as a bias of the scores.
+        attention: the mechanism.
+        x: its input.
+        named: further arguments of its forward, such as a bias of the scores.
     """
     modes = {module: module.training for module in attention.modules()}
     try:

@@ -25,7 +25,7 @@ from attention_vision.errors import InputError
 
 
 class ConvTokenizer(nn.Sequential):
-    """Convolution, ReLU and max pooling, once or several times: CCT's tokens.
+    """CCT's tokenizer: layers of convolution, ReLU and max pooling.
 
     Shape: (B, in_channels, H, W) -> (B, C, H / S, W / S), S = 2 per layer of 3 x 3, 4 of 7 x 7
 
@@ -52,7 +52,7 @@ class ConvTokenizer(nn.Sequential):
 
 
 class PatchTokenizer(nn.Conv2d):
-    """Patches of P x P pixels, projected: the tokens of ViT-Lite and CVT.
+    """Patches of P x P pixels, projected: the tokenizer of ViT-Lite and CVT.
 
     Shape: (B, in_channels, H, W) -> (B, C, H / P, W / P)
     """
@@ -62,7 +62,7 @@ class PatchTokenizer(nn.Conv2d):
 
 
 class CompactAttention(MultiHeadAttention):
-    """Multi-head attention whose queries, keys and values have no bias, as CCT's released code.
+    """Multi-head attention without bias in queries, keys and values, as in CCT's released code.
 
     Shape: (B, N, C) -> (B, N, C)
     """
@@ -73,13 +73,13 @@ class CompactAttention(MultiHeadAttention):
 
 
 class CompactBlock(TransformerBlock):
-    """x = norm(x + attention(norm(x))), then x + MLP(x): the second norm stands on the residual.
+    """x = norm(x + attention(norm(x))), then x + MLP(x): the second norm is on the residual path.
 
-    So in the released code, src/utils/transformers.py; the paper draws ViT's block.
+    This is the block of the released code, src/utils/transformers.py; the paper draws ViT's.
     """
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        y = self.attention(self.norm1(x), **self.asked(grid, None))
+        y = self.attention(self.norm1(x), **self.extra_arguments(grid, None))
         x = self.norm2(x + self.drop(self.dropout(y)))
         return x + self.drop(self.mlp(x))
 
@@ -110,9 +110,9 @@ class CCT(Backbone):
         in_channels: 3 for RGB.
 
     Raises:
-        InputError: `width` is no multiple of `heads`; a size or number is not positive; an unknown
-            `position`; the tokenizer gives no map of `width` channels, or an attention does not map
-            tokens to tokens, which built ones are asked at construction.
+        InputError: `width` is not a multiple of `heads`; a size or number is not positive;
+            `position` is unknown; the tokenizer does not return a map of `width` channels, or an
+            attention does not map tokens to tokens, which is checked at construction.
     """
 
     def __init__(
@@ -137,9 +137,9 @@ class CCT(Backbone):
             if value < 1:
                 raise InputError(f"CCT: {name} {value} is not positive")
         if width % heads:
-            raise InputError(f"CCT: width {width} is no multiple of heads {heads}")
+            raise InputError(f"CCT: width {width} is not a multiple of heads {heads}")
         if position not in ("learned", "sine", "none"):
-            raise InputError(f"CCT: position {position!r} is none of learned, sine, none")
+            raise InputError(f"CCT: position {position!r} is not one of learned, sine, none")
         self.num_classes = num_classes
 
         self.tokenizer = tokenizer(in_channels, width)

@@ -24,7 +24,7 @@ STAGES = (
     (6, 5, 2, 112, 192, 4),
     (6, 3, 1, 192, 320, 1),
 )
-# What the others multiply B0's width and depth with, and their dropout: as released.
+# Factors of B0's width and depth, and dropout, of the other variants, as released.
 VARIANTS = {
     "b0": (1.0, 1.0, 0.2),
     "b1": (1.0, 1.1, 0.2),
@@ -37,21 +37,21 @@ VARIANTS = {
 def released_squeeze_excite(
     channels: int, hidden: int, activation: Callable[[], nn.Module]
 ) -> SqueezeExcite:
-    """SE as in EfficientNet, of a hidden width that the block knows."""
+    """Build SE with the hidden width that EfficientNet's block passes."""
     return SqueezeExcite(channels, channels // hidden, activation)
 
 
 class Block(MBConv):
-    """Torchvision's inverted residual block with names: expand, depthwise, attention, project.
+    """Torchvision's inverted residual block, with its parts named.
 
-    In the first stage, which does not expand, there is no `expand`.
+    They are expand, depthwise, attention and project; the first stage has no `expand`.
 
     Args:
         config: its channels, kernel and stride.
         stochastic_depth: rate at which its branch is dropped.
         norm: factory of the norms.
-        attention: gets the expanded channels, a quarter of the channels at the block's input, and
-            the activation.
+        attention: factory from the expanded channels, a quarter of the channels at the block's
+            input, and the activation.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class EfficientNet(Backbone):
         in_channels: 3 for RGB.
 
     Raises:
-        InputError: an unknown variant; `attention` does not map maps to maps, which one built
-            layer is asked at construction.
+        InputError: `variant` is unknown; `attention` does not map maps to maps, which is checked
+            at construction.
     """
 
     def __init__(
@@ -111,7 +111,9 @@ class EfficientNet(Backbone):
     ):
         super().__init__()
         if variant not in VARIANTS:
-            raise InputError(f"EfficientNet: variant {variant!r} is none of {', '.join(VARIANTS)}")
+            raise InputError(
+                f"EfficientNet: variant {variant!r} is not one of {', '.join(VARIANTS)}"
+            )
         width, depth, released_dropout = VARIANTS[variant]
         stages = [MBConvConfig(*stage, width_mult=width, depth_mult=depth) for stage in STAGES]
         conv = partial(Conv2dNormActivation, norm_layer=norm, activation_layer=nn.SiLU)
@@ -147,10 +149,10 @@ class EfficientNet(Backbone):
         self.check_attention()
 
     def initialize(self, own_attention: bool) -> None:
-        """As released: normal convolutions by their fan-out, a depthwise one's being a group's.
+        """Initialize convolutions normally, by the fan-out of a group, as released.
 
-        Torchvision takes all of a depthwise convolution's outputs for its fan-out, and so starts it
-        smaller. Attention that was put in keeps its own start.
+        Torchvision counts all outputs of a depthwise convolution as its fan-out, and so initializes
+        it smaller. An attention given as `attention` keeps its own initialization.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and (own_attention or ".attention." not in f"{name}."):
@@ -190,7 +192,7 @@ class EfficientNet(Backbone):
 
 
 def slot(attention: FeatureAttention | None) -> Callable[..., nn.Module]:
-    """What builds a block's attention from its expanded channels, hidden width and activation."""
+    """Factory of a block's attention from its expanded channels, hidden width and activation."""
     if attention is None:
         return released_squeeze_excite
     return lambda channels, hidden, activation: attention(channels)

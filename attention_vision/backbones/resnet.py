@@ -1,4 +1,8 @@
-"""ResNet with a slot for attention."""
+"""ResNet with a slot for attention.
+
+Every block takes an optional padding mask and hides what is padded: DETR's batches contain images
+of several sizes, and their features must not depend on the padding.
+"""
 
 from collections.abc import Callable
 from typing import Literal, cast
@@ -15,7 +19,7 @@ Norm = Callable[[int], nn.Module]
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size (at stride 1), with the start of He et al. (2015)."""
+    """A convolution that keeps the size (at stride 1), initialized as by He et al. (2015)."""
     padding = dilation * (kernel // 2)
     layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -30,12 +34,12 @@ def shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
 
 
 def hide(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Zero (B, C, H, W) where padding (B, 1, H, W) is True; as it is without one."""
+    """Set (B, C, H, W) to zero where padding (B, 1, H, W) is True; None changes nothing."""
     return x if padding is None else x.masked_fill(padding, 0)
 
 
 def shrink(padding: Tensor | None, stride: int) -> Tensor | None:
-    """Padding after a convolution or pool, whose outputs stand at every stride-th input."""
+    """Padding after a convolution or pool, whose outputs are at every stride-th input."""
     return padding if padding is None else padding[..., ::stride, ::stride]
 
 
@@ -160,7 +164,7 @@ DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
 
 
 class ResNet(Backbone):
-    """ResNet (He et al., arXiv 1512.03385), with any FeatureAttention put where you choose.
+    """ResNet (He et al., arXiv 1512.03385), with any FeatureAttention in its blocks or stages.
 
     Shape: images (B, in_channels, H, W) -> logits (B, num_classes)
 
@@ -201,8 +205,8 @@ class ResNet(Backbone):
         in_channels: 3 for RGB.
 
     Raises:
-        InputError: an unknown depth, place or stem, a stage outside 1..4; `attention` does not map
-            maps to maps, which one built layer is asked at construction.
+        InputError: `depth`, `attention_at` or `stem` is unknown, a stage is outside 1..4;
+            `attention` does not map maps to maps, which is checked at construction.
     """
 
     def __init__(
@@ -225,7 +229,7 @@ class ResNet(Backbone):
     ):
         super().__init__()
         if depth not in DEPTHS:
-            raise InputError(f"ResNet: depth {depth} is none of {', '.join(map(str, DEPTHS))}")
+            raise InputError(f"ResNet: depth {depth} is not one of {', '.join(map(str, DEPTHS))}")
         if not set(attention_stages) <= {1, 2, 3, 4}:
             raise InputError(f"ResNet: attention_stages {attention_stages} are not all in 1..4")
         if attention_at not in ("blocks", "stages"):
@@ -293,12 +297,12 @@ class ResNet(Backbone):
         """(B, in_channels, H, W) -> one map a stage, strides 4 8 16 32 with the ImageNet stem.
 
         Args:
-            padding_mask: (B, H, W) bool, True where padded. Given one, padded places are zero
-                before every convolution and pool that looks at neighbours, before attention, and in
-                the maps, as is the world around an image that is not padded. In a map of stride S
-                the places of `padding_mask[:, ::S, ::S]` are padded. Maps of an image then do not
-                depend on its padding, unless attention pools over the whole map or a batch norm
-                is in training.
+            padding_mask: (B, H, W) bool, True where padded. Padded positions are then zero before
+                every convolution and pool that sees neighbours, before attention, and in the maps,
+                as is the border around an image without padding. In a map of stride S, positions
+                in `padding_mask[:, ::S, ::S]` are padded. Maps of an image then do not depend on
+                its padding, unless attention pools over the whole map or a batch norm is in
+                training.
         """
         padding = None if padding_mask is None else padding_mask[:, None]
         x = self.stem(images, padding)

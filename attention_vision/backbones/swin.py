@@ -97,7 +97,7 @@ class Swin(Backbone):
     Raises:
         InputError: a size or number is not positive; `depths` and `heads` are not equally many;
             heads do not divide the width of their stage; `attention` does not map tokens to
-            tokens, which one built layer is asked at construction.
+            tokens, which is checked at construction.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from attention_vision.errors import InputError
 
 
 class ClassToken(nn.Module):
-    """A learned token that goes through the network and is read at its end (ViT, eq. 1 and 4).
+    """A learned token that passes through the network, whose output is pooled (ViT, eq. 1, 4).
 
     Shape: tokens (B, 1 + N, C) -> (B, C)
     """
@@ -40,9 +40,9 @@ class ClassToken(nn.Module):
 
 
 class DistilledToken(ClassToken):
-    """A class token and, after it, one that learns from a teacher (DeiT, arXiv 2012.12877, sec. 3).
+    """A class token and a distillation token after it (DeiT, arXiv 2012.12877, section 3).
 
-    Shape: tokens (B, 2 + N, C) -> (B, 2, C), for `TwoHeads`
+    Shape: tokens (B, 2 + N, C) -> (B, 2, C), for `DistilledHead`
     """
 
     num_prefix_tokens = 2
@@ -59,7 +59,7 @@ class DistilledToken(ClassToken):
         return tokens[:, :2]
 
 
-class TwoHeads(nn.Module):
+class DistilledHead(nn.Module):
     """A linear head for the class token, one for the distillation token (DeiT, section 3).
 
     Shape: (B, 2, C) -> in training the pair of their logits, each (B, num_classes), classes first;
@@ -109,14 +109,14 @@ class TransformerBlock(nn.Module):
         self.on_grid = "grid" in signature(attention.forward).parameters
 
     def forward(self, x: Tensor, grid: tuple[int, int], bias: Tensor | None = None) -> Tensor:
-        y = self.attention(self.norm1(x), **self.asked(grid, bias))
+        y = self.attention(self.norm1(x), **self.extra_arguments(grid, bias))
         x = x + self.drop(self.dropout(y))
         return x + self.drop(self.mlp(self.norm2(x)))
 
-    def asked(self, grid: tuple[int, int], bias: Tensor | None) -> dict[str, Any]:
-        """What the attention wants besides the tokens: the map's (H, W), scores to add."""
-        asked = {"grid": grid} if self.on_grid else {}
-        return asked if bias is None else asked | {"bias": bias}
+    def extra_arguments(self, grid: tuple[int, int], bias: Tensor | None) -> dict[str, Any]:
+        """Arguments of the attention besides the tokens: the map's (H, W), a bias of the scores."""
+        arguments: dict[str, Any] = {"grid": grid} if self.on_grid else {}
+        return arguments if bias is None else arguments | {"bias": bias}
 
 
 def check_attention(
@@ -128,10 +128,10 @@ def check_attention(
 ) -> None:
     """Raise InputError when an attention of the first blocks does not map tokens to tokens."""
     for block in blocks[:2]:
-        attention, asked = block.attention, block.asked(grid, bias)
-        if reason := shape_error(attention, tokens, asked):
+        attention, arguments = block.attention, block.extra_arguments(grid, bias)
+        if reason := shape_error(attention, tokens, arguments):
             hint, prefix = "", network.num_prefix_tokens
-            if prefix and not shape_error(attention, tokens[:, prefix:], asked):
+            if prefix and not shape_error(attention, tokens[:, prefix:], arguments):
                 hint = "; pool: MeanPool leaves out the class token"
             raise InputError(
                 f"{type(network).__name__}: attention {type(attention).__name__} does not map"
@@ -155,8 +155,8 @@ class ViT(Backbone):
 
     Each patch of P x P pixels is a vector of P² · in_channels numbers, 768 for P = 16 and RGB,
     projected to `width`. DeiT has the same shapes: Ti, S and B have widths 192, 384 and 768 with 3,
-    6 and 12 heads; with `pool=DistilledToken` it is the distilled one, which gives a pair of logits
-    in training (see `TwoHeads`).
+    6 and 12 heads; with `pool=DistilledToken` it is the distilled DeiT, which returns a pair of
+    logits in training (see `DistilledHead`).
 
     Args:
         image_size: pixels; the size that positions are learned at.
@@ -165,24 +165,24 @@ class ViT(Backbone):
         depth: number of blocks.
         heads: h, a divisor of C.
         num_classes: 0 leaves out the head.
-        attention: factory `width, heads -> module`. A module whose forward takes `grid` is told the
+        attention: factory `width, heads -> module`. If its forward takes `grid`, it receives the
             (H, W) of the patches.
-        alternate: factory for every second block, `attention` where none is given, such as shifted
-            `WindowAttention` in turn with unshifted.
+        alternate: factory of every second block's attention, such as shifted `WindowAttention`
+            after unshifted; the default is `attention`.
         pool: factory `width -> module` that maps (B, N, C) -> (B, C): `ClassToken`, `MeanPool` or
             `AttentionPool`; or `DistilledToken`. The two tokens are added to those of the patches.
-        position: `"absolute"`, one learned vector per place added to the patches; `"relative"`, a
-            learned bias per head and offset in every block (the class token has none), for an
-            attention that takes `bias=`; or `"none"`.
+        position: `"absolute"`, one learned vector per patch, added to it; `"relative"`, a learned
+            bias per head and offset in every block (the class token has none), for an attention
+            that takes `bias=`; or `"none"`.
         mlp_ratio: hidden width of the MLP over C.
         dropout: after the positions, the attention and both layers of the MLP.
         stochastic_depth: rate at which the last block's branches are dropped; linear from 0.
         in_channels: 3 for RGB.
 
     Raises:
-        InputError: `image_size`, or the size of an image, is no multiple of `patch_size`, or
-            `width` of `heads`; a size or number is not positive; an unknown `position`; an
-            attention does not map tokens to tokens, which built layers are asked at construction.
+        InputError: `image_size`, or the size of an image, is not a multiple of `patch_size`, or
+            `width` of `heads`; a size or number is not positive; `position` is unknown; an
+            attention does not map tokens to tokens, which is checked at construction.
     """
 
     def __init__(
@@ -208,12 +208,12 @@ class ViT(Backbone):
             if value < 1:
                 raise InputError(f"ViT: {name} {value} is not positive")
         if position not in ("absolute", "relative", "none"):
-            raise InputError(f"ViT: position {position!r} is none of absolute, relative, none")
+            raise InputError(f"ViT: position {position!r} is not one of absolute, relative, none")
         if width % heads:
-            raise InputError(f"ViT: width {width} is no multiple of heads {heads}")
+            raise InputError(f"ViT: width {width} is not a multiple of heads {heads}")
         if image_size % patch_size:
             raise InputError(
-                f"ViT: image_size {image_size} is no multiple of patch_size {patch_size}"
+                f"ViT: image_size {image_size} is not a multiple of patch_size {patch_size}"
             )
         grid = (image_size // patch_size, image_size // patch_size)
         self.num_classes = num_classes
@@ -238,7 +238,7 @@ class ViT(Backbone):
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         distilled = isinstance(self.pool, DistilledToken)
-        self.head = (TwoHeads if distilled else head)(width, num_classes)
+        self.head = (DistilledHead if distilled else head)(width, num_classes)
         for part in (self.patches, self.blocks, self.head):
             part.apply(initialize)
         tokens = torch.zeros(1, prefix + grid[0] * grid[1], width)

@@ -36,7 +36,7 @@ WRONG = [
         r"ViT: attention AxialAttention does not map .*; pool: MeanPool leaves out the class token",
     ),
     (lambda: small_vit(position="rel"), "position 'rel'"),
-    (lambda: ViT(16, 4, width=10, heads=3), "width 10 is no multiple of heads 3"),
+    (lambda: ViT(16, 4, width=10, heads=3), "width 10 is not a multiple of heads 3"),
     (lambda: small_vit(depth=0), "depth 0 is not positive"),
     (lambda: small_vit(heads=0), "heads 0 is not positive"),
     (

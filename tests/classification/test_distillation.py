@@ -170,7 +170,7 @@ def test_a_place_of_the_map_stays_at_its_place():
     resized = resize_rows(rows, (16, 16), 0, SIZE)
     assert (resized.argmax(-1) == 1 * 4 + 3).all()
     assert grid_of(24, (48, 32)) == (6, 4)
-    with pytest.raises(ValueError, match="17 tokens are no map in the proportions of 16 x 16"):
+    with pytest.raises(ValueError, match="17 tokens are not a map in the proportions of 16 x 16"):
         grid_of(17, SIZE)
 
 
