@@ -1,6 +1,4 @@
 import os
-import sys
-from pathlib import Path
 
 # One thread for this process and those that tests start: small tensors gain nothing from more, and
 # threads that wait for each other on busy cores are many times slower.
@@ -10,9 +8,6 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-
-for folder in (".", "attention"):  # redraw.py and naive.py are imported by name
-    sys.path.insert(0, str(Path(__file__).parent / folder))
 
 
 @pytest.fixture(autouse=True)

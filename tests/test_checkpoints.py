@@ -35,7 +35,7 @@ def mistakes(tmp_path):
     yield tmp_path / "absent.pth", "no such file"
     yield broken, "not readable"
     yield {"encoder.weight": torch.zeros(1)}, "no known layout"
-    yield torchvision.models.resnet34().state_dict(), "has no place"
+    yield torchvision.models.resnet34().state_dict(), "is not in the model"
     yield torchvision.models.resnet18(num_classes=7).state_dict(), "has 7 classes, the model 1000"
 
 

@@ -247,10 +247,10 @@ def test_two_processes_tell_bad_data_once():
     ("flags", "line"),
     [
         ("--model.network.num_classes 7", "num_classes is 7, but Digits has 10 classes"),
-        ("--model.network.patch_size 5", "image_size 16 is no multiple of patch_size 5"),
+        ("--model.network.patch_size 5", "image_size 16 is not a multiple of patch_size 5"),
         ("--data CIFAR10 --data.root nowhere", "CIFAR10: no readable data in nowhere"),
         ("--data ImageFolder --data.root nowhere", "no class folders in nowhere/train"),
-        ("--model.network.heads 3", "ViT: width 16 is no multiple of heads 3"),
+        ("--model.network.heads 3", "ViT: width 16 is not a multiple of heads 3"),
         ("--model.network.attention CBAM", "ViT: attention CBAM does not map (1, 17, 16) to"),
         ("--model.network.dropout 3", "dropout probability has to be between 0 and 1"),
         ("--data.batch_size 0", "data.batch_size 0 is not positive"),
@@ -604,7 +604,7 @@ def test_load_run_needs_no_data(run):
 
 @pytest.mark.parametrize("checkpoint", ["middle", "nowhere.ckpt"])
 def test_load_run_names_what_is_missing(run, checkpoint):
-    with pytest.raises(InputError, match=r"no checkpoint .*: .* holds best, last"):
+    with pytest.raises(InputError, match=r"no checkpoint .*: .* has best, last"):
         load_run(run, checkpoint)
     with pytest.raises(InputError, match="holds no run"):
         load_run("nowhere")

@@ -115,7 +115,7 @@ def mistakes():
     yield small(24, num_classes=5).state_dict(), "has 5 classes.*; has position.table"
     yield small(24, num_classes=5, depth=1).state_dict(), "does not fit the model: .*is missing"
     yield half, "is missing"
-    yield distilled, "has no place"
+    yield distilled, "is not in the model"
     yield ResNet(10, width=8).state_dict(), "does not fit the model|no known layout"
     yield torchvision.models.resnet18().state_dict(), "ResNet of torchvision or timm. does not fit"
 
@@ -137,7 +137,7 @@ def test_the_file_is_named_when_fine_tuning_fails(tmp_path):
 
 
 def test_heads_that_do_not_divide_the_width():
-    with pytest.raises(InputError, match=r"^ViT: width 16 is no multiple of heads 3$"):
+    with pytest.raises(InputError, match=r"^ViT: width 16 is not a multiple of heads 3$"):
         small(16, heads=3, attention=MultiHeadAttention)
 
 

@@ -29,7 +29,7 @@ MODES = """
 import json
 import os
 from attention_vision.errors import InputError
-from attention_vision.wandb_logger import mode
+from attention_vision.training.wandb_mode import mode
 modes = [mode()]
 os.environ["WANDB_API_KEY"] = "short"
 try:

@@ -8,12 +8,11 @@ from attention_vision.attention.token_grid import to_map
 
 
 class AxialAttention(nn.Module):
-    """Every token attends to its row and, apart from that, to its column (Ho et al., 1912.12180).
+    """Attention along the row plus attention along the column (Ho et al., arXiv 1912.12180).
 
     Shape: (B, N, C) -> (B, N, C), the N tokens being a map row by row, without class token
 
-    Along the row + along the column. O(HW(H + W)) in place of O((HW)²); two of them in sequence
-    connect every pair of places.
+    O(HW(H + W)) in place of O((HW)²); two of them in sequence connect every pair of positions.
 
     Args:
         width: C.
@@ -54,6 +53,6 @@ class AxialAttention2d(AxialAttention):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        grid = x.shape[2:]
+        grid = (x.shape[2], x.shape[3])
         y = super().forward(x.flatten(2).mT, grid)
         return x + self.gamma * y.mT.unflatten(2, grid)

@@ -1,11 +1,12 @@
 """CBAM: the channel gate, the spatial gate, and one after the other."""
 
+from functools import reduce
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from attention_vision.attention.recording import note
+from attention_vision.attention.recording import capture
 
 
 class ChannelGate(nn.Module):
@@ -36,21 +37,20 @@ class ChannelGate(nn.Module):
         if reduction < 1:
             raise ValueError(f"ChannelGate: reduction {reduction} is not positive")
         if pooling not in ("avg", "max", "both"):
-            raise ValueError(f"ChannelGate: pooling {pooling!r} is none of avg, max, both")
+            raise ValueError(f"ChannelGate: pooling {pooling!r} is not one of avg, max, both")
         hidden = max(1, channels // reduction)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels)
-        )
-        for layer in (self.mlp[0], self.mlp[2]):
+        layers = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        for layer in layers:
             nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(layers[0], nn.ReLU(), layers[1])
         self.mean, self.max = pooling != "max", pooling != "avg"
 
     def forward(self, x: Tensor) -> Tensor:
         means = [x.mean((2, 3))] if self.mean else []
         maxima = [x.amax((2, 3))] if self.max else []
-        score = sum(self.mlp(pooled) for pooled in means + maxima)
+        score = reduce(torch.add, (self.mlp(pooled) for pooled in means + maxima))
         gate = score.sigmoid()[..., None, None]  # (B, C, 1, 1)
-        note(gate)
+        capture(gate)
         return x * gate
 
 
@@ -87,7 +87,7 @@ class SpatialGate(nn.Module):
         source = x if source is None else source
         summary = torch.stack((source.amax(1), source.mean(1)), 1)  # (B, 2, H, W)
         gate = self.norm(self.conv(summary)).sigmoid()  # (B, 1, H, W)
-        note(gate)
+        capture(gate)
         return x * gate
 
 
@@ -120,7 +120,7 @@ class CBAM(nn.Module):
         super().__init__()
         if order not in ("channel_first", "spatial_first", "parallel"):
             raise ValueError(
-                f"CBAM: order {order!r} is none of channel_first, spatial_first, parallel"
+                f"CBAM: order {order!r} is not one of channel_first, spatial_first, parallel"
             )
         self.channel = ChannelGate(channels, reduction, pooling)
         self.spatial = SpatialGate(channels, kernel_size)

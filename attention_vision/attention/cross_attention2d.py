@@ -7,7 +7,7 @@ from attention_vision.attention.kernel import attend
 
 
 class CrossAttention2d(nn.Module):
-    """The pixels of one map attend to the pixels of another, of any size and width.
+    """Cross-attention from the pixels of one map to those of another, of any size and width.
 
     Shape: x (B, C, H, W), source (B, S, H', W') -> (B, C, H, W)
 
@@ -20,14 +20,15 @@ class CrossAttention2d(nn.Module):
         heads: h, a divisor of C.
 
     Raises:
-        ValueError: `query_channels` is no multiple of `heads`.
+        ValueError: `query_channels` is not a multiple of `heads`.
     """
 
     def __init__(self, query_channels: int, key_channels: int, heads: int = 1):
         super().__init__()
         if heads < 1 or query_channels % heads:
             raise ValueError(
-                f"CrossAttention2d: query_channels {query_channels} is no multiple of heads {heads}"
+                f"CrossAttention2d: query_channels {query_channels} is not a multiple of heads"
+                f" {heads}"
             )
         self.heads = heads
         self.query = nn.Conv2d(query_channels, query_channels, 1, bias=False)

@@ -4,7 +4,7 @@ from math import log2
 
 from torch import Tensor, nn
 
-from attention_vision.attention.recording import note
+from attention_vision.attention.recording import capture
 
 
 class EfficientChannelAttention(nn.Module):
@@ -29,5 +29,5 @@ class EfficientChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
         gate = self.conv(mean).sigmoid().mT.unsqueeze(3)  # (B, C, 1, 1)
-        note(gate)
+        capture(gate)
         return x * gate

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_vision.attention.recording import note
+from attention_vision.attention.recording import capture
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -11,7 +11,7 @@ UPSAMPLING = {2: "bilinear", 3: "trilinear"}
 
 
 class AttentionGate(nn.Module):
-    """A coarse signal decides where a skip connection is let through (arXiv 1804.03999, eq. 1-2).
+    """Gate of a skip connection, driven by a coarser map (arXiv 1804.03999, eq. 1-2).
 
     Shape: x (B, C, H, W), gating (B, G, H', W') -> (B, C, H, W); one more axis with `dims=3`
 
@@ -47,7 +47,7 @@ class AttentionGate(nn.Module):
         theta = self.theta(x)
         phi = self.resize(self.phi(gating), theta)
         gate = self.resize(self.psi(F.relu(theta + phi)).sigmoid(), x)  # (B, 1, H, W)
-        note(gate)
+        capture(gate)
         return self.out(gate * x)
 
     def resize(self, y: Tensor, like: Tensor) -> Tensor:

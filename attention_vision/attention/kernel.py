@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention_vision.attention.recording import note, recording
+from attention_vision.attention.recording import capture, recording
 
 Backend = Literal["fused", "eager", "fp8"]
 
@@ -24,7 +24,7 @@ def attention_backend(name: Backend) -> Iterator[None]:
     * `"fused"` (the default): `scaled_dot_product_attention`, which never stores the weights
       (except, on a CPU, where a bias itself is trained: PyTorch has no kernel for its gradient).
     * `"eager"`: the product written out; the weights exist and can be looked at.
-    * `"fp8"`: eager, with the weights rounded to float8_e4m3 row by row (see `quantise_rows`).
+    * `"fp8"`: eager, with the weights rounded to float8_e4m3 row by row (see `quantize_rows`).
       It emulates the arithmetic to study its error; it saves neither memory nor time.
 
     Raises:
@@ -32,7 +32,9 @@ def attention_backend(name: Backend) -> Iterator[None]:
     """
     global _backend
     if name not in get_args(Backend):
-        raise ValueError(f"attention_backend: {name!r} is none of {', '.join(get_args(Backend))}")
+        raise ValueError(
+            f"attention_backend: {name!r} is not one of {', '.join(get_args(Backend))}"
+        )
     before, _backend = _backend, name
     try:
         yield
@@ -61,23 +63,31 @@ def attend(
         scale: factor of the scores; 1 / sqrt(d) when not given, 1.0 for SAGAN.
         dropout: probability of dropping a weight; the caller passes 0 outside training.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if _backend == "fused" and not recording("rows", "scores"):
-        return _fused(query, key, value, bias, mask, scale, dropout)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    if _backend == "fused" and not recording("weights", "logits"):
+        return _fused(query, key, value, bias, mask, factor, dropout)
 
-    scores = (query * scale) @ key.mT
+    scores = (query * factor) @ key.mT
     if bias is not None:
         scores = scores + bias
-    if recording("scores"):
-        note(scores if mask is None else scores.masked_fill(~mask, 0), "scores")
+    if recording("logits"):
+        capture(scores if mask is None else scores.masked_fill(~mask, 0), "logits")
     weights = masked_softmax(scores, mask)
     if _backend == "fp8":
-        weights = quantise_rows(weights)
-    note(weights, "rows")
+        weights = quantize_rows(weights)
+    capture(weights, "weights")
     return F.dropout(weights, dropout).to(value.dtype) @ value
 
 
-def _fused(query, key, value, bias, mask, scale, dropout) -> Tensor:
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    dropout: float,
+) -> Tensor:
     if bias is not None:
         bias = adjacent(bias.to(query.dtype))  # before the mask may make it larger
         if mask is not None:
@@ -116,7 +126,7 @@ def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     return scores.softmax(-1, dtype=dtype).masked_fill(~mask, 0)  # ... it turns into zeros
 
 
-def quantise_rows(weights: Tensor) -> Tensor:
+def quantize_rows(weights: Tensor) -> Tensor:
     """Round rows of attention weights as an fp8 kernel would store them.
 
     Shape: (..., Q, K) -> (..., Q, K)

@@ -10,7 +10,7 @@ from attention_vision.attention.window import from_windows, pad_to_windows, to_w
 
 
 class LocalGlobalAttention(nn.Module):
-    """Every token attends to its window and to a few tokens that summarise the whole map.
+    """Attention to the token's window and to a few tokens that summarize the whole map.
 
     Shape: (B, N, C) -> (B, N, C), the N tokens being a map row by row, without class token
 
@@ -57,7 +57,7 @@ class LocalGlobalAttention(nn.Module):
             padding = F.pad(padding, (0, summary.shape[1])).repeat(len(x), 1)
         y = self.attention(windows, keys, key_padding_mask=padding)
 
-        y = from_windows(y, padded.shape[1:3], self.window)[:, :height, :width]
+        y = from_windows(y, (padded.shape[1], padded.shape[2]), self.window)[:, :height, :width]
         return y.flatten(1, 2)
 
 
@@ -78,6 +78,6 @@ class LocalGlobalAttention2d(LocalGlobalAttention):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        grid = x.shape[2:]
+        grid = (x.shape[2], x.shape[3])
         y = super().forward(x.flatten(2).mT, grid)
         return x + self.gamma * y.mT.unflatten(2, grid)

@@ -22,13 +22,15 @@ class MultiHeadAttention(nn.Module):
         dropout: of the weights, while training.
 
     Raises:
-        ValueError: `width` is no multiple of `heads`, or `dropout` is outside 0..1.
+        ValueError: `width` is not a multiple of `heads`, or `dropout` is outside 0..1.
     """
 
     def __init__(self, width: int, heads: int, bias: bool = True, dropout: float = 0.0):
         super().__init__()
         if heads < 1 or width % heads:
-            raise ValueError(f"MultiHeadAttention: width {width} is no multiple of heads {heads}")
+            raise ValueError(
+                f"MultiHeadAttention: width {width} is not a multiple of heads {heads}"
+            )
         if not 0 <= dropout <= 1:
             raise ValueError(f"MultiHeadAttention: dropout {dropout} is not in 0..1")
         self.heads = heads
@@ -79,4 +81,7 @@ class MultiHeadAttention(nn.Module):
         weights = self.qkv.weight.chunk(3)
         biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
         inputs = (query, key, value)
-        return tuple(F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
+        query, key, value = (
+            F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True)
+        )
+        return query, key, value

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_vision.attention.kernel import attend, masked_softmax
-from attention_vision.attention.recording import note
+from attention_vision.attention.recording import capture
 
 
 class AttentionPool(nn.Module):
@@ -56,11 +56,11 @@ class AttentionPool(nn.Module):
             query: (B, Q, C) or (Q, C), if the queries are not learned.
             key_padding_mask: (B, N) bool, True where a token is padding.
         """
-        if (query is None) == (self.query is None):
-            raise ValueError("AttentionPool: give either queries= at construction or query= here")
         learned = query is None
-        query = self.query if learned else query
-        query = query.expand(len(tokens), -1, -1)  # (B, Q, C)
+        queries = self.query if query is None else query
+        if queries is None or (self.query is not None and not learned):
+            raise ValueError("AttentionPool: give either queries= at construction or query= here")
+        query = queries.expand(len(tokens), -1, -1)  # (B, Q, C)
         visible = None if key_padding_mask is None else ~key_padding_mask[:, None]  # (B, 1, N)
 
         if self.score is None:
@@ -69,7 +69,7 @@ class AttentionPool(nn.Module):
         else:
             pairs = self.of_token(tokens)[:, None] + self.of_query(query)[:, :, None]
             weights = masked_softmax(self.score(pairs.tanh())[..., 0], visible)  # (B, Q, N)
-            note(weights[:, None], "rows")  # (B, 1, Q, N), as attend does
+            capture(weights[:, None], "weights")  # (B, 1, Q, N), as attend does
             z = weights.to(tokens.dtype) @ tokens
         return z[:, 0] if learned and z.shape[1] == 1 else z
 

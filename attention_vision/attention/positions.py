@@ -20,13 +20,13 @@ class SinePosition2d(nn.Module):
         temperature: T, ratio between the longest and the shortest wave.
 
     Raises:
-        ValueError: `width` is no multiple of 4.
+        ValueError: `width` is not a multiple of 4.
     """
 
     def __init__(self, width: int, temperature: float = 10_000.0):
         super().__init__()
         if width % 4:
-            raise ValueError(f"SinePosition2d: width {width} is no multiple of 4")
+            raise ValueError(f"SinePosition2d: width {width} is not a multiple of 4")
         self.width = width
         self.temperature = temperature
 
@@ -47,19 +47,19 @@ class SinePosition2d(nn.Module):
 class LearnedPosition(nn.Module):
     """One learned vector per place of a grid, resized to the grid at hand (ViT, arXiv 2010.11929).
 
-    Shape: grid (H, W) -> (1, prefix + HW, C)
+    Shape: grid (H, W) -> (1, num_prefix_tokens + HW, C)
 
     Args:
         width: C.
         grid: (H, W) of the table.
-        prefix: places before the grid that are never resized: 1 for a class token.
+        num_prefix_tokens: positions before the grid, never resized; 1 for a class token.
     """
 
-    def __init__(self, width: int, grid: tuple[int, int], prefix: int = 0):
+    def __init__(self, width: int, grid: tuple[int, int], num_prefix_tokens: int = 0):
         super().__init__()
-        self.grid = tuple(grid)
-        self.prefix = prefix
-        self.table = nn.Parameter(torch.empty(1, prefix + grid[0] * grid[1], width))
+        self.grid = (grid[0], grid[1])
+        self.num_prefix_tokens = num_prefix_tokens
+        self.table = nn.Parameter(torch.empty(1, num_prefix_tokens + grid[0] * grid[1], width))
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, grid: tuple[int, int] | None = None) -> Tensor:
@@ -69,7 +69,7 @@ class LearnedPosition(nn.Module):
 
     def resized(self, table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
         """A table of `grid` for a `new` one: bicubic with antialiasing, as timm."""
-        prefix, places = table[:, : self.prefix], table[:, self.prefix :]
+        prefix, places = table[:, : self.num_prefix_tokens], table[:, self.num_prefix_tokens :]
         places = places.mT.unflatten(2, grid)
         # float: bicubic resizing has no bf16 kernel everywhere
         places = F.interpolate(places.float(), tuple(new), mode="bicubic", antialias=True)
@@ -79,7 +79,7 @@ class LearnedPosition(nn.Module):
         """The square grid of another table, with as many places before it; None if it has none."""
         if table.ndim != 3 or table.shape[::2] != self.table.shape[::2]:
             return None
-        places = table.shape[1] - self.prefix
+        places = table.shape[1] - self.num_prefix_tokens
         side = isqrt(max(0, places))
         return (side, side) if side and side**2 == places else None
 
@@ -96,9 +96,11 @@ class RelativePositionBias(nn.Module):
         grid: (H, W) of the table: a window for Swin, the whole map for ViT.
     """
 
+    index: Tensor
+
     def __init__(self, heads: int, grid: tuple[int, int]):
         super().__init__()
-        self.grid = tuple(grid)
+        self.grid = (grid[0], grid[1])
         self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1), heads))
         nn.init.trunc_normal_(self.table, std=0.02)
         self.register_buffer("index", offsets(self.grid), persistent=False)

@@ -1,8 +1,8 @@
-"""Read attention weights out of a running model: `record_attention`.
+"""Recording of attention weights in a running model: `record_attention`.
 
-Every mechanism hands its weights to `note` (softmax rows in `attend`, gates in the others). Nobody
-listens unless a `record_attention` block has hooked the layer whose forward is running, so a model
-that is not recorded keeps the fused kernels and pays nothing.
+Every mechanism hands its weights to `capture` (softmax weights in `attend`, gates in the others).
+They are dropped unless a `record_attention` block has hooked the layer whose forward is running, so
+a model that is not recorded keeps the fused kernels and pays nothing.
 """
 
 import difflib
@@ -12,42 +12,43 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-Kind = Literal["rows", "gates", "scores"]
+Kind = Literal["weights", "logits", "gates"]
+EarlierKind = Literal["rows", "scores"]
+EARLIER_KINDS: dict[str, Kind] = {"rows": "weights", "scores": "logits"}  # still understood
 
 
-class Listener(NamedTuple):
+class Hook(NamedTuple):
+    """A recorder of one module, active while the module's forward is running."""
+
     module: nn.Module
-    kinds: Collection[Kind]
+    kinds: Collection[str]
     keep: Callable[[Tensor], None]
 
 
 # Those of every hooked module whose forward is running, innermost last.
-_listeners: list[Listener] = []
+_active: list[Hook] = []
 
 
-def listeners(kind: Kind) -> list[Listener]:
-    """Who records what the layer that is running now has of this kind."""
-    return [
-        listener
-        for listener in _listeners
-        if listener.module is _listeners[-1].module and kind in listener.kinds
-    ]
+def hooks(kind: Kind) -> list[Hook]:
+    """Hooks that record this kind of weights from the layer that is running now."""
+    return [hook for hook in _active if hook.module is _active[-1].module and kind in hook.kinds]
 
 
 def recording(*kinds: Kind) -> bool:
     """Whether any of these kinds is recorded of the layer that is running now."""
-    return any(listeners(kind) for kind in kinds)
+    return any(hooks(kind) for kind in kinds)
 
 
-def note(weights: Tensor, kind: Kind = "gates") -> None:
-    """Hand the weights of the running layer to whoever records them."""
-    for listener in listeners(kind):
-        listener.keep(weights)
+def capture(weights: Tensor, kind: Kind = "gates") -> None:
+    """Hand the weights of the running layer to the hooks that record them."""
+    for hook in hooks(kind):
+        hook.keep(weights)
 
 
 def missing_layer(model: nn.Module, layers: Sequence[str] | None) -> str | None:
-    """Which of the names is no module of the model, with the nearest; None where all are."""
+    """The first name that is not a module of the model, with the nearest; None if all are."""
     modules = dict(model.named_modules())
     for name in layers or ():
         if name not in modules:
@@ -57,8 +58,8 @@ def missing_layer(model: nn.Module, layers: Sequence[str] | None) -> str | None:
     return None
 
 
-def below(layer: str, names: Iterable[str]) -> list[str]:
-    """Those of the names that are a layer or lie inside it; "" holds all."""
+def layers_under(layer: str, names: Iterable[str]) -> list[str]:
+    """The names that are the layer or lie inside it; all names lie inside ""."""
     return [name for name in names if layer in ("", name) or name.startswith(f"{layer}.")]
 
 
@@ -67,7 +68,7 @@ def record_attention(
     model: nn.Module,
     layers: Sequence[str] | None = None,
     gradients: bool = False,
-    kinds: Collection[Kind] = ("rows", "gates"),
+    kinds: Collection[Kind | EarlierKind] = ("weights", "gates"),
 ) -> Iterator[dict[str, Tensor]]:
     """Record the exact attention weights of named layers while the output stays the same.
 
@@ -88,35 +89,37 @@ def record_attention(
             that are not named keep the fused path.
         gradients: keep the maps in the graph, for penalties and distillation. Without it they are
             detached.
-        kinds: `"rows"`, the weights of softmax attention; `"gates"`; `"scores"`, what the softmax
-            is taken of, bias included, 0 where a mask hides a key. Of a layer that has several of
-            the named kinds the last is kept. Recording gates leaves softmax attention fused.
+        kinds: `"weights"` of softmax attention; `"gates"`; `"logits"`, what the softmax is taken
+            of, bias included, 0 where a mask hides a key. Of a layer that has several of the named
+            kinds the last is kept. Recording gates leaves softmax attention fused. `"rows"` and
+            `"scores"` are earlier names of weights and logits.
 
     Yields:
         name of the layer -> its weights in the last forward pass. Memory is that of the named
         layers' weights.
 
     Raises:
-        ValueError: a name is no module of the model; the nearest names are given.
+        ValueError: a name is not a module of the model; the message gives the nearest names.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper prefixes every name
     if missing := missing_layer(model, layers):
         raise ValueError(f"record_attention: the model {missing}")
 
     def wanted(name: str) -> bool:
-        return layers is None or any(below(layer, [name]) for layer in layers)
+        return layers is None or any(layers_under(layer, [name]) for layer in layers)
 
     maps: dict[str, Tensor] = {}
+    current = {EARLIER_KINDS.get(kind, kind) for kind in kinds}
 
-    def hook(module: nn.Module, name: str) -> list:
+    def attach(module: nn.Module, name: str) -> list[RemovableHandle]:
         def keep(weights: Tensor) -> None:
             maps[name] = weights if gradients else weights.detach()
 
         def enter(*_) -> None:
-            _listeners.append(Listener(module, kinds, keep))
+            _active.append(Hook(module, current, keep))
 
         def leave(*_) -> None:
-            _listeners.pop()
+            _active.pop()
 
         return [
             module.register_forward_pre_hook(enter),
@@ -124,11 +127,11 @@ def record_attention(
         ]
 
     chosen = [(module, name) for name, module in model.named_modules() if wanted(name)]
-    hooks = [handle for module, name in chosen for handle in hook(module, name)]
+    handles = [handle for module, name in chosen for handle in attach(module, name)]
     try:
         # Compiled code has no hooks: run it as written while something is recorded.
-        with torch.compiler.set_stance("force_eager") if hooks else nullcontext():
+        with torch.compiler.set_stance("force_eager") if handles else nullcontext():
             yield maps
     finally:
-        for handle in hooks:
+        for handle in handles:
             handle.remove()

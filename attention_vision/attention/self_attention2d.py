@@ -10,7 +10,7 @@ from attention_vision.attention.kernel import attend
 
 
 class SelfAttention2d(nn.Module):
-    """Every pixel attends to every pixel (Zhang et al., SAGAN, arXiv 1805.08318, eq. 1-3).
+    """Self-attention between all pixels (Zhang et al., SAGAN, arXiv 1805.08318, eq. 1-3).
 
     Shape: (B, C, H, W) -> (B, C, H, W)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from attention_vision.attention.recording import note
+from attention_vision.attention.recording import capture
 
 
 class SqueezeExcite(nn.Module):
@@ -47,5 +47,5 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean((2, 3), keepdim=True)
         gate = self.excite(self.activation(self.squeeze(mean))).sigmoid()  # (B, C, 1, 1)
-        note(gate)
+        capture(gate)
         return x * gate

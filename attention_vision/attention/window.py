@@ -75,16 +75,17 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Attend; `grid` is (H, W), a square when not given."""
         x = to_map(x, grid, "WindowAttention")
-        grid = x.shape[1:3]
+        height, width = x.shape[1:3]
         x = pad_to_windows(x, self.window)
-        size = x.shape[1:3]
-        shift = tuple(self.shift if length > self.window else 0 for length in size)
+        size = (x.shape[1], x.shape[2])
+        down, right = (self.shift if length > self.window else 0 for length in size)
+        shift = (down, right)
 
-        x = x.roll((-shift[0], -shift[1]), (1, 2)) if any(shift) else x
+        x = x.roll((-down, -right), (1, 2)) if any(shift) else x
         windows = to_windows(x, self.window)  # (B nW, M², C)
         mask = None
-        inside = grid if self.mask_padding else size
-        if any(shift) or tuple(inside) != tuple(size):
+        inside = (height, width) if self.mask_padding else size
+        if any(shift) or inside != size:
             region = self.regions(inside, size, shift, x.device)[None, :, :, None]
             region = to_windows(region, self.window)  # (nW, M², 1)
             mask = (region == region.mT)[:, None].repeat(len(windows) // len(region), 1, 1, 1)
@@ -92,7 +93,7 @@ class WindowAttention(nn.Module):
         windows = self.attention(windows, mask=mask, bias=bias)
         x = from_windows(windows, size, self.window)
         x = x.roll(shift, (1, 2)) if any(shift) else x
-        return x[:, : grid[0], : grid[1]].flatten(1, 2)
+        return x[:, :height, :width].flatten(1, 2)
 
     def regions(
         self,

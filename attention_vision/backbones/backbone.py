@@ -1,4 +1,4 @@
-"""What a task may ask of any backbone, the plain pool, and the contract of attention slots."""
+"""Interface of all backbones, mean pooling, and the check of attention slots."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,14 +11,14 @@ from attention_vision.backbones.layer_groups import layers_by_depth
 
 
 class Backbone(nn.Module):
-    """A network that gives feature maps, and classifies images by pooling the last of them.
+    """A network that returns feature maps, and classifies images by pooling the last of them.
 
-    Its subclasses are what `network:` and `backbone:` accept in a configuration file. They set
+    `network:` and `backbone:` in a configuration file accept its subclasses. They set
 
-    * `num_classes`: number of logits, 0 for none (then `forward` gives the pooled features);
-    * `channels`: channels of each map that `features` gives;
+    * `num_classes`: number of logits, 0 for none (then `forward` returns the pooled features);
+    * `channels`: channels of each map that `features` returns;
     * `strides`: pixels of the image per pixel of each of these maps;
-    * `prefix`: tokens before those of the last map, 1 with a class token;
+    * `num_prefix_tokens`: tokens before those of the last map, 1 with a class token;
     * `pool`: maps tokens (B, N, C) -> (B, C);
     * `head`: maps (B, C) -> (B, num_classes).
     """
@@ -26,7 +26,7 @@ class Backbone(nn.Module):
     num_classes: int
     channels: tuple[int, ...]
     strides: tuple[int, ...]
-    prefix: int = 0
+    num_prefix_tokens: int = 0
     pool: nn.Module
     head: nn.Module
 
@@ -35,7 +35,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, prefix + N, C): what is pooled, the last map row by row."""
+        """(B, 3, H, W) -> (B, num_prefix_tokens + N, C): the last map row by row, for the pool."""
         # Not flatten(2).mT: of a single image its gradient has strides that torch 2.15's batch norm
         # misreads on the CPU, and what stands before the norm gets a wrong gradient.
         return self.features(images)[-1].permute(0, 2, 3, 1).flatten(1, 2)
@@ -46,7 +46,7 @@ class Backbone(nn.Module):
 
     def layers(self) -> list[list[str]]:
         """Names of the parameters, layer by layer from the stem to the head: `layers_by_depth`."""
-        return layers_by_depth(self, class_token=bool(self.prefix))
+        return layers_by_depth(self, class_token=bool(self.num_prefix_tokens))
 
 
 class MeanPool(nn.Module):
@@ -59,15 +59,17 @@ class MeanPool(nn.Module):
         return tokens.mean(1)
 
 
-def misfit(
+def shape_error(
     attention: nn.Module, x: Tensor, named: Mapping[str, Any] = MappingProxyType({})
 ) -> str | None:
-    """Why a built mechanism does not map `x` to its shape; None where it does.
+    """Reason why a built mechanism does not map `x` to its shape; None if it does.
 
     Neither the random state nor the module's own state (running means, mode) is changed.
 
     Args:
-        named: what its forward is given besides, such as a bias of the scores.
+        attention: the mechanism.
+        x: its input.
+        named: further arguments of its forward, such as a bias of the scores.
     """
     modes = {module: module.training for module in attention.modules()}
     try:

@@ -19,13 +19,13 @@ from attention_vision.backbones.vit import (
     TransformerBlock,
     check_attention,
     head,
-    initialise,
+    initialize,
 )
 from attention_vision.errors import InputError
 
 
 class ConvTokenizer(nn.Sequential):
-    """Convolution, ReLU and max pooling, once or several times: CCT's tokens.
+    """CCT's tokenizer: layers of convolution, ReLU and max pooling.
 
     Shape: (B, in_channels, H, W) -> (B, C, H / S, W / S), S = 2 per layer of 3 x 3, 4 of 7 x 7
 
@@ -52,7 +52,7 @@ class ConvTokenizer(nn.Sequential):
 
 
 class PatchTokenizer(nn.Conv2d):
-    """Patches of P x P pixels, projected: the tokens of ViT-Lite and CVT.
+    """Patches of P x P pixels, projected: the tokenizer of ViT-Lite and CVT.
 
     Shape: (B, in_channels, H, W) -> (B, C, H / P, W / P)
     """
@@ -62,7 +62,7 @@ class PatchTokenizer(nn.Conv2d):
 
 
 class CompactAttention(MultiHeadAttention):
-    """Multi-head attention whose queries, keys and values have no bias, as CCT's released code.
+    """Multi-head attention without bias in queries, keys and values, as in CCT's released code.
 
     Shape: (B, N, C) -> (B, N, C)
     """
@@ -73,13 +73,13 @@ class CompactAttention(MultiHeadAttention):
 
 
 class CompactBlock(TransformerBlock):
-    """x = norm(x + attention(norm(x))), then x + MLP(x): the second norm stands on the residual.
+    """x = norm(x + attention(norm(x))), then x + MLP(x): the second norm is on the residual path.
 
-    So in the released code, src/utils/transformers.py; the paper draws ViT's block.
+    This is the block of the released code, src/utils/transformers.py; the paper draws ViT's.
     """
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        y = self.attention(self.norm1(x), **self.asked(grid, None))
+        y = self.attention(self.norm1(x), **self.extra_arguments(grid, None))
         x = self.norm2(x + self.drop(self.dropout(y)))
         return x + self.drop(self.mlp(x))
 
@@ -110,9 +110,9 @@ class CCT(Backbone):
         in_channels: 3 for RGB.
 
     Raises:
-        InputError: `width` is no multiple of `heads`; a size or number is not positive; an unknown
-            `position`; the tokenizer gives no map of `width` channels, or an attention does not map
-            tokens to tokens, which built ones are asked at construction.
+        InputError: `width` is not a multiple of `heads`; a size or number is not positive;
+            `position` is unknown; the tokenizer does not return a map of `width` channels, or an
+            attention does not map tokens to tokens, which is checked at construction.
     """
 
     def __init__(
@@ -137,9 +137,9 @@ class CCT(Backbone):
             if value < 1:
                 raise InputError(f"CCT: {name} {value} is not positive")
         if width % heads:
-            raise InputError(f"CCT: width {width} is no multiple of heads {heads}")
+            raise InputError(f"CCT: width {width} is not a multiple of heads {heads}")
         if position not in ("learned", "sine", "none"):
-            raise InputError(f"CCT: position {position!r} is none of learned, sine, none")
+            raise InputError(f"CCT: position {position!r} is not one of learned, sine, none")
         self.num_classes = num_classes
 
         self.tokenizer = tokenizer(in_channels, width)
@@ -150,46 +150,50 @@ class CCT(Backbone):
                 f"CCT: tokenizer {type(self.tokenizer).__name__} gives {tuple(tokens.shape)}, no"
                 f" map (1, {width}, H, W)"
             )
-        grid = tuple(tokens.shape[2:])
+        grid = (tokens.shape[2], tokens.shape[3])
         self.channels, self.strides = (width,), (round(image_size / grid[0]),)
 
         self.pool = pool(width)
-        self.prefix = self.pool.prefix if isinstance(self.pool, ClassToken) else 0
-        self.position = None if position == "none" else LearnedPosition(width, grid, self.prefix)
-        if position == "learned":
-            nn.init.trunc_normal_(self.position.table, std=0.2)  # as released
-        elif position == "sine":
-            self.position.table.requires_grad_(False).copy_(waves(*self.position.table.shape[1:]))
+        prefix = self.pool.num_prefix_tokens if isinstance(self.pool, ClassToken) else 0
+        self.num_prefix_tokens = prefix
+        self.position = None if position == "none" else LearnedPosition(width, grid, prefix)
+        if self.position is not None:
+            table = self.position.table
+            if position == "learned":
+                nn.init.trunc_normal_(table, std=0.2)  # as released
+            else:
+                table.requires_grad_(False).copy_(waves(table.shape[1], table.shape[2]))
         self.dropout = nn.Dropout(dropout)
         rates = torch.linspace(0, stochastic_depth, depth, device="cpu").tolist()
         hidden = int(mlp_ratio * width)
-        self.blocks = nn.ModuleList(
+        blocks = [
             CompactBlock(attention(width, heads), width, hidden, dropout, rate, eps=1e-5)
             for rate in rates
-        )
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         self.head = head(width, num_classes)
         for part in (self.blocks, self.head):
-            part.apply(initialise)
+            part.apply(initialize)
         for module in self.tokenizer.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
-        check_attention(self, torch.zeros(1, self.prefix + grid[0] * grid[1], width), grid)
+        check_attention(self, blocks, torch.zeros(1, prefix + grid[0] * grid[1], width), grid)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, prefix + N, C) after the last norm."""
+        """(B, in_channels, H, W) -> (B, num_prefix_tokens + N, C) after the last norm."""
         return self._encode(images)[0]
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> the one map [(B, C, H/S, W/S)], without class token."""
         tokens, grid = self._encode(images)
-        return [tokens[:, self.prefix :].mT.unflatten(2, grid)]
+        return [tokens[:, self.num_prefix_tokens :].mT.unflatten(2, grid)]
 
     def _encode(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         x = self.tokenizer(images)
-        grid = tuple(x.shape[2:])
+        grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).mT
-        if self.prefix:
+        if isinstance(self.pool, ClassToken):
             x = self.pool.prepend(x)
         if self.position is not None:
             x = x + self.position(grid)

@@ -11,7 +11,7 @@ from torchvision.models.efficientnet import MBConv, MBConvConfig
 from torchvision.ops import Conv2dNormActivation
 
 from attention_vision.attention import FeatureAttention, SqueezeExcite
-from attention_vision.backbones.backbone import Backbone, MeanPool, misfit
+from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
 from attention_vision.errors import InputError
 
 # Expansion, kernel, stride, channels in, channels out, blocks: of B0 (arXiv 1905.11946, Table 1).
@@ -24,7 +24,7 @@ STAGES = (
     (6, 5, 2, 112, 192, 4),
     (6, 3, 1, 192, 320, 1),
 )
-# What the others multiply B0's width and depth with, and their dropout: as released.
+# Factors of B0's width and depth, and dropout, of the other variants, as released.
 VARIANTS = {
     "b0": (1.0, 1.0, 0.2),
     "b1": (1.0, 1.1, 0.2),
@@ -37,21 +37,21 @@ VARIANTS = {
 def released_squeeze_excite(
     channels: int, hidden: int, activation: Callable[[], nn.Module]
 ) -> SqueezeExcite:
-    """SE as in EfficientNet, of a hidden width that the block knows."""
+    """Build SE with the hidden width that EfficientNet's block passes."""
     return SqueezeExcite(channels, channels // hidden, activation)
 
 
 class Block(MBConv):
-    """Torchvision's inverted residual block with names: expand, depthwise, attention, project.
+    """Torchvision's inverted residual block, with its parts named.
 
-    In the first stage, which does not expand, there is no `expand`.
+    They are expand, depthwise, attention and project; the first stage has no `expand`.
 
     Args:
         config: its channels, kernel and stride.
         stochastic_depth: rate at which its branch is dropped.
         norm: factory of the norms.
-        attention: gets the expanded channels, a quarter of the channels at the block's input, and
-            the activation.
+        attention: factory from the expanded channels, a quarter of the channels at the block's
+            input, and the activation.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class EfficientNet(Backbone):
         in_channels: 3 for RGB.
 
     Raises:
-        InputError: an unknown variant; `attention` does not map maps to maps, which one built
-            layer is asked at construction.
+        InputError: `variant` is unknown; `attention` does not map maps to maps, which is checked
+            at construction.
     """
 
     def __init__(
@@ -111,7 +111,9 @@ class EfficientNet(Backbone):
     ):
         super().__init__()
         if variant not in VARIANTS:
-            raise InputError(f"EfficientNet: variant {variant!r} is none of {', '.join(VARIANTS)}")
+            raise InputError(
+                f"EfficientNet: variant {variant!r} is not one of {', '.join(VARIANTS)}"
+            )
         width, depth, released_dropout = VARIANTS[variant]
         stages = [MBConvConfig(*stage, width_mult=width, depth_mult=depth) for stage in STAGES]
         conv = partial(Conv2dNormActivation, norm_layer=norm, activation_layer=nn.SiLU)
@@ -143,14 +145,14 @@ class EfficientNet(Backbone):
         self.pool = pool(4 * inputs)
         self.dropout = nn.Dropout(released_dropout if dropout is None else dropout)
         self.head = nn.Linear(4 * inputs, num_classes) if num_classes else nn.Identity()
-        self.initialise(own_attention=attention is None)
+        self.initialize(own_attention=attention is None)
         self.check_attention()
 
-    def initialise(self, own_attention: bool) -> None:
-        """As released: normal convolutions by their fan-out, a depthwise one's being a group's.
+    def initialize(self, own_attention: bool) -> None:
+        """Initialize convolutions normally, by the fan-out of a group, as released.
 
-        Torchvision takes all of a depthwise convolution's outputs for its fan-out, and so starts it
-        smaller. Attention that was put in keeps its own start.
+        Torchvision counts all outputs of a depthwise convolution as its fan-out, and so initializes
+        it smaller. An attention given as `attention` keeps its own initialization.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and (own_attention or ".attention." not in f"{name}."):
@@ -158,17 +160,19 @@ class EfficientNet(Backbone):
                 nn.init.normal_(module.weight, std=sqrt(2 / fan_out))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if self.num_classes:
-            nn.init.uniform_(self.head.weight, *(s / sqrt(self.num_classes) for s in (-1, 1)))
+        if isinstance(self.head, nn.Linear):
+            bound = 1 / sqrt(self.num_classes)
+            nn.init.uniform_(self.head.weight, -bound, bound)
             nn.init.zeros_(self.head.bias)
 
     def check_attention(self) -> None:
-        """Raises InputError when the first block's attention does not map maps to maps."""
-        block = self.stages[0][0].block
-        shape = (1, block.depthwise.out_channels, 4, 4)
-        if reason := misfit(block.attention, torch.zeros(shape)):
+        """Raise InputError when the first block's attention does not map maps to maps."""
+        attention = self.get_submodule("stages.0.0.block.attention")
+        channels = self.get_parameter("stages.0.0.block.depthwise.0.weight").shape[0]
+        shape = (1, channels, 4, 4)
+        if reason := shape_error(attention, torch.zeros(shape)):
             raise InputError(
-                f"EfficientNet: attention {type(block.attention).__name__} does not map {shape} to"
+                f"EfficientNet: attention {type(attention).__name__} does not map {shape} to"
                 f" itself: {reason}"
             )
 
@@ -188,7 +192,7 @@ class EfficientNet(Backbone):
 
 
 def slot(attention: FeatureAttention | None) -> Callable[..., nn.Module]:
-    """What builds a block's attention from its expanded channels, hidden width and activation."""
+    """Factory of a block's attention from its expanded channels, hidden width and activation."""
     if attention is None:
         return released_squeeze_excite
     return lambda channels, hidden, activation: attention(channels)

@@ -1,4 +1,4 @@
-"""Which parameters of a network are deep: its layers, found by the numbers of its blocks."""
+"""Groups of parameters by depth (stem, blocks, head), for layer-wise learning-rate decay."""
 
 from torch import nn
 
@@ -6,17 +6,17 @@ from torch import nn
 def layers_by_depth(network: nn.Module, class_token: bool = False) -> list[list[str]]:
     """Names of the parameters, layer by layer from the stem to the head.
 
-    The first layer is what stands before the blocks (patches, class token, positions; a stem), then
-    each block is one, the last is what follows (norm, head), as in BEiT (arXiv 2106.08254).
+    The first layer is everything before the blocks (patches, class token, positions; a stem), then
+    each block is a layer, the last is everything after (norm, head), as in BEiT (arXiv 2106.08254).
 
-    Blocks are the children of the network's largest row, a row being a ModuleList or Sequential of
-    numbered modules that have parts of their own. Where these are stages, their own rows hold the
-    blocks, all of one class; what a stage has besides goes with its first block where it stands
-    before it, else with its last. A row of the same length behind the blocks, such as a bias for
-    each of them, goes with them one by one.
+    Blocks are the children of the network's largest row; a row is a ModuleList or Sequential of
+    numbered modules that have children. If these are stages, the blocks are in the stages' own
+    rows, all of one class; other parts of a stage belong to its first block if they come before it,
+    else to its last. A row of the same length after the blocks, such as a bias for each of them, is
+    divided among them one by one.
 
     Args:
-        class_token: whether `pool` is one, and so stands before the blocks, not at the end.
+        class_token: whether `pool` is a class token, and so comes before the blocks, not after.
     """
     rows = {name: child for name, child in network.named_children() if is_row(child)}
     row = largest(rows)
@@ -32,7 +32,7 @@ def layers_by_depth(network: nn.Module, class_token: bool = False) -> list[list[
     for depth, (number, _) in enumerate(blocks, start=1):
         of_stage.setdefault(number, []).append(depth)
 
-    begun = set()  # stages that a name of a block was met of
+    begun = set()  # stages of which a block has been seen
     children = list(network._modules)
     behind = set(children[children.index(row) + 1 :]) | (set() if class_token else {"pool"})
     layers: list[list[str]] = [[] for _ in range(len(blocks) + 2)]
@@ -54,7 +54,7 @@ def layers_by_depth(network: nn.Module, class_token: bool = False) -> list[list[
 
 
 def numbered(module: nn.Module) -> dict[str, nn.Module]:
-    """The children of a ModuleList or Sequential that are called by number."""
+    """The children of a ModuleList or Sequential that are named by number."""
     if not isinstance(module, nn.ModuleList | nn.Sequential):
         return {}
     return {name: child for name, child in module.named_children() if name.isdigit()}
@@ -70,7 +70,7 @@ def is_row_of_blocks(module: nn.Module) -> bool:
 
 
 def largest(modules: dict[str, nn.Module]) -> str | None:
-    """Name of the module with most modules in it; None where there is none.
+    """Name of the module that contains most modules; None if there are none.
 
     Not with most parameters: a stem of convolutions can have more than small blocks.
     """
@@ -79,7 +79,7 @@ def largest(modules: dict[str, nn.Module]) -> str | None:
 
 
 def block_names(name: str, stage: nn.Module) -> list[str]:
-    """Starts of the names of a stage's blocks; of the stage itself where it is a block."""
+    """Name prefixes of a stage's blocks; that of the stage itself if it is a block."""
     if is_row_of_blocks(stage):
         return [f"{name}.{number}." for number in numbered(stage)]
     rows = {name: child for name, child in stage.named_children() if is_row_of_blocks(child)}

@@ -1,21 +1,25 @@
-"""ResNet with a slot for attention."""
+"""ResNet with a slot for attention.
+
+Every block takes an optional padding mask and hides what is padded: DETR's batches contain images
+of several sizes, and their features must not depend on the padding.
+"""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from attention_vision.attention import FeatureAttention
-from attention_vision.backbones.backbone import Backbone, MeanPool, misfit
+from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
 from attention_vision.errors import InputError
 
 Norm = Callable[[int], nn.Module]
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size (at stride 1), with the start of He et al. (2015)."""
+    """A convolution that keeps the size (at stride 1), initialized as by He et al. (2015)."""
     padding = dilation * (kernel // 2)
     layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -30,12 +34,12 @@ def shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
 
 
 def hide(x: Tensor, padding: Tensor | None) -> Tensor:
-    """Zero (B, C, H, W) where padding (B, 1, H, W) is True; as it is without one."""
+    """Set (B, C, H, W) to zero where padding (B, 1, H, W) is True; None changes nothing."""
     return x if padding is None else x.masked_fill(padding, 0)
 
 
 def shrink(padding: Tensor | None, stride: int) -> Tensor | None:
-    """Padding after a convolution or pool, whose outputs stand at every stride-th input."""
+    """Padding after a convolution or pool, whose outputs are at every stride-th input."""
     return padding if padding is None else padding[..., ::stride, ::stride]
 
 
@@ -113,21 +117,6 @@ class StrideFirstBottleneck(Bottleneck):
     stride_first = True
 
 
-class PlainBottleneck(Bottleneck):
-    """A bottleneck that changes neither channels nor size, for the slot of attention.
-
-    It is what attention is compared with at equal cost: of 64 channels it has 4,544 parameters,
-    `SelfAttention2d` has 5,121.
-
-    Args:
-        channels: a multiple of 4.
-    """
-
-    def __init__(self, channels: int):
-        width = channels // self.expansion
-        super().__init__(channels, width, 1, 1, nn.BatchNorm2d, nn.Identity, drop=0.0)
-
-
 class Stem(nn.Sequential):
     """Convolution, norm, ReLU and pool."""
 
@@ -152,7 +141,7 @@ class Stage(nn.Sequential):
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         *blocks, attention = self
-        for block in blocks:
+        for block in cast(list[BasicBlock | Bottleneck], blocks):
             x = block(x, padding)
             padding = shrink(padding, block.stride)
         return hide(attention(x), padding)
@@ -175,7 +164,7 @@ DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
 
 
 class ResNet(Backbone):
-    """ResNet (He et al., arXiv 1512.03385), with any FeatureAttention put where you choose.
+    """ResNet (He et al., arXiv 1512.03385), with any FeatureAttention in its blocks or stages.
 
     Shape: images (B, in_channels, H, W) -> logits (B, num_classes)
 
@@ -216,8 +205,8 @@ class ResNet(Backbone):
         in_channels: 3 for RGB.
 
     Raises:
-        InputError: an unknown depth, place or stem, a stage outside 1..4; `attention` does not map
-            maps to maps, which one built layer is asked at construction.
+        InputError: `depth`, `attention_at` or `stem` is unknown, a stage is outside 1..4;
+            `attention` does not map maps to maps, which is checked at construction.
     """
 
     def __init__(
@@ -240,7 +229,7 @@ class ResNet(Backbone):
     ):
         super().__init__()
         if depth not in DEPTHS:
-            raise InputError(f"ResNet: depth {depth} is none of {', '.join(map(str, DEPTHS))}")
+            raise InputError(f"ResNet: depth {depth} is not one of {', '.join(map(str, DEPTHS))}")
         if not set(attention_stages) <= {1, 2, 3, 4}:
             raise InputError(f"ResNet: attention_stages {attention_stages} are not all in 1..4")
         if attention_at not in ("blocks", "stages"):
@@ -284,19 +273,20 @@ class ResNet(Backbone):
         if zero_init_residual:
             for module in self.modules():
                 if isinstance(module, block):
-                    nn.init.zeros_(module.last_norm.weight)
+                    nn.init.zeros_(cast(Tensor, module.last_norm.weight))
         for part in [self.stem, *self.stages][: 5 - trainable_stages]:
             part.requires_grad_(False)
         self.check_attention(inside_blocks=attention_at == "blocks")
 
     def check_attention(self, inside_blocks: bool) -> None:
-        """Raises InputError when the slot's first attention does not map maps to maps."""
-        for stage, channels in zip(self.stages, self.channels, strict=True):
-            attention = stage[0].attention if inside_blocks else stage.attention
+        """Raise InputError when the slot's first attention does not map maps to maps."""
+        slot = "0.attention" if inside_blocks else "attention"
+        for number, channels in enumerate(self.channels):
+            attention = self.get_submodule(f"stages.{number}.{slot}")
             if isinstance(attention, nn.Identity):
                 continue
             shape = (1, channels, 4, 4)
-            if reason := misfit(attention, torch.zeros(shape)):
+            if reason := shape_error(attention, torch.zeros(shape)):
                 raise InputError(
                     f"ResNet: attention {type(attention).__name__} does not map {shape} to itself:"
                     f" {reason}"
@@ -307,12 +297,12 @@ class ResNet(Backbone):
         """(B, in_channels, H, W) -> one map a stage, strides 4 8 16 32 with the ImageNet stem.
 
         Args:
-            padding_mask: (B, H, W) bool, True where padded. Given one, padded places are zero
-                before every convolution and pool that looks at neighbours, before attention, and in
-                the maps, as is the world around an image that is not padded. In a map of stride S
-                the places of `padding_mask[:, ::S, ::S]` are padded. Maps of an image then do not
-                depend on its padding, unless attention pools over the whole map or a batch norm
-                is in training.
+            padding_mask: (B, H, W) bool, True where padded. Padded positions are then zero before
+                every convolution and pool that sees neighbours, before attention, and in the maps,
+                as is the border around an image without padding. In a map of stride S, positions
+                in `padding_mask[:, ::S, ::S]` are padded. Maps of an image then do not depend on
+                its padding, unless attention pools over the whole map or a batch norm is in
+                training.
         """
         padding = None if padding_mask is None else padding_mask[:, None]
         x = self.stem(images, padding)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from attention_vision.attention import TokenAttention, WindowAttention
 from attention_vision.attention.window import pad_to_windows
-from attention_vision.backbones.backbone import Backbone, MeanPool, misfit
-from attention_vision.backbones.vit import TransformerBlock, initialise
+from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
+from attention_vision.backbones.vit import TransformerBlock, initialize
 from attention_vision.errors import InputError
 
 
@@ -97,7 +97,7 @@ class Swin(Backbone):
     Raises:
         InputError: a size or number is not positive; `depths` and `heads` are not equally many;
             heads do not divide the width of their stage; `attention` does not map tokens to
-            tokens, which one built layer is asked at construction.
+            tokens, which is checked at construction.
     """
 
     def __init__(
@@ -169,14 +169,14 @@ class Swin(Backbone):
         self.pool = pool(self.channels[-1])
         self.head = nn.Linear(self.channels[-1], num_classes) if num_classes else nn.Identity()
         for part in (self.stages, self.head):
-            part.apply(initialise)
+            part.apply(initialize)
         self.check_attention()
 
     def check_attention(self) -> None:
-        """Raises InputError when the first block's attention does not map tokens to tokens."""
-        attention = self.stages[0].blocks[0].attention
+        """Raise InputError when the first block's attention does not map tokens to tokens."""
+        attention = self.get_submodule("stages.0.blocks.0.attention")
         tokens = torch.zeros(1, 16, self.channels[0])
-        if reason := misfit(attention, tokens):
+        if reason := shape_error(attention, tokens):
             raise InputError(
                 f"Swin: attention {type(attention).__name__} does not map {tuple(tokens.shape)} to"
                 f" itself: {reason}"

@@ -1,6 +1,6 @@
 """Vision Transformer, and DeiT with its distillation token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any, Literal
 
@@ -15,17 +15,17 @@ from attention_vision.attention import (
     RelativePositionBias,
     TokenAttention,
 )
-from attention_vision.backbones.backbone import Backbone, misfit
+from attention_vision.backbones.backbone import Backbone, shape_error
 from attention_vision.errors import InputError
 
 
 class ClassToken(nn.Module):
-    """A learned token that goes through the network and is read at its end (ViT, eq. 1 and 4).
+    """A learned token that passes through the network, whose output is pooled (ViT, eq. 1, 4).
 
     Shape: tokens (B, 1 + N, C) -> (B, C)
     """
 
-    prefix = 1  # tokens that it adds
+    num_prefix_tokens = 1  # tokens that it adds
 
     def __init__(self, width: int):
         super().__init__()
@@ -40,12 +40,12 @@ class ClassToken(nn.Module):
 
 
 class DistilledToken(ClassToken):
-    """A class token and, after it, one that learns from a teacher (DeiT, arXiv 2012.12877, sec. 3).
+    """A class token and a distillation token after it (DeiT, arXiv 2012.12877, section 3).
 
-    Shape: tokens (B, 2 + N, C) -> (B, 2, C), for `TwoHeads`
+    Shape: tokens (B, 2 + N, C) -> (B, 2, C), for `DistilledHead`
     """
 
-    prefix = 2
+    num_prefix_tokens = 2
 
     def __init__(self, width: int):
         super().__init__(width)
@@ -59,7 +59,7 @@ class DistilledToken(ClassToken):
         return tokens[:, :2]
 
 
-class TwoHeads(nn.Module):
+class DistilledHead(nn.Module):
     """A linear head for the class token, one for the distillation token (DeiT, section 3).
 
     Shape: (B, 2, C) -> in training the pair of their logits, each (B, num_classes), classes first;
@@ -72,8 +72,8 @@ class TwoHeads(nn.Module):
         self.distillation = head(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        logits = self.classes(x[:, 0]), self.distillation(x[:, 1])
-        return logits if self.training else sum(logits) / 2
+        classes, distillation = self.classes(x[:, 0]), self.distillation(x[:, 1])
+        return (classes, distillation) if self.training else (classes + distillation) / 2
 
 
 def head(width: int, num_classes: int) -> nn.Module:
@@ -109,25 +109,29 @@ class TransformerBlock(nn.Module):
         self.on_grid = "grid" in signature(attention.forward).parameters
 
     def forward(self, x: Tensor, grid: tuple[int, int], bias: Tensor | None = None) -> Tensor:
-        y = self.attention(self.norm1(x), **self.asked(grid, bias))
+        y = self.attention(self.norm1(x), **self.extra_arguments(grid, bias))
         x = x + self.drop(self.dropout(y))
         return x + self.drop(self.mlp(self.norm2(x)))
 
-    def asked(self, grid: tuple[int, int], bias: Tensor | None) -> dict[str, Any]:
-        """What the attention wants besides the tokens: the map's (H, W), scores to add."""
-        asked = {"grid": grid} if self.on_grid else {}
-        return asked if bias is None else asked | {"bias": bias}
+    def extra_arguments(self, grid: tuple[int, int], bias: Tensor | None) -> dict[str, Any]:
+        """Arguments of the attention besides the tokens: the map's (H, W), a bias of the scores."""
+        arguments: dict[str, Any] = {"grid": grid} if self.on_grid else {}
+        return arguments if bias is None else arguments | {"bias": bias}
 
 
 def check_attention(
-    network: Backbone, tokens: Tensor, grid: tuple[int, int], bias: Tensor | None = None
+    network: Backbone,
+    blocks: Sequence[TransformerBlock],
+    tokens: Tensor,
+    grid: tuple[int, int],
+    bias: Tensor | None = None,
 ) -> None:
-    """Raises InputError when an attention of the blocks does not map tokens to tokens."""
-    for block in network.blocks[:2]:
-        attention, asked = block.attention, block.asked(grid, bias)
-        if reason := misfit(attention, tokens, asked):
-            hint, prefix = "", network.prefix
-            if prefix and not misfit(attention, tokens[:, prefix:], asked):
+    """Raise InputError when an attention of the first blocks does not map tokens to tokens."""
+    for block in blocks[:2]:
+        attention, arguments = block.attention, block.extra_arguments(grid, bias)
+        if reason := shape_error(attention, tokens, arguments):
+            hint, prefix = "", network.num_prefix_tokens
+            if prefix and not shape_error(attention, tokens[:, prefix:], arguments):
                 hint = "; pool: MeanPool leaves out the class token"
             raise InputError(
                 f"{type(network).__name__}: attention {type(attention).__name__} does not map"
@@ -135,7 +139,7 @@ def check_attention(
             )
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Truncated normal of std 0.02 for weights, 0 for biases, as timm and DeiT."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -151,8 +155,8 @@ class ViT(Backbone):
 
     Each patch of P x P pixels is a vector of P² · in_channels numbers, 768 for P = 16 and RGB,
     projected to `width`. DeiT has the same shapes: Ti, S and B have widths 192, 384 and 768 with 3,
-    6 and 12 heads; with `pool=DistilledToken` it is the distilled one, which gives a pair of logits
-    in training (see `TwoHeads`).
+    6 and 12 heads; with `pool=DistilledToken` it is the distilled DeiT, which returns a pair of
+    logits in training (see `DistilledHead`).
 
     Args:
         image_size: pixels; the size that positions are learned at.
@@ -161,24 +165,24 @@ class ViT(Backbone):
         depth: number of blocks.
         heads: h, a divisor of C.
         num_classes: 0 leaves out the head.
-        attention: factory `width, heads -> module`. A module whose forward takes `grid` is told the
+        attention: factory `width, heads -> module`. If its forward takes `grid`, it receives the
             (H, W) of the patches.
-        alternate: factory for every second block, `attention` where none is given, such as shifted
-            `WindowAttention` in turn with unshifted.
+        alternate: factory of every second block's attention, such as shifted `WindowAttention`
+            after unshifted; the default is `attention`.
         pool: factory `width -> module` that maps (B, N, C) -> (B, C): `ClassToken`, `MeanPool` or
             `AttentionPool`; or `DistilledToken`. The two tokens are added to those of the patches.
-        position: `"absolute"`, one learned vector per place added to the patches; `"relative"`, a
-            learned bias per head and offset in every block (the class token has none), for an
-            attention that takes `bias=`; or `"none"`.
+        position: `"absolute"`, one learned vector per patch, added to it; `"relative"`, a learned
+            bias per head and offset in every block (the class token has none), for an attention
+            that takes `bias=`; or `"none"`.
         mlp_ratio: hidden width of the MLP over C.
         dropout: after the positions, the attention and both layers of the MLP.
         stochastic_depth: rate at which the last block's branches are dropped; linear from 0.
         in_channels: 3 for RGB.
 
     Raises:
-        InputError: `image_size`, or the size of an image, is no multiple of `patch_size`, or
-            `width` of `heads`; a size or number is not positive; an unknown `position`; an
-            attention does not map tokens to tokens, which built layers are asked at construction.
+        InputError: `image_size`, or the size of an image, is not a multiple of `patch_size`, or
+            `width` of `heads`; a size or number is not positive; `position` is unknown; an
+            attention does not map tokens to tokens, which is checked at construction.
     """
 
     def __init__(
@@ -204,43 +208,42 @@ class ViT(Backbone):
             if value < 1:
                 raise InputError(f"ViT: {name} {value} is not positive")
         if position not in ("absolute", "relative", "none"):
-            raise InputError(f"ViT: position {position!r} is none of absolute, relative, none")
+            raise InputError(f"ViT: position {position!r} is not one of absolute, relative, none")
         if width % heads:
-            raise InputError(f"ViT: width {width} is no multiple of heads {heads}")
+            raise InputError(f"ViT: width {width} is not a multiple of heads {heads}")
         if image_size % patch_size:
             raise InputError(
-                f"ViT: image_size {image_size} is no multiple of patch_size {patch_size}"
+                f"ViT: image_size {image_size} is not a multiple of patch_size {patch_size}"
             )
-        grid = (image_size // patch_size,) * 2
+        grid = (image_size // patch_size, image_size // patch_size)
         self.num_classes = num_classes
         self.channels, self.strides = (width,), (patch_size,)
 
         self.patches = nn.Conv2d(in_channels, width, patch_size, patch_size)
         self.pool = pool(width)
-        self.prefix = self.pool.prefix if isinstance(self.pool, ClassToken) else 0
-        self.position = (
-            LearnedPosition(width, grid, self.prefix) if position == "absolute" else None
-        )
+        prefix = self.pool.num_prefix_tokens if isinstance(self.pool, ClassToken) else 0
+        self.num_prefix_tokens = prefix
+        self.position = LearnedPosition(width, grid, prefix) if position == "absolute" else None
         self.dropout = nn.Dropout(dropout)
         kinds = (attention, alternate or attention)
         rates = torch.linspace(0, stochastic_depth, depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                kinds[i % 2](width, heads), width, int(mlp_ratio * width), dropout, rates[i]
-            )
-            for i in range(depth)
-        )
+        hidden = int(mlp_ratio * width)
+        blocks = [
+            TransformerBlock(kinds[i % 2](width, heads), width, hidden, dropout, rate)
+            for i, rate in enumerate(rates)
+        ]
+        self.blocks = nn.ModuleList(blocks)
         self.biases = nn.ModuleList(
             RelativePositionBias(heads, grid) for _ in range(depth) if position == "relative"
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         distilled = isinstance(self.pool, DistilledToken)
-        self.head = (TwoHeads if distilled else head)(width, num_classes)
+        self.head = (DistilledHead if distilled else head)(width, num_classes)
         for part in (self.patches, self.blocks, self.head):
-            part.apply(initialise)
-        tokens = torch.zeros(1, self.prefix + grid[0] * grid[1], width)
+            part.apply(initialize)
+        tokens = torch.zeros(1, prefix + grid[0] * grid[1], width)
         bias = self.bias(self.biases[0], grid) if len(self.biases) else None
-        check_attention(self, tokens, grid, bias)
+        check_attention(self, blocks, tokens, grid, bias)
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, N, C) after the last norm, the class token first."""
@@ -251,9 +254,9 @@ class ViT(Backbone):
                 f"patches of {size}; resize or crop them to a multiple"
             )
         x = self.patches(images)
-        grid = tuple(x.shape[2:])
+        grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).mT
-        if self.prefix:
+        if isinstance(self.pool, ClassToken):
             x = self.pool.prepend(x)
         if self.position is not None:
             x = x + self.position(grid)
@@ -263,11 +266,11 @@ class ViT(Backbone):
             x = block(x, grid, bias)
         return self.norm(x)
 
-    def bias(self, table: RelativePositionBias, grid: tuple[int, int]) -> Tensor:
-        """(h, N, N); the class token neither gives nor gets a bias."""
-        return F.pad(table(grid), (self.prefix, 0, self.prefix, 0))
+    def bias(self, table: nn.Module, grid: tuple[int, int]) -> Tensor:
+        """(h, N, N) from a `RelativePositionBias`; the class token has none on either side."""
+        return F.pad(table(grid), (self.num_prefix_tokens, 0, self.num_prefix_tokens, 0))
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> the one map [(B, C, H/P, W/P)], without class token."""
         grid = (images.shape[2] // self.strides[0], images.shape[3] // self.strides[0])
-        return [self.tokens(images)[:, self.prefix :].mT.unflatten(2, grid)]
+        return [self.tokens(images)[:, self.num_prefix_tokens :].mT.unflatten(2, grid)]

@@ -1,4 +1,4 @@
-"""Released weights by their keys, whole or not at all: see `load_official`."""
+"""Official weights, recognized by their keys and loaded completely or not at all."""
 
 from attention_vision.checkpoints.load import load_backbone, load_official, start_from
 

@@ -1,14 +1,15 @@
-"""Official weights: read the state dicts of the peers' libraries into this package's networks."""
+"""Load the state dicts of other libraries and releases into this package's networks."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from attention_vision.attention import LearnedPosition
+from attention_vision.backbones import Backbone
 from attention_vision.checkpoints.hub import download, is_name
 from attention_vision.checkpoints.layouts import LAYOUTS
 from attention_vision.checkpoints.layouts.swin import resize_biases
@@ -17,8 +18,8 @@ from attention_vision.training.run_folder import best_or_last
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# What of a detector belongs to its classes: the start of the keys, the bias of the logits, of which
-# there is one more than classes, and how many classes the released weights have.
+# Class-dependent parameters of each detector: key prefix, classifier bias (num_classes + 1 entries)
+# and a hint on the num_classes of the released weights.
 CLASS_HEADS = (
     ("class_head.", "bias", "COCO ids as they are need 91"),
     ("roi_heads.box_head.predictor.", "cls_score.bias", "COCO ids from 1 need 90"),
@@ -33,12 +34,12 @@ def load_official(
 ) -> Model:
     """Load the weights that another library or a paper's authors released.
 
-    Recognised by their keys: ResNet of torchvision and timm, SE-ResNet of timm, CBAM-ResNet of the
+    Recognized by their keys: ResNet of torchvision and timm, SE-ResNet of timm, CBAM-ResNet of the
     official release, EfficientNet of torchvision and timm, ViT of torchvision, ViT and DeiT of timm
     and of Hugging Face, CCT, CVT and ViT-Lite of the official release, Swin of the official
     release, torchvision and timm, DETR of the official release and of Hugging Face, before
     transformers 5 and since, Faster R-CNN R50-FPN of torchvision. The model's own state dict is
-    taken as it is. Relative position biases are resized to the windows of the model.
+    loaded unchanged. Relative position biases are resized to the windows of the model.
 
     A state dict says nothing about the `eps` of norms. Torchvision's released Faster R-CNN
     (COCO_V1) was trained with 0: `norm=partial(FrozenBatchNorm2d, eps=0.0)`. Nor does it show how
@@ -47,31 +48,31 @@ def load_official(
     Args:
         model: a network of this package with the shapes of the weights.
         source: a state dict, or a file that `torch.load(weights_only=True)` or safetensors reads;
-            a dict that holds one under "state_dict" or "model" is opened, and the prefix "module."
-            of a parallel wrapper is cut off. Or a run folder, of which the best checkpoint is taken
-            (else the last); or a name, see `hub.download`.
-        leave_out: starts of this package's keys that are not loaded: `("class_head.",)` fine-tunes
-            DETR on other classes, `("roi_heads.box_head.predictor.",)` Faster R-CNN, and
-            `("head.",)` gives a backbone the weights of a classifier.
-        resize: whether absolute positions of another grid of patches, for images of another size,
-            are resized to the model's.
+            a state dict under "state_dict" or "model" is found, and the prefix "module." of a
+            parallel wrapper is removed. Or a run folder: its best checkpoint, else its last. Or a
+            name, see `hub.download`.
+        leave_out: prefixes of this package's keys that are not loaded: `("class_head.",)` to
+            fine-tune DETR on other classes, `("roi_heads.box_head.predictor.",)` for Faster R-CNN,
+            and `("head.",)` to load a classifier into a backbone.
+        resize: whether to interpolate absolute positions of another grid of patches, for images of
+            another size, to the model's.
 
     Returns:
-        the same model, all of its weights loaded but those left out.
+        the same model, with all of its weights loaded except those left out.
 
     Raises:
-        InputError: the file cannot be read, the keys belong to no known layout, or something does
-            not fit. The model is then unchanged.
+        InputError: the file cannot be read, its keys are of an unknown layout, or a key or shape
+            does not fit. The model is then unchanged.
     """
-    state, where = recognise(model, source)
-    fill(model, resize_positions(state, model) if resize else state, where, leave_out)
+    state, where = to_own_names(model, source)
+    load_completely(model, resize_positions(state, model) if resize else state, where, leave_out)
     return model
 
 
-def fill(
+def load_completely(
     model: nn.Module, state: Mapping[str, Tensor], where: str, leave_out: tuple[str, ...] = ()
 ) -> None:
-    """Load a state dict by this package's names, all of it or one error; see `load_official`."""
+    """Load a state dict with this package's names, or raise one error; see `load_official`."""
     own = model.state_dict()
     state = resize_biases(state, own)
 
@@ -89,38 +90,40 @@ def fill(
                 f'{theirs} ({released}), or leave out "{start}" to fine-tune'
             )
     problems = {key: f"{key} is missing" for key in own.keys() - state.keys()}
-    problems |= {key: f"{key} has no place" for key in state.keys() - own.keys()}
+    problems |= {key: f"{key} is not in the model" for key in state.keys() - own.keys()}
     problems |= {
         key: f"{key} is {tuple(state[key].shape)}, the model's {tuple(own[key].shape)}"
         for key in own.keys() & state.keys()
         if state[key].shape != own[key].shape
     }
     if problems:
-        if advice := remedies(state, model, set(problems)):
-            raise InputError(f"{where} {advice}")
+        if suggestion := suggest_arguments(state, model, set(problems)):
+            raise InputError(f"{where} {suggestion}")
         shown = "; ".join(sorted(problems.values())[:8])
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise InputError(f"{where} does not fit the model: {shown}{more}")
-    model.load_state_dict(state, strict=False)  # all but what is left out, as checked above
+    model.load_state_dict(state, strict=False)  # strict but for leave_out, as checked above
 
 
-def start_from(network: nn.Module, source: str | Path | Mapping[str, Tensor]) -> str:
+def start_from(network: Backbone, source: str | Path | Mapping[str, Tensor]) -> str:
     """Load the weights that a classifier is fine-tuned from.
 
-    As `load_official` with `resize`; where the weights know other classes, or none, their head is
-    left out, and the network's starts at zero, as google-research/vision_transformer fine-tunes.
+    As `load_official` with `resize`. If the weights have other classes, or no head, the network's
+    head is initialized to zero, as google-research/vision_transformer does for fine-tuning.
 
     Returns:
-        one line that says what was not taken as it is.
+        one line that reports what was not loaded unchanged.
 
     Raises:
         InputError: as `load_official`; the network is then unchanged.
     """
-    state, where = recognise(network, source)
+    state, where = to_own_names(network, source)
     own = network.state_dict()
     other = {key for key in own if key not in state or state[key].shape != own[key].shape}
     new_head = any(key.startswith("head.") for key in other)
-    fill(network, resize_positions(state, network), where, ("head.",) if new_head else ())
+    load_completely(
+        network, resize_positions(state, network), where, ("head.",) if new_head else ()
+    )
 
     changes = []
     if new_head:
@@ -137,21 +140,24 @@ def start_from(network: nn.Module, source: str | Path | Mapping[str, Tensor]) ->
     return f"weights: {where}: {'; '.join(changes) or 'all loaded'}"
 
 
-def recognise(
+def to_own_names(
     model: nn.Module, source: str | Path | Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], str]:
-    """A state dict by this package's names, and its file and layout for messages.
+    """Read a state dict and translate its keys into this package's names.
+
+    Returns:
+        the state dict, and its file and layout for messages.
 
     Raises:
-        InputError: the file cannot be read, or the keys belong to no known layout.
+        InputError: the file cannot be read, or its keys are of an unknown layout.
     """
-    state = read(source) if isinstance(source, str | Path) else source
+    state: Mapping[str, Any] = read(source) if isinstance(source, str | Path) else source
     where = str(source) if isinstance(source, str | Path) else "state dict"
     for wrapper in ("state_dict", "model"):
         if isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    start = "network."  # a checkpoint of training holds the network beside its metrics
+    start = "network."  # a checkpoint of training has the network beside its metrics
     inside = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
     state = inside or state
 
@@ -168,59 +174,61 @@ def recognise(
 
 
 def resize_positions(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Absolute positions of another square grid, resized to the model's."""
+    """Interpolate the absolute positions of another square grid to the model's."""
     return {**state} | {
         key: position.resized(state[key], grid, position.grid)
-        for key, position, grid in other_grids(state, model)
+        for key, position, grid in tables_of_other_grids(state, model)
     }
 
 
-def other_grids(
+def tables_of_other_grids(
     state: Mapping[str, Tensor], model: nn.Module
 ) -> list[tuple[str, LearnedPosition, tuple[int, int]]]:
-    """Key, module of the model, and grid in the state dict of tables that differ in their grids."""
+    """Position tables whose grids differ: key, module of the model, grid in the state dict."""
     found = []
     for name, module in model.named_modules():
         key = f"{name}.table"
         if isinstance(module, LearnedPosition) and key in state:
             grid = module.grid_of(state[key])
-            if grid not in (None, module.grid):
+            if grid is not None and grid != module.grid:
                 found.append((key, module, grid))
     return found
 
 
-def remedies(state: Mapping[str, Tensor], model: nn.Module, problems: set[str]) -> str | None:
-    """What to do, where other classes and other grids are all that does not fit."""
-    advice, explained = [], set()
+def suggest_arguments(
+    state: Mapping[str, Tensor], model: nn.Module, problems: set[str]
+) -> str | None:
+    """Suggest arguments if classes and grids are all that does not fit; else return None."""
+    suggestions, explained = [], set()
     own = model.state_dict()
     heads = {key for key in problems if key.startswith("head.") and key in own and key in state}
     if heads:
         theirs, ours = (len(one[min(heads)]) for one in (state, own))
         explained |= heads
-        advice.append(
+        suggestions.append(
             f"has {theirs} classes, the model {ours}: set num_classes to {theirs}, or leave out"
             ' "head." to fine-tune'
         )
-    for key, position, (side, _) in other_grids(state, model):
+    for key, position, (side, _) in tables_of_other_grids(state, model):
         explained.add(key)
-        size = f", image_size={side * model.strides[0]}" if hasattr(model, "strides") else ""
-        advice.append(
+        size = f", image_size={side * model.strides[0]}" if isinstance(model, Backbone) else ""
+        suggestions.append(
             f"has {key} for {side} x {side} patches, the model for"
             f" {position.grid[0]} x {position.grid[1]}: build the model for the same images{size},"
-            " or ask to resize it with resize=True"
+            " or pass resize=True"
         )
     if problems - explained:
         return None
-    return "; ".join(advice) + "; `classification fit --weights` does so by itself"
+    return "; ".join(suggestions) + "; `classification fit --weights` does both by itself"
 
 
 def load_backbone(backbone: Model, source: str | Path) -> Model:
-    """Give a backbone the weights of a classifier, without its pool and head.
+    """Load the weights of a classifier into a backbone, without its pool and head.
 
     Args:
         backbone: a network of this package.
-        source: a run folder of classification, of which the best checkpoint is taken (else the
-            last), or a file or name as `load_official` reads it.
+        source: a run folder of classification (its best checkpoint, else its last), or a file or
+            name as in `load_official`.
 
     Raises:
         InputError: there is no checkpoint, or the weights do not fit.
@@ -228,8 +236,8 @@ def load_backbone(backbone: Model, source: str | Path) -> Model:
     return load_official(backbone, source, leave_out=("pool.", "head."))
 
 
-def read(path: str | Path) -> Mapping[str, Tensor]:
-    """A state dict from a file of torch (tensors only) or safetensors, a run folder, or a name."""
+def read(path: str | Path) -> Mapping[str, Any]:
+    """Read a state dict from a file (torch or safetensors), a run folder, or a download by name."""
     if not Path(path).exists() and is_name(str(path)):
         found = download(str(path))
         if isinstance(found, Mapping):
@@ -249,7 +257,7 @@ def read(path: str | Path) -> Mapping[str, Tensor]:
     except UnpicklingError as error:  # torch's own text advises to load it unsafely
         raise InputError(
             f"{path}: not readable as a state dict: a broken file, another format, or objects that"
-            " are no tensors, which could run code and are refused"
+            " are not tensors, which could run code and are refused"
         ) from error
     except Exception as error:
         raise InputError(f"{path}: not readable as a state dict ({first_line(error)})") from error

@@ -1,4 +1,4 @@
-"""The networks that runs of classification trained, for what builds on one: teachers, scores."""
+"""Networks of classification runs, for their use as teachers and feature extractors."""
 
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,20 @@ from attention_vision.yaml_json import read_yaml
 
 
 def trained_classifier(run: Path) -> tuple[Backbone, dict[str, Any]]:
-    """The network of a run of classification with its best weights, else its last; its config.
+    """Load the network of a classification run, with its best weights (else its last).
 
-    The network alone is built, as the run's command did, without the data and the module of
-    training. The random state of the caller stays as it is.
+    The network alone is built, as by the run's command, without the data and the training module.
+    The random state of the caller is unchanged.
+
+    Returns:
+        the network, and the run's config.
 
     Raises:
-        InputError: the folder holds no such run, no checkpoint, or one that does not fit.
+        InputError: the folder does not contain such a run, or a checkpoint that fits.
     """
     file = run / "config.yaml"
     if not file.is_file():
-        raise InputError(f"{run} holds no run: train the classifier first")
+        raise InputError(f"{run} does not contain a run: train the classifier first")
     config = read_yaml(file)
     if config.get("task") != "classification":
         raise InputError(
@@ -41,13 +44,17 @@ def trained_classifier(run: Path) -> tuple[Backbone, dict[str, Any]]:
 
 
 def trained_state(run: Path) -> dict[str, torch.Tensor]:
-    """The weights of a run's network, by their names in it. Raises InputError if there are none."""
+    """Read the weights of a run's network, by their names in it.
+
+    Raises:
+        InputError: the run has no checkpoint, or its checkpoint is not one of a classifier.
+    """
     file = best_or_last(run)
     if file is None:
-        raise InputError(f"{run} holds no checkpoint: train the classifier to its end")
-    start = "network."  # a checkpoint of training holds the network beside its metrics
+        raise InputError(f"{run} has no checkpoint: train the classifier to its end")
+    start = "network."  # a checkpoint of training has the network beside its metrics
     state = read(file).get("state_dict", {})
     state = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
     if not state:
-        raise InputError(f"{file} is no checkpoint of a classifier")
+        raise InputError(f"{file} is not a checkpoint of a classifier")
     return state

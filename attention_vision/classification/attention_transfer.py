@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_vision.attention import record_attention
-from attention_vision.attention.recording import below, missing_layer
+from attention_vision.attention.recording import layers_under, missing_layer
 from attention_vision.attention.token_grid import grid_of
 from attention_vision.backbones import Backbone
 from attention_vision.classification.loss_terms import Maps
@@ -58,7 +58,7 @@ class MapTransfer:
         self, network: Backbone, layers: Sequence[str] | None
     ) -> AbstractContextManager[Maps]:
         """Records the named layers of a forward pass, with their gradients."""
-        return record_attention(network, layers, gradients=True, kinds=["rows"])
+        return record_attention(network, layers, gradients=True, kinds=["weights"])
 
     def __call__(
         self, student: Maps, teacher: Maps, prefixes: tuple[int, int], size: tuple[int, int]
@@ -101,7 +101,7 @@ class MapTransfer:
         ]
 
     def one(self, maps: Maps, layer: str, who: str) -> str:
-        found = below(layer, maps)
+        found = layers_under(layer, maps)
         if len(found) != 1:
             what = f"{len(found)} layers of {self.seen}: name one of {', '.join(found)}"
             what = what if found else f"no {self.seen}"

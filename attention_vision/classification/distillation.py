@@ -89,7 +89,7 @@ class Distillation:
         else:
             load_official(self.network, self.weights)
         self.network.requires_grad_(False).eval()
-        self.prefixes = network.prefix, self.network.prefix
+        self.prefixes = network.num_prefix_tokens, self.network.num_prefix_tokens
         ours, theirs = network.num_classes, self.network.num_classes
         if self.logits != "none" and theirs != ours:
             raise InputError(

@@ -108,6 +108,6 @@ def rollout_layer(network: Backbone, layers: dict[str, Layer], images: Tensor) -
         row = torch.einsum("bq,bqk->bk", pooled, through)
     else:
         row = through.mean(1)
-    places = row[:, network.prefix :]
+    places = row[:, network.num_prefix_tokens :]
     maps = places.unflatten(1, grid_of(places.shape[1], tuple(images.shape[2:])))[:, None]
     return Layer(ROLLOUT, f"of {len(blocks)} layers", maps, maps)

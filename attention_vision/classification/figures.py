@@ -43,7 +43,7 @@ def class_attention(network: ViT, images: Tensor) -> Tensor:
     layer = f"blocks.{len(network.blocks) - 1}.attention"
     with torch.no_grad(), record_attention(network, [layer]) as maps:
         network(images)
-    return on_image(maps[layer][:, :, 0, network.prefix :].mean(1), network, images)
+    return on_image(maps[layer][:, :, 0, network.num_prefix_tokens :].mean(1), network, images)
 
 
 def grad_cam(network: Backbone, images: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def grad_cam(network: Backbone, images: Tensor) -> Tensor:
         tokens = tokens.clone().requires_grad_()  # a copy: inference mode's have no gradient
         logits = network.head(network.pool(tokens))
         (gradient,) = torch.autograd.grad(logits.amax(1).sum(), tokens)
-    tokens, gradient = (x.detach()[:, network.prefix :] for x in (tokens, gradient))
+    tokens, gradient = (x.detach()[:, network.num_prefix_tokens :] for x in (tokens, gradient))
     weight = gradient.mean(1, keepdim=True)  # (B, 1, C)
     return on_image((weight * tokens).sum(2).relu(), network, images)
 

@@ -21,9 +21,9 @@ from attention_vision.classification.predictions import Predictions
 from attention_vision.classification.progressive import Activate, Progression, ProgressiveActivation
 from attention_vision.data.loading import check_classes
 from attention_vision.errors import InputError
-from attention_vision.training.logging import EpochMean, StepLog, log_epoch_mean
+from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean
 from attention_vision.training.optim import WarmupCosine, configure, layer_decay
-from attention_vision.training.steps import StepSeed
+from attention_vision.training.steps import SeedEveryStep
 
 
 class Classifier(LightningModule):
@@ -98,9 +98,9 @@ class Classifier(LightningModule):
         self.distillation = distillation
         slots = {"distillation": distillation, "penalty": penalty}
         self.terms: dict[str, Term] = {name: term for name, term in slots.items() if term}
-        self.train_loss = EpochMean()
+        self.train_loss = ResumableMean()
         self.train_parts = nn.ModuleDict(
-            {name: EpochMean() for name in ("loss_ce", *self.terms) if self.terms}
+            {name: ResumableMean() for name in ("loss_ce", *self.terms) if self.terms}
         )
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.accuracies = nn.ModuleDict(
@@ -124,7 +124,7 @@ class Classifier(LightningModule):
                 term.prepare(self.network, self.trainer.datamodule)
 
     def configure_callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = [StepSeed(), StepLog(), ImagePanel(), Predictions()]
+        callbacks: list[Callback] = [SeedEveryStep(), StepLogger(), ImagePanel(), Predictions()]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
         if self.progressive:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from attention_vision.attention import record_attention
-from attention_vision.attention.recording import Kind, below, missing_layer
+from attention_vision.attention.recording import Kind, layers_under, missing_layer
 from attention_vision.backbones import Backbone
 from attention_vision.classification.data import ClassificationData
 from attention_vision.classification.loss_terms import Maps, Output, blank_image, trial
 from attention_vision.errors import InputError
 
 SMALLEST = 1e-30  # where a weight is 0, p log p is 0 and its gradient stays finite
-RECORDED: dict[str, Kind] = {"row_entropy": "rows", "logit_l1": "scores", "gate_l1": "gates"}
+RECORDED: dict[str, Kind] = {"row_entropy": "weights", "logit_l1": "logits", "gate_l1": "gates"}
 CONSTANT = (
     "rows of a softmax are positive and sum to one, so that their L1 norm is constant and its"
     " gradient zero; take row_entropy or logit_l1, or gate_l1 where there are gates"
@@ -65,13 +65,13 @@ class AttentionPenalty:
             return
         with (
             trial(network),
-            record_attention(network, self.layers, kinds=["rows"]) as rows,
+            record_attention(network, self.layers, kinds=["weights"]) as rows,
             record_attention(network, self.layers, kinds=["gates"]) as gates,
         ):
             network(blank_image(network, data))
         for layer in self.layers or [""]:
             where = f"layer {layer}" if layer else "the network"
-            has_rows, has_gates = (bool(below(layer, maps)) for maps in (rows, gates))
+            has_rows, has_gates = (bool(layers_under(layer, maps)) for maps in (rows, gates))
             if self.kind == "gate_l1" and has_rows and not has_gates:
                 raise InputError(
                     f"model.penalty: {where} has no gates but softmax rows; {CONSTANT}"

@@ -6,8 +6,8 @@ from typing import Any
 # Old path -> new path: of a module with all of its classes, or of one class. A row stays for two
 # minor versions at least, see CHANGELOG.md.
 MOVED_PATHS = {  # below attention_vision; moved in 0.2
-    "callbacks.StepLog": "training.logging.StepLog",
-    "callbacks.StepSeed": "training.steps.StepSeed",
+    "callbacks.StepLog": "training.logging.StepLogger",
+    "callbacks.StepSeed": "training.steps.SeedEveryStep",
     "classification.map_transfer": "classification.attention_transfer",
     "detection.figures": "detection.panel",
     "generation.data.CIFAR10Images": "generation.gan.data.CIFAR10Images",
@@ -34,6 +34,10 @@ MOVED_PATHS = {  # below attention_vision; moved in 0.2
     "progress": "training.progress",
     "progressive": "classification.progressive",
     "wandb_logger": "training.wandb_logger",
+    "training.logging.StepLog": "training.logging.StepLogger",
+    "training.steps.StepSeed": "training.steps.SeedEveryStep",
+    "backbones.resnet.PlainBottleneck": "attention.controls.PlainBottleneck",
+    "generation.gan.sagan.ResidualBlock2d": "attention.controls.ResidualBlock2d",
 }
 
 

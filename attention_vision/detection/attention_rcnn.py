@@ -199,7 +199,7 @@ class AttentionRCNN(nn.Module):
 
         # What no loss reaches must not be there: data-parallel training waits for its gradient.
         backbone.num_classes, backbone.head = 0, nn.Identity()
-        if not backbone.prefix:  # a class token takes part in the maps
+        if not backbone.num_prefix_tokens:  # a class token takes part in the maps
             backbone.pool = MeanPool(backbone.channels[-1])
         self.backbone = backbone
         self.pyramid = FeaturePyramidNetwork(

@@ -107,7 +107,7 @@ class DETR(nn.Module):
 
         # What no loss reaches must not be there: data-parallel training waits for its gradient.
         backbone.num_classes, backbone.head = 0, nn.Identity()
-        if not backbone.prefix:  # a class token takes part in the attention before it
+        if not backbone.num_prefix_tokens:  # a class token takes part in the attention before it
             backbone.pool = MeanPool(backbone.channels[-1])
         self.backbone = backbone
         self.projection = nn.Conv2d(backbone.channels[-1], width, 1)

@@ -17,9 +17,9 @@ from attention_vision.detection.detr import DETR
 from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.detection.panel import DetectionPanel
 from attention_vision.detection.predictions import DetectionResults
-from attention_vision.training.logging import EpochMean, StepLog, log_epoch_mean, log_now
+from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean, log_now
 from attention_vision.training.optim import WarmupCosine, configure
-from attention_vision.training.steps import StepSeed, step_number
+from attention_vision.training.steps import SeedEveryStep, step_number
 
 Detections = dict[str, Tensor]
 MOST_CLASSES = 100  # COCO has 80; with more, metrics.csv would be nothing but them
@@ -64,7 +64,7 @@ class Detector(LightningModule):
         self.optimizer, self.schedule = optimizer, schedule
         self.backbone_lr_factor = backbone_lr_factor
         self.weights, self.backbone_weights, self.fine_tune = weights, backbone_weights, fine_tune
-        self.train_loss = EpochMean()
+        self.train_loss = ResumableMean()
         self.average_precision = nn.ModuleDict(
             {
                 split: COCOAveragePrecision(engine=engine, size_limits=size_limits)
@@ -103,7 +103,7 @@ class Detector(LightningModule):
             load_backbone(network.backbone, self.backbone_weights)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [StepSeed(), StepLog(), DetectionPanel(), DetectionResults()]
+        return [SeedEveryStep(), StepLogger(), DetectionPanel(), DetectionResults()]
 
     def configure_optimizers(self) -> dict:
         factors = {"backbone.": self.backbone_lr_factor}

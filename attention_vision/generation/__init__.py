@@ -1,10 +1,11 @@
 """Image generation: SAGAN and Attention U-Net, data and scores."""
 
+from attention_vision.attention.controls import ResidualBlock2d
 from attention_vision.generation.data import GenerationData
 from attention_vision.generation.gan.data import CIFAR10Images, DigitImages, FolderImages
 from attention_vision.generation.gan.diff_augment import DiffAugment
 from attention_vision.generation.gan.module import SAGAN, MomentumFreeAdam
-from attention_vision.generation.gan.sagan import Discriminator, Generator, ResidualBlock2d
+from attention_vision.generation.gan.sagan import Discriminator, Generator
 from attention_vision.generation.gan.scores import (
     ClassifierEvaluator,
     Evaluator,

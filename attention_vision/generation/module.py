@@ -4,8 +4,8 @@ from lightning.pytorch import Callback, LightningModule
 from torch import nn
 
 from attention_vision.data.loading import check_classes
-from attention_vision.training.logging import StepLog
-from attention_vision.training.steps import StepSeed
+from attention_vision.training.logging import StepLogger
+from attention_vision.training.steps import SeedEveryStep
 
 
 class GenerationModule(LightningModule):
@@ -25,4 +25,4 @@ class GenerationModule(LightningModule):
             check_classes(network, self.trainer.datamodule)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [StepSeed(), StepLog()]
+        return [SeedEveryStep(), StepLogger()]

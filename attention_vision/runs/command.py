@@ -46,7 +46,7 @@ from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, say
-from attention_vision.training.resume import WholeFiles, run_checkpoints
+from attention_vision.training.resume import AtomicCheckpointIO, checkpoint_callbacks
 from attention_vision.training.run_folder import (
     best_or_last,
     default_run,
@@ -352,7 +352,7 @@ def make_trainer(
             logger.write_to(run.folder)
     options.callbacks = [*as_list(options.callbacks, Callback), *callbacks]
     if fits and options.enable_checkpointing is not False:
-        options.callbacks += run_checkpoints(
+        options.callbacks += checkpoint_callbacks(
             run.folder / "checkpoints",
             parsed.task.best,
             parsed.task.higher_is_better,
@@ -376,7 +376,7 @@ def make_trainer(
     except (MisconfigurationException, ValueError) as error:  # no GPU, no such strategy, ...
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
-        trainer.strategy.checkpoint_io = WholeFiles()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if trainer.is_global_zero and not trainer.fast_dev_run:
         run.folder.mkdir(parents=True, exist_ok=True)
         say(f"run folder: {run.folder}")

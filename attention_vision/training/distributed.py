@@ -1,4 +1,4 @@
-"""What processes tell each other; one alone needs no process group."""
+"""Communication between processes; a single one needs no process group."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """Index of this process; 0 of one alone."""
+    """Index of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -17,7 +17,7 @@ def world_size() -> int:
 
 
 def gather(value: Any) -> list[Any]:
-    """Collects the values of all processes on rank zero, none on the others; all call it."""
+    """Collect the values of all processes on rank zero, [] on the others; all call it."""
     if world_size() == 1:
         return [value]
     values = None if rank() else [None] * world_size()
@@ -26,7 +26,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def broadcast(value: Any) -> Any:
-    """Returns rank zero's value; all processes call it."""
+    """Return rank zero's value; all processes call it."""
     if world_size() == 1:
         return value
     values = [value]
@@ -35,7 +35,7 @@ def broadcast(value: Any) -> Any:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Averages a tensor over processes; the tensor itself where there is one."""
+    """Average a tensor over processes; with one, return the tensor itself."""
     if world_size() == 1:
         return values
     dist.all_reduce(values)

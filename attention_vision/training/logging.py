@@ -1,8 +1,8 @@
-"""Curves that a resumed run continues without a gap or a repeated row."""
+"""Logging that a resumed run continues without a gap or a repeated row."""
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,12 +12,40 @@ from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.steps import step_number
 
 
-class EpochMean(MeanMetric):
-    """Mean over an epoch whose state is saved, so that a checkpoint may cut the epoch in two.
+@runtime_checkable
+class ImageLogger(Protocol):
+    """A logger of images, such as `MetricsCSV` and Lightning's `WandbLogger`."""
+
+    def log_image(
+        self, key: str, images: list[Any], step: int | None = None, **options: Any
+    ) -> None: ...
+
+
+@runtime_checkable
+class RewindableLogger(Protocol):
+    """A logger that drops the rows which a resumed run is about to repeat: `MetricsCSV`."""
+
+    def rewind(self, step: int) -> None: ...
+
+
+@runtime_checkable
+class RunFolderLogger(Protocol):
+    """A logger whose files belong in the run folder: `WeightsAndBiases`."""
+
+    def write_to(self, run: Path) -> None: ...
+
+
+def image_loggers(trainer: Trainer) -> list[ImageLogger]:
+    """The trainer's loggers that take images."""
+    return [logger for logger in trainer.loggers if isinstance(logger, ImageLogger)]
+
+
+class ResumableMean(MeanMetric):
+    """Mean over an epoch, with its state saved: a checkpoint may cut the epoch in two.
 
     `state_dict` holds the sum over all processes (a collective, as Lightning's saving is), and
-    loading gives it to rank zero alone: resumed, the processes together hold what they held, bit
-    by bit in one process, up to the order of the sum in several.
+    loading returns it to rank zero alone: after a resume the processes together have the sum that
+    they had, bit-exact in one process, up to the order of the sum in several.
     """
 
     def __init__(self) -> None:
@@ -35,15 +63,15 @@ class EpochMean(MeanMetric):
             self.reset()
 
 
-class StepLog(Callback):
-    """Logs train/loss_step, train/lr and train/images_per_second every `trainer.log_every_n_steps`.
+class StepLogger(Callback):
+    """Log the loss, learning rate and images per second every `trainer.log_every_n_steps` steps.
 
-    Straight to the loggers: a row is on disk before the checkpoint that follows it, whereas
-    Lightning writes what was given to `self.log` after the checkpoint. Rows carry the number that
-    Lightning gives to validation, so both share a row. A resumed run first drops the rows that it
-    is about to repeat.
+    The keys are train/loss_step, train/lr and train/images_per_second. They go straight to the
+    loggers: a row is on disk before the checkpoint that follows it, whereas Lightning writes the
+    values of `self.log` after the checkpoint. Rows have the step number that Lightning uses for
+    validation, so both share a row. A resumed run first drops the rows that it is about to repeat.
 
-    The first item of a batch is taken for its images.
+    The first item of a batch is taken to be its images.
     """
 
     def __init__(self) -> None:
@@ -55,7 +83,7 @@ class StepLog(Callback):
         if not module.automatic_optimization:
             steps = trainer.fit_loop.total_batch_idx + 1
         for logger in trainer.loggers:
-            if hasattr(logger, "rewind"):
+            if isinstance(logger, RewindableLogger):
                 logger.rewind(steps)
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -64,8 +92,8 @@ class StepLog(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Lightning moves the schedule on before the batch ends; the row tells the rate it was taken
-        # with, of groups with several the largest.
+        # Lightning moves the schedule on before the batch ends; the row has the rate of this step,
+        # the largest one if the groups differ.
         self._lr = max(group["lr"] for group in trainer.optimizers[0].param_groups)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -76,7 +104,8 @@ class StepLog(Callback):
     ) -> None:
         self._seen += len(batch[0])
         step = step_number(trainer)
-        if trainer.fit_loop._should_accumulate() or (step + 1) % trainer.log_every_n_steps:
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
+        if trainer.fit_loop._should_accumulate() or (step + 1) % every:
             return
         loss = outputs["loss"].item()  # waits for the device, so that the clock is right
         seconds = time.perf_counter() - self._since
@@ -95,15 +124,15 @@ class StepLog(Callback):
 
 
 def log_now(trainer: Trainer, metrics: dict[str, float], step: int | None = None) -> None:
-    """Gives metrics to all loggers at once, as Lightning would: with epoch and step number."""
+    """Log metrics to all loggers at once, with epoch and step number as Lightning does."""
     step = step_number(trainer) if step is None else step
     for logger in trainer.loggers:
         logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=step)
         logger.save()
 
 
-def log_epoch_mean(module: LightningModule, key: str, mean: EpochMean) -> None:
-    """Logs an epoch's mean at its end, and starts the next; for `on_train_epoch_end`."""
+def log_epoch_mean(module: LightningModule, key: str, mean: ResumableMean) -> None:
+    """Log an epoch's mean and reset it; for `on_train_epoch_end`."""
     value = mean.compute().item()
     mean.reset()
     module.log(key, value, logger=False)  # for callbacks that monitor it
@@ -112,6 +141,6 @@ def log_epoch_mean(module: LightningModule, key: str, mean: EpochMean) -> None:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The folder of metrics.csv; the trainer's `default_root_dir` where nothing is logged."""
+    """The folder of metrics.csv; without one, the trainer's `default_root_dir`."""
     folders = [logger.save_dir for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
     return Path(*folders[:1] or [trainer.default_root_dir])

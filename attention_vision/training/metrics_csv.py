@@ -1,8 +1,7 @@
 """The logger of a run folder: `metrics.csv` with one row per step, and `pictures/`.
 
 Lightning's CSVLogger deletes the old file when it reopens a folder, and writes a row per call. Here
-a run that was killed and resumed continues the same file, and ends with the file of a run that was
-not.
+a killed and resumed run continues the same file, and ends with the file of an uninterrupted run.
 """
 
 import csv
@@ -22,20 +21,18 @@ from torch import Tensor
 class MetricsCSV(Logger):
     """One row per step in FOLDER/metrics.csv; columns: `epoch`, `step`, all keys logged so far.
 
-    What is logged twice for a step is merged into its row, the later value stands: writing a step
-    again after a resume changes nothing. Every call is on disk when it returns. A new last row is
-    appended; a new column, or a cell in an older row, rewrites the file through a temporary one. A
-    value is written with all its digits, so that equal curves are equal files; columns that end in
-    `_per_second` are wall-clock and equal in no two runs.
+    Values logged for the same step are merged into its row, and the later value wins: writing a
+    step again after a resume changes nothing. Every call is on disk when it returns. A new last row
+    is appended; a new column, or a cell in an older row, rewrites the file through a temporary one.
+    A value is written with all its digits, so that equal curves are equal files; columns that end
+    in `_per_second` are wall-clock times and differ from run to run.
     """
 
     def __init__(self, folder: str):
         super().__init__()
         self.folder = Path(folder)
         self.file = self.folder / "metrics.csv"
-        self._rows: dict[int, dict[str, str]] | None = (
-            None  # by step; read on first use, by rank zero
-        )
+        self._rows: dict[int, dict[str, str]] | None = None  # by step; rank zero reads on first use
         self._columns = ["epoch", "step"]
 
     @property
@@ -52,7 +49,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """Nothing: the run folder's config.yaml holds them."""
+        """Do nothing: the run folder's config.yaml contains them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -71,7 +68,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drops all rows from `step` on: the run is about to take these steps again."""
+        """Drop all rows from `step` on: the run is about to repeat these steps."""
         rows = self._read()
         later = [logged for logged in rows if logged >= step]
         for logged in later:
@@ -87,10 +84,10 @@ class MetricsCSV(Logger):
         step: int | None = None,
         caption: list[str] | None = None,
     ) -> None:
-        """Writes FOLDER/pictures/KEY_STEP[_n].png, with the caption as a PNG text field.
+        """Write FOLDER/pictures/KEY_STEP[_n].png, with the caption as a PNG text field.
 
-        An image is a PIL image, a path, a figure of matplotlib, an array (H, W[, 3]) or a tensor
-        (1 or 3, H, W); floats are in 0..1. The step is that of the last row where none is given.
+        An image is a PIL image, a path, a matplotlib figure, an array (H, W[, 3]) or a tensor
+        (1 or 3, H, W); floats are in 0..1. The default step is that of the last row.
         """
         step = max(self._read(), default=0) if step is None else step
         folder = self.folder / "pictures"

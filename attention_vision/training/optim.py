@@ -1,7 +1,7 @@
 """Schedules and parameter groups, shared by all tasks.
 
-Recipes of transformers differ from torch's schedulers in two habits: the learning rate moves with
-every optimiser step, not every epoch, and weight decay spares norms, biases and position tables.
+Recipes of transformers differ from torch's schedulers in two ways: the learning rate changes with
+every optimiser step, not every epoch, and norms, biases and position tables have no weight decay.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -26,15 +26,15 @@ class WarmupCosine(LRScheduler):
         lr(t) = base t / W                                          t < W
         lr(t) = min_lr + (base - min_lr) (1 + cos(pi (t - W) / (T - W))) / 2
 
-    A group whose base is only a part of the optimiser's rate, its `lr_factor`, ends at that part of
-    `min_lr`.
+    A group with an `lr_factor` has the base rate and `min_lr` times this factor.
 
-    Step t of T optimiser steps, W of them warm-up. T is known when the training data is:
-    `configure` sets `horizon`, which is asked from step 1 on. Step 0 needs neither T nor W: it is 0
-    with warm-up, the base rate without. The horizon is no part of the state, so that a run resumed
-    with more epochs follows the longer cosine.
+    Step t of T optimiser steps, W of them warm-up. T is known once the training data is:
+    `configure` sets `horizon`, which is called from step 1 on. Step 0 needs neither T nor W: its
+    rate is 0 with warm-up, the base rate without. The horizon is not part of the state, so that a
+    run resumed with more epochs follows the longer cosine.
 
-    Raises InputError for a negative `warmup_epochs` or `min_lr`.
+    Raises:
+        InputError: `warmup_epochs` or `min_lr` is negative.
     """
 
     def __init__(self, optimizer: Optimizer, warmup_epochs: float = 0.0, min_lr: float = 0.0):
@@ -45,7 +45,7 @@ class WarmupCosine(LRScheduler):
         self.horizon: Callable[[], tuple[int, int]] | None = None  # () -> (T, steps per epoch)
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         step = self.last_epoch
         if step == 0:
             return [0.0 if self.warmup_epochs else base for base in self.base_lrs]
@@ -68,12 +68,14 @@ class WarmupCosine(LRScheduler):
 def parameter_groups(
     module: nn.Module, lr_factors: Mapping[str, float] | None = None
 ) -> list[dict]:
-    """What decays; and norms, biases, whatever is at most 1-D, and `WITHOUT_DECAY`.
+    """Build parameter groups with and without weight decay.
+
+    Norms, biases, other parameters of at most one dimension and `WITHOUT_DECAY` have none.
 
     Args:
-        lr_factors: start of a parameter's name, or all of it -> factor of its learning rate, for
-            groups of their own, e.g. {"backbone.": 0.1}; `configure` applies what stands in
-            `lr_factor`.
+        lr_factors: start of a parameter's name, or all of it -> factor of its learning rate, such
+            as {"backbone.": 0.1}. These parameters have groups of their own, with the factor under
+            `lr_factor`, which `configure` applies.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -88,13 +90,14 @@ def parameter_groups(
 
 
 def layer_decay(layers: Sequence[Sequence[str]], decay: float) -> dict[str, float]:
-    """`lr_factors` that grow with depth (BEiT, arXiv 2106.08254; MAE, `lr_decay.py`).
+    """Layer-wise learning-rate decay: `lr_factors` (BEiT, arXiv 2106.08254; MAE, `lr_decay.py`).
 
     Layer i of 0..L has the factor decay^(L - i): the head learns at the full rate, the stem at the
     lowest.
 
     Args:
-        layers: names of parameters, as `Backbone.layers` gives them.
+        layers: names of parameters, as `Backbone.layers` returns them.
+        decay: factor from one layer to the layer before it.
     """
     deepest = len(layers) - 1
     return {
@@ -105,15 +108,16 @@ def layer_decay(layers: Sequence[Sequence[str]], decay: float) -> dict[str, floa
 def horizon(trainer: Trainer) -> tuple[int, int]:
     """Optimiser steps of the whole run, and of one epoch.
 
-    Not `trainer.estimated_stepping_batches`: asked in `configure_optimizers` it makes the training
-    loader before the checkpoint is read, and a resumed run then starts its epoch from the first
-    batch.
+    Not `trainer.estimated_stepping_batches`: called in `configure_optimizers`, it builds the
+    training loader before the checkpoint is read, and a resumed run then starts its epoch from the
+    first batch.
 
-    Raises InputError when the run has no end.
+    Raises:
+        InputError: the run has no end.
     """
     per_epoch = steps_per_epoch(trainer)
     ends = []
-    if trainer.max_epochs not in (None, -1):
+    if trainer.max_epochs is not None and trainer.max_epochs != -1:
         ends.append(trainer.max_epochs * per_epoch)
     if trainer.max_steps != -1:
         ends.append(trainer.max_steps)
@@ -125,7 +129,7 @@ def horizon(trainer: Trainer) -> tuple[int, int]:
 
 
 def steps_per_epoch(trainer: Trainer) -> int:
-    """Optimiser steps of one epoch, known when the training data is."""
+    """Optimiser steps of one epoch; callable once the training data is known."""
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
@@ -136,11 +140,12 @@ def configure(
     schedule: LRSchedulerCallable,
     lr_factors: Mapping[str, float] | None = None,
 ) -> dict:
-    """What `configure_optimizers` of `module` returns for the parameters of `network`.
+    """Build the result of `module.configure_optimizers` for the parameters of `network`.
 
     `WarmupCosine` steps with the optimiser, torch's own schedulers once per epoch.
 
-    Raises InputError for a value that the optimiser or the schedule refuses.
+    Raises:
+        InputError: the optimiser or the schedule refuses a value.
     """
     groups = parameter_groups(network, lr_factors)
     try:

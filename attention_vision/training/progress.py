@@ -1,4 +1,4 @@
-"""What a run prints: lines that it says, progress, and not the advice of libraries."""
+"""Console output of a run: progress, messages, and filters for the advice of libraries."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 class ProgressLines(Callback):
     """One line per epoch, and one per minute inside long epochs.
 
-    For where there is no terminal: a log file wants lines, not a bar that redraws itself.
+    For output that is not a terminal: a log file needs lines, not a bar that redraws itself.
     """
 
     def __init__(self, seconds: float = 60.0):
@@ -70,7 +70,7 @@ def say(line: str) -> None:
 
 
 def quiet() -> None:
-    """Silences advice and warnings that tell a user of this command nothing; the rest, one line."""
+    """Silence library advice that does not help a user; print other warnings on one line."""
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(worth_reading)
     for message in (

@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps, and when they are written so that a resume is bit-exact."""
+"""Checkpoints of a run, written when a resume from them is bit-exact, and atomically."""
 
 import os
 from datetime import timedelta
@@ -10,19 +10,19 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from attention_vision.training.slurm import Requeue
+from attention_vision.training.slurm import SlurmRequeue
 from attention_vision.training.steps import is_validated_next
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves inside epochs, every so many steps or minutes, where Lightning can resume bit by bit.
+    """Save inside epochs, every n steps or minutes, where Lightning can resume bit-exactly.
 
-    That is never between a step and its validation: Lightning 2.6 resumes behind the validation,
-    and from the last batch of an epoch even without the epoch's row. It is done after the
-    validation instead; the epoch's end is left to a checkpoint with `every_n_epochs`. Nor is it
-    between batches whose gradients add up: gradients are not saved.
+    It never saves between a step and its validation: Lightning 2.6 resumes after the validation,
+    and from the last batch of an epoch even without the epoch's row. It saves after the validation
+    instead; the epoch's end is left to a checkpoint with `every_n_epochs`. Nor does it save between
+    batches whose gradients are accumulated: gradients are not saved.
 
-    Give it save_on_train_epoch_end=False.
+    To be built with save_on_train_epoch_end=False.
     """
 
     def on_train_batch_end(
@@ -37,9 +37,9 @@ class StepCheckpoint(ModelCheckpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best score when the run folder was moved, where Lightning would begin anew.
+    """Keep the best score if the run folder was moved, where Lightning would start again.
 
-    Saves nothing where a validation does not log its key: a GAN may be trained without a score.
+    Nothing is saved if a validation does not log the key: a GAN may be trained without a score.
     """
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class BestCheckpoint(ModelCheckpoint):
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        best = Path(self.dirpath, "best.ckpt")
+        best = Path(self.dirpath or ".", "best.ckpt")
         if best.is_file() and state_dict["best_k_models"]:
             (score,) = state_dict["best_k_models"].values()
             path = str(best)
@@ -56,16 +56,16 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
 
-def run_checkpoints(
+def checkpoint_callbacks(
     folder: Path, best: str, higher_is_better: bool, steps: int | None
 ) -> list[Callback]:
-    """Of a training: best.ckpt, and last.ckpt at the end of each epoch and inside long ones.
+    """Build the callbacks that write best.ckpt, and last.ckpt each epoch and inside long ones.
 
     Args:
-        folder: where they are written.
+        folder: the folder of the checkpoints.
         best: the logged key that chooses best.ckpt.
-        higher_is_better: whether more of it is better.
-        steps: between two saves of last.ckpt inside an epoch; ten minutes where none are given.
+        higher_is_better: whether a higher value of it is better.
+        steps: steps between two saves of last.ckpt inside an epoch; None for every ten minutes.
     """
     mode = "max" if higher_is_better else "min"
     return [
@@ -85,15 +85,15 @@ def run_checkpoints(
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         ),
-        Requeue(folder / "last.ckpt"),
+        SlurmRequeue(folder / "last.ckpt"),
     ]
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place first: a kill leaves the old one or the new one.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint to a file beside it, then rename: a kill leaves the old or the new one.
 
-    Lightning's own goes by way of the system's folder for temporary files; where that is another
-    file system, the last step copies.
+    Lightning's own goes through the system's folder for temporary files; if that is on another file
+    system, the last step is a copy.
     """
 
     def save_checkpoint(

@@ -1,4 +1,4 @@
-"""Layout of a run folder: where a run is written, and which checkpoint a name means.
+"""Layout of a run folder, and its checkpoints by name.
 
 RUN/config.yaml  metrics.csv  checkpoints/{last,best}.ckpt  pictures/  {validate,test}.json
 """
@@ -16,8 +16,8 @@ from attention_vision.errors import InputError
 def default_run(task: str, stem: str) -> Path:
     """runs/TASK/TIME_STEM, a folder that does not exist yet.
 
-    Under SLURM the job's number stands in for the time: every process of the job finds the same
-    folder, and so does the job when it is requeued.
+    Under SLURM the job's number replaces the time: every process of the job finds the same folder,
+    and so does the job when it is requeued.
     """
     parent = Path("runs") / task
     if job := os.environ.get("SLURM_JOB_ID"):
@@ -31,12 +31,12 @@ def default_run(task: str, stem: str) -> Path:
 
 
 def is_requeued() -> bool:
-    """Whether this is a job of SLURM that was in the queue before."""
+    """Whether this is a SLURM job that was requeued."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
 
 
 def holds_run(run: Path) -> bool:
-    """Whether training can go on there: a run that ended before its first checkpoint is none."""
+    """Whether the folder contains a run to resume: one that has saved a checkpoint."""
     return any((run / "checkpoints").glob("*.ckpt"))
 
 
@@ -50,28 +50,30 @@ def find_checkpoint(run: Path, name: str = "best") -> Path:
     """The file behind "best", "last" or a path.
 
     Raises:
-        InputError: there is no such file; says what there is.
+        InputError: there is no such file; the message lists the checkpoints that there are.
     """
     file = run / "checkpoints" / f"{name}.ckpt" if name in ("best", "last") else Path(name)
     if not file.is_file():
         kept = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
-        holds = f"{run} holds {', '.join(kept)}" if kept else f"{run} holds no checkpoint"
-        raise InputError(f"no checkpoint {file}: {holds}")
+        found = f"{run} has {', '.join(kept)}" if kept else f"{run} has no checkpoint"
+        raise InputError(f"no checkpoint {file}: {found}")
     return file
 
 
 def read_state(file: Path, module: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint, which fit `module` by name and shape; memory-mapped.
+    """Read the weights of a checkpoint, memory-mapped; they fit `module` by name and shape.
 
     Raises:
-        InputError: no checkpoint of a run, or one of another model.
+        InputError: the file is damaged, not a checkpoint of a run, or one of another model.
     """
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails anywhere in the unpickler
-        raise InputError(f"{file} is damaged, or no checkpoint of this command") from error
+        raise InputError(f"{file} is damaged, or not a checkpoint of this command") from error
     if "state_dict" not in checkpoint:
-        raise InputError(f"{file} is no checkpoint of a run; official weights go to model.weights")
+        raise InputError(
+            f"{file} is not a checkpoint of a run; official weights go to model.weights"
+        )
     state = checkpoint["state_dict"]
     there = {name: tuple(tensor.shape) for name, tensor in state.items()}
     here = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

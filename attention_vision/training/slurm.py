@@ -14,29 +14,32 @@ from lightning.pytorch.callbacks import Checkpoint
 from attention_vision.training.steps import is_validated_next
 
 
-class Requeue(Checkpoint):
-    """Once SLURM has sent its signal, saves between two steps and puts the job back into the queue.
+class SlurmRequeue(Checkpoint):
+    """Save and requeue the job between two steps after SLURM's signal.
 
-    Lightning 2.6 does both inside the signal's handler: in the middle of a step, in each process at
-    another one, and in loaders too. Here the signal is noted, and the processes agree on the next
-    batch behind which a resume is exact, see `StepCheckpoint`. A validation may take longer than
-    SLURM waits: the job leaves it at once, and goes on from the checkpoint before.
+    Lightning 2.6 does both inside the signal's handler: in the middle of a step, at another one in
+    each process, and in loaders too. Here the handler only sets a flag, and the processes agree on
+    the next batch after which a resume is exact, see `StepCheckpoint`. A validation may take longer
+    than SLURM waits: the job leaves it at once, and resumes from the checkpoint before it.
 
     Args:
         file: the checkpoint that the next attempt starts from.
     """
 
     def __init__(self, file: Path):
-        self.file, self.active, self.asked = file, False, False
+        self.file, self.active, self.requested = file, False, False
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         environment = trainer._accelerator_connector.cluster_environment
-        self.active = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-        if self.active:  # Lightning leaves a signal alone that has a handler
-            signal.signal(environment.requeue_signal, self._note)
+        self.active = False
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self.active = True
+            if environment.requeue_signal is not None:
+                # Lightning leaves a signal alone that has a handler.
+                signal.signal(environment.requeue_signal, self._request)
 
-    def _note(self, *_: Any) -> None:
-        self.asked = True
+    def _request(self, *_: Any) -> None:
+        self.requested = True
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -44,17 +47,17 @@ class Requeue(Checkpoint):
         inexact = trainer.is_last_batch or trainer.fit_loop._should_accumulate()
         if not self.active or inexact or is_validated_next(trainer):
             return
-        if trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+        if trainer.strategy.reduce_boolean_decision(self.requested, all=False):
             trainer.save_checkpoint(self.file)
             self._requeue(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self.asked:
+        if self.requested:
             self._requeue(trainer)
 
     def _requeue(self, trainer: Trainer) -> None:
-        """SLURM then ends the job; where it refuses, training goes on."""
-        self.asked = False
+        """Ask SLURM to requeue the job, which then ends it; if it refuses, training continues."""
+        self.requested = False
         if not trainer.is_global_zero:
             return
         job = os.environ["SLURM_JOB_ID"]

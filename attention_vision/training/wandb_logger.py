@@ -1,4 +1,4 @@
-"""Weights & Biases for run folders: online with a key, offline without, never a question."""
+"""Weights & Biases for run folders: online if a key is found, otherwise offline; never prompts."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from attention_vision.training.wandb_mode import mode
 class WeightsAndBiases(WandbLogger):
     """Lightning's logger with its files in the run folder.
 
-    An offline run is sent later by `wandb sync RUN/wandb/offline-run-*`.
+    Upload an offline run later with `wandb sync RUN/wandb/offline-run-*`.
 
     Args:
         project: the W&B project.
-        group: collects runs that belong together, such as the seeds of one experiment.
+        group: the W&B group of runs that belong together, such as the seeds of one experiment.
         tags: words to filter by.
-        entity: the W&B team; None is the account's own.
-        notes: one free remark.
-        name: of the run; the run folder's where none is given.
+        entity: the W&B team; the default is the account's own.
+        notes: free text.
+        name: name of the run; the default is the run folder's.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class WeightsAndBiases(WandbLogger):
 
     @rank_zero_only
     def write_to(self, run: Path) -> None:
-        """Points the logger at a run folder before it starts; a continued run keeps its W&B id."""
+        """Point the logger at a run folder before it starts; a resumed run keeps its W&B id."""
         self._save_dir = str(run)
         name = self._wandb_init["name"] or run.name
         self._wandb_init |= {"dir": str(run), "name": name, "mode": mode()}

@@ -1,4 +1,4 @@
-"""Whether W&B is online; apart from the logger, so that a report need not import Lightning."""
+"""W&B online or offline; in its own file, so that a report need not import Lightning."""
 
 import os
 
@@ -10,14 +10,15 @@ from attention_vision.errors import InputError
 
 
 def mode() -> str | None:
-    """`WANDB_MODE` where it is set; otherwise None (online) with credentials, "offline" without.
+    """Return the mode for `wandb.init`: None (online) with credentials, "offline" without.
 
-    Credentials are those that wandb itself finds: `WANDB_API_KEY`, an identity token, netrc or its
-    settings. Nothing is sent anywhere here: `wandb.login` would ask the server for the name of the
-    account, and wait for minutes where a firewall swallows the question.
+    If `WANDB_MODE` is set, it is None: wandb reads the variable itself. Credentials are those that
+    wandb finds: `WANDB_API_KEY`, an identity token, netrc or its settings. Nothing is sent over the
+    network: `wandb.login` would query the server for the name of the account, and wait for minutes
+    behind a firewall that drops the request.
 
     Raises:
-        InputError: credentials that wandb calls malformed.
+        InputError: wandb calls the credentials malformed.
     """
     if os.environ.get("WANDB_MODE"):
         return None  # wandb reads it

@@ -18,7 +18,7 @@ from attention_vision.attention import (
     WindowAttention,
     record_attention,
 )
-from attention_vision.attention.recording import below
+from attention_vision.attention.recording import layers_under
 from attention_vision.attention.token_grid import grid_of
 from attention_vision.backbones.backbone import Backbone
 from attention_vision.errors import InputError
@@ -118,7 +118,7 @@ def looked(
     with (
         torch.no_grad(),
         record_calls(network) as calls,
-        record_attention(network, names, kinds=["rows"]) as rows,
+        record_attention(network, names, kinds=["weights"]) as rows,
         record_attention(network, names, kinds=["gates"]) as gates,
     ):
         output = forward()
@@ -214,7 +214,7 @@ def prefix_of(network: nn.Module, name: str) -> int:
     """Tokens in front of the map in the backbone that a layer is part of."""
     parts = name.split(".")
     around = [network.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
-    return next((one.prefix for one in around if isinstance(one, Backbone)), 0)
+    return next((one.num_prefix_tokens for one in around if isinstance(one, Backbone)), 0)
 
 
 def place_at(point: tuple[float, float], grid: Grid) -> int:
@@ -244,7 +244,7 @@ def chosen(wanted: Sequence[str], layers: Collection[str]) -> list[str]:
     """
     found = set()
     for name in wanted:
-        inside = below(name, layers)
+        inside = layers_under(name, layers)
         if not inside:
             near = difflib.get_close_matches(name, layers, n=3, cutoff=0.4)
             hint = f"nearest: {', '.join(near)}" if near else f"there are {', '.join(layers)}"

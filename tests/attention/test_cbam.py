@@ -58,8 +58,8 @@ def test_both_gates_are_recorded_in_every_order(order):
 @pytest.mark.parametrize(
     ("build", "line"),
     [
-        (lambda: ChannelGate(8, pooling="mean"), "pooling 'mean' is none of avg, max, both"),
-        (lambda: CBAM(8, order="channel"), "order 'channel' is none of channel_first,"),
+        (lambda: ChannelGate(8, pooling="mean"), "pooling 'mean' is not one of avg, max, both"),
+        (lambda: CBAM(8, order="channel"), "order 'channel' is not one of channel_first,"),
         (lambda: CBAM(8, pooling="sum"), "pooling 'sum'"),
     ],
 )

@@ -298,7 +298,7 @@ def test_tokens_are_a_square_map_unless_the_grid_is_given(kind):
     assert torch.equal(module(tokens), module(tokens, (6, 6)))
     assert not torch.equal(module(tokens), module(tokens, (4, 9)))
     for grid in (None, (5, 7)):
-        with pytest.raises(ValueError, match=rf"{kind.__name__}: 37 tokens are no . x . map"):
+        with pytest.raises(ValueError, match=rf"{kind.__name__}: 37 tokens are not a . x . map"):
             module(torch.zeros(1, 37, C), grid)
 
 

@@ -16,7 +16,7 @@ from attention_vision.attention import (
     attend,
     attention_backend,
 )
-from attention_vision.attention.kernel import quantise_rows
+from attention_vision.attention.kernel import quantize_rows
 
 BIASED_MASKED = list(itertools.product([False, True], repeat=2))
 
@@ -133,7 +133,7 @@ ROWS = {
 def test_fp8_moves_a_weight_by_at_most_a_sixteenth(kind, keys):
     weights = ROWS[kind](keys).softmax(-1)
     largest = weights.amax(-1, keepdim=True)
-    rounded = quantise_rows(weights)
+    rounded = quantize_rows(weights)
     torch.testing.assert_close(rounded.sum(-1), torch.ones(8))
 
     dequantised = rounded * largest / rounded.amax(-1, keepdim=True)  # the maximum is exact
@@ -152,7 +152,7 @@ def test_a_plain_cast_to_fp8_loses_a_uniform_row():
         weights.to(torch.float8_e4m3fn).float().sum() == 0
         or ((weights.to(torch.float8_e4m3fn).float() - weights).abs() > 2**-4 * weights).all()
     )
-    torch.testing.assert_close(quantise_rows(weights), weights)
+    torch.testing.assert_close(quantize_rows(weights), weights)
 
 
 def test_the_worst_row_that_can_be_made_stays_below_an_eighth():
@@ -160,13 +160,13 @@ def test_the_worst_row_that_can_be_made_stays_below_an_eighth():
     weights = torch.full((1, 2048), 1.06 * 2**5)
     weights[0, 0], weights[0, 1] = 448.0, 1.19 * 2**5
     weights = weights / weights.sum()
-    error = ((quantise_rows(weights) - weights) / weights).abs().max()
+    error = ((quantize_rows(weights) - weights) / weights).abs().max()
     assert 0.11 < error < 1 / 8
 
 
 def test_gradients_pass_straight_through_the_rounding():
     scores = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(quantise_rows(scores.softmax(-1))[:, 0].sum(), scores)
+    (gradient,) = torch.autograd.grad(quantize_rows(scores.softmax(-1))[:, 0].sum(), scores)
     (exact,) = torch.autograd.grad(scores.softmax(-1)[:, 0].sum(), scores)
     assert gradient.abs().sum() > 0
     assert (gradient - exact).norm() <= 0.1 * exact.norm()

@@ -30,7 +30,7 @@ def test_sine_position_width_is_checked():
 
 
 def test_learned_positions_resize_the_grid_and_keep_the_prefix():
-    position = LearnedPosition(8, (4, 4), prefix=1)
+    position = LearnedPosition(8, (4, 4), num_prefix_tokens=1)
     assert position() is position.table
     resized = position((8, 6))
     assert resized.shape == (1, 49, 8)

@@ -107,13 +107,14 @@ def test_gates_of_a_resnet_are_recorded(images):
     )
 
 
-def test_scores_are_what_the_softmax_is_taken_of():
+@pytest.mark.parametrize("kinds", [("logits", "weights"), ("scores", "rows")])  # earlier names
+def test_logits_are_what_the_softmax_is_taken_of(kinds):
     layer = MultiHeadAttention(8, 2)
     x, bias = torch.randn(3, 5, 8), torch.randn(2, 5, 5)
     mask = torch.ones(5, 5, dtype=torch.bool).tril()
     with (
-        record_attention(layer, kinds=["scores"]) as scores,
-        record_attention(layer, kinds=["rows"]) as rows,  # one inside the other: both hear
+        record_attention(layer, kinds=kinds[:1]) as scores,
+        record_attention(layer, kinds=kinds[1:]) as rows,  # one inside the other: both record
     ):
         layer(x, mask=mask, bias=bias)
     assert scores[""].shape == (3, 2, 5, 5)

@@ -149,7 +149,11 @@ def test_it_starts_as_the_released_network():
 @pytest.mark.parametrize(
     ("model", "change", "line"),
     [
-        (lambda: ResNet(50), lambda state: state, "CBAM-ResNet of its authors.* has no place"),
+        (
+            lambda: ResNet(50),
+            lambda state: state,
+            "CBAM-ResNet of its authors.* is not in the model",
+        ),
         (
             lambda: ResNet(50, CBAM),
             lambda state: {k: v for k, v in state.items() if "layer4" not in k},

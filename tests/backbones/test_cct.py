@@ -185,7 +185,7 @@ def test_other_attention_fits(kind):
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
-        ({"heads": 3}, "width 16 is no multiple of heads 3"),
+        ({"heads": 3}, "width 16 is not a multiple of heads 3"),
         ({"depth": 0}, "depth 0 is not positive"),
         ({"position": "relative"}, "position 'relative'"),
         ({"attention": WindowAttention, "pool": ClassToken}, "MeanPool leaves out"),

@@ -88,7 +88,7 @@ def test_it_starts_as_released_and_what_is_put_in_starts_its_own_way():
 @pytest.mark.parametrize(
     ("build", "line"),
     [
-        (lambda: EfficientNet("b9"), "variant 'b9' is none of b0, b1, b2, b3, b4"),
+        (lambda: EfficientNet("b9"), "variant 'b9' is not one of b0, b1, b2, b3, b4"),
         (
             lambda: EfficientNet(attention=lambda channels: nn.Conv2d(channels, 5, 1)),
             r"EfficientNet: attention Conv2d does not map \(1, 32, 4, 4\) to itself: it gives",
@@ -102,7 +102,7 @@ def test_it_starts_as_released_and_what_is_put_in_starts_its_own_way():
                 EfficientNet(attention=nn.Identity),
                 torchvision.models.efficientnet_b0().state_dict(),
             ),
-            "EfficientNet of torchvision.* has no place",
+            "EfficientNet of torchvision.* is not in the model",
         ),
         (
             lambda: load_official(

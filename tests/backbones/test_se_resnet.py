@@ -9,8 +9,9 @@ from redraw import redraw
 from torch import nn
 
 from attention_vision.attention import SelfAttention2d, SqueezeExcite
+from attention_vision.attention.controls import PlainBottleneck
 from attention_vision.backbones import ResNet
-from attention_vision.backbones.resnet import Bottleneck, PlainBottleneck
+from attention_vision.backbones.resnet import Bottleneck
 from attention_vision.checkpoints import load_official
 
 

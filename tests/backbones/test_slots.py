@@ -14,7 +14,7 @@ from attention_vision.attention import (
     WindowAttention,
 )
 from attention_vision.backbones import MeanPool, ResNet, ViT
-from attention_vision.backbones.backbone import misfit
+from attention_vision.backbones.backbone import shape_error
 from attention_vision.errors import InputError
 
 small_vit = partial(ViT, 16, 4, width=16, depth=2, heads=2, num_classes=3)
@@ -36,7 +36,7 @@ WRONG = [
         r"ViT: attention AxialAttention does not map .*; pool: MeanPool leaves out the class token",
     ),
     (lambda: small_vit(position="rel"), "position 'rel'"),
-    (lambda: ViT(16, 4, width=10, heads=3), "width 10 is no multiple of heads 3"),
+    (lambda: ViT(16, 4, width=10, heads=3), "width 10 is not a multiple of heads 3"),
     (lambda: small_vit(depth=0), "depth 0 is not positive"),
     (lambda: small_vit(heads=0), "heads 0 is not positive"),
     (
@@ -84,7 +84,7 @@ def test_asking_changes_nothing():
     modes = {name: module.training for name, module in attention.named_modules()}
     before = {name: value.clone() for name, value in attention.state_dict().items()}
     random = torch.get_rng_state()
-    assert misfit(attention, torch.zeros(1, 8, 4, 4)) is None
+    assert shape_error(attention, torch.zeros(1, 8, 4, 4)) is None
     assert torch.equal(torch.get_rng_state(), random)
     assert modes == {name: module.training for name, module in attention.named_modules()}
     assert all(torch.equal(value, before[name]) for name, value in attention.state_dict().items())

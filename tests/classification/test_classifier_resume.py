@@ -12,7 +12,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from tiny_run import EPOCHS, STEPS_PER_EPOCH, curves, train, train_until_killed
 
-from attention_vision.training.resume import StepCheckpoint
+from attention_vision.training.logging import StepLogger
+from attention_vision.training.resume import StepCheckpoint, checkpoint_callbacks
+from attention_vision.training.steps import SeedEveryStep
 
 
 class SaveEverywhere(Checkpoint):
@@ -129,3 +131,11 @@ def test_step_checkpoint_waits_for_all_gradients_of_a_step(tmp_path: Path) -> No
     moments = Noted(tmp_path, train_time_interval=timedelta(0))
     train(tmp_path, 0, None, [moments], accumulate_grad_batches=2, max_epochs=1)
     assert moments.saved == [(1, False), (2, False)]
+
+
+def test_callbacks_with_a_state_keep_their_keys(tmp_path: Path) -> None:
+    """A renamed class would not find its state in the checkpoints that were written before."""
+    callbacks = checkpoint_callbacks(tmp_path, "val/top1", higher_is_better=True, steps=5)
+    callbacks += [SeedEveryStep(), StepLogger()]
+    keys = {one.state_key.partition("{")[0] for one in callbacks if one.state_dict()}
+    assert keys == {"BestCheckpoint", "ModelCheckpoint", "StepCheckpoint"}

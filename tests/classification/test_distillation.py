@@ -170,7 +170,7 @@ def test_a_place_of_the_map_stays_at_its_place():
     resized = resize_rows(rows, (16, 16), 0, SIZE)
     assert (resized.argmax(-1) == 1 * 4 + 3).all()
     assert grid_of(24, (48, 32)) == (6, 4)
-    with pytest.raises(ValueError, match="17 tokens are no map in the proportions of 16 x 16"):
+    with pytest.raises(ValueError, match="17 tokens are not a map in the proportions of 16 x 16"):
         grid_of(17, SIZE)
 
 
@@ -205,7 +205,7 @@ def test_maps_of_any_teacher(tmp_path, teacher, loss):
     with torch.no_grad(), record_attention(student) as mine, record_attention(teacher) as theirs:
         student(images), teacher(images)
     mine, theirs = list(mine.values()), list(theirs.values())
-    prefix = min(1, teacher.prefix)
+    prefix = min(1, teacher.num_prefix_tokens)
     total = 0.0
     for number, s in enumerate(mine):
         t = theirs[math.ceil((number + 1) * len(theirs) / len(mine)) - 1]
@@ -214,7 +214,7 @@ def test_maps_of_any_teacher(tmp_path, teacher, loss):
         s, t = (
             # the class token where both have one, then the map
             x[:, :, index][:, :, :, index]
-            for x, own in ((s, 1), (t, teacher.prefix))
+            for x, own in ((s, 1), (t, teacher.num_prefix_tokens))
             for index in [[*range(prefix), *range(own, x.shape[2])]]
         )
         s, t = s / s.sum(-1, keepdim=True), t / t.sum(-1, keepdim=True)
@@ -300,7 +300,7 @@ def test_the_last_map_is_that_of_features(network):
     with transfer.record(network, None) as maps:
         network(images)
     expected = network.features(images)[-1].flatten(2).mT
-    torch.testing.assert_close(maps["pool"][:, network.prefix :], expected)
+    torch.testing.assert_close(maps["pool"][:, network.num_prefix_tokens :], expected)
 
 
 def test_gates_of_every_size(tmp_path):
@@ -460,7 +460,7 @@ def test_a_run_with_a_teacher_resumes_bit_by_bit(tmp_path, monkeypatch, capsys):
     Path("teacher.yaml").write_text(TEACHER)
     Path("student.yaml").write_text(STUDENT)
     assert fit("student.yaml", "early") == 1
-    assert "teacher holds no run: train the classifier first" in capsys.readouterr().err
+    assert "teacher does not contain a run: train the classifier first" in capsys.readouterr().err
     assert fit("teacher.yaml", "teacher") == 0
 
     assert fit("student.yaml", "whole") == 0

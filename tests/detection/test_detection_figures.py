@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 from torch import Tensor, nn
 
-from attention_vision.attention.recording import note
+from attention_vision.attention.recording import capture
 from attention_vision.backbones import ResNet
 from attention_vision.detection.attention_figures import attention_sheet, query_attention
 from attention_vision.detection.data import DigitScenes, collate
@@ -52,7 +52,7 @@ class Fixed(nn.Module):
         self.weights = weights
 
     def forward(self, query: Tensor, *_: Tensor, key_padding_mask: Tensor) -> Tensor:
-        note(self.weights.expand(len(query), -1, -1, -1))
+        capture(self.weights.expand(len(query), -1, -1, -1))
         return query
 
 

@@ -466,12 +466,12 @@ def test_other_folders_are_one_line(run: Path, tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
         return str(raised.value)
 
-    assert "holds no run: train the classifier" in error(tmp_path / "nowhere")
+    assert "does not contain a run: train the classifier" in error(tmp_path / "nowhere")
     checkpoint = run / "checkpoints" / "last.ckpt"
     torch.save({"state_dict": {}}, checkpoint)
-    assert f"{checkpoint} is no checkpoint of a classifier" in error(run)
+    assert f"{checkpoint} is not a checkpoint of a classifier" in error(run)
     checkpoint.unlink()
-    assert "holds no checkpoint" in error(run)
+    assert "has no checkpoint" in error(run)
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["model"]["network"]["class_path"] = "attention_vision.backbones.NoNet"
     (run / "config.yaml").write_text(yaml.safe_dump(config))

@@ -1,7 +1,7 @@
-"""The layouts of official weights, one file per family of networks.
+"""Layouts of official weights, one file per family of networks.
 
-A layout is a list of renamings from their keys to ours. The first of `LAYOUTS` that has a key of
-its own in a state dict is taken, so that nobody has to say where a file comes from.
+A layout is a list of renamings from the keys of another library to ours. The first of `LAYOUTS`
+whose signature is in a state dict is used, so that the origin of a file need not be stated.
 """
 
 from attention_vision.checkpoints.layouts import (

@@ -1,4 +1,4 @@
-"""How a library names the parameters of a network, and the way from its names to ours."""
+"""Translation of the parameter names of another library into this package's."""
 
 import re
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """How one library names the parameters of one network.
+    """Parameter names of one network in one library.
 
     Attributes:
         name: for messages.
-        signature: keys that only this layout has, all of them.
+        signature: keys that identify the layout if all of them are present.
         renames: (pattern, replacement) pairs, applied in turn to the start of every key.
-        backbone: pattern of what stands before the keys of a backbone ...
-        backbone_renames: ... and the renames of what follows.
-        buffers: pattern of keys that hold no weights and are passed over.
+        backbone: pattern of the key prefix of a backbone ...
+        backbone_renames: ... and the renames of the rest of these keys.
+        buffers: pattern of keys that are not weights and are skipped.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Layout:
     buffers: str = ""
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the keys of a state dict, and join separate query, key and value matrices."""
         weights = {
             self.rename(key): value
             for key, value in state.items()
@@ -39,18 +40,18 @@ class Layout:
     def rename(self, key: str) -> str:
         prefix = re.match(self.backbone, key) if self.backbone else None
         if prefix:
-            return "backbone." + renamed(key[prefix.end() :], self.backbone_renames)
-        return renamed(key, self.renames)
+            return "backbone." + rename_key(key[prefix.end() :], self.backbone_renames)
+        return rename_key(key, self.renames)
 
 
-def renamed(key: str, renames: tuple[tuple[str, str], ...]) -> str:
+def rename_key(key: str, renames: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in renames:
         key = re.sub(f"^{pattern}", replacement, key)
     return key
 
 
 def stack_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Queries, keys and values that have a matrix each, `qkv.0` to `qkv.2`, share one here."""
+    """Join the matrices of queries, keys and values, `qkv.0` to `qkv.2`, into one, `qkv`."""
     for key in [key for key in state if ".qkv.0." in key]:
         parts = [key.replace(".qkv.0.", f".qkv.{part}.") for part in range(3)]
         if state.keys() >= set(parts):

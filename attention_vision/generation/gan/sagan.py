@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from attention_vision.attention import FeatureAttention, SelfAttention2d
-from attention_vision.backbones.backbone import misfit
+from attention_vision.backbones.backbone import shape_error
 from attention_vision.errors import InputError
 
 Start = Literal["orthogonal", "xavier"]
@@ -38,25 +38,6 @@ class ConditionalBatchNorm2d(nn.Module):
             return x
         scale, shift = self.scale[labels], self.shift[labels]  # (B, C)
         return x * scale[..., None, None] + shift[..., None, None]
-
-
-class ResidualBlock2d(nn.Module):
-    """x + conv(relu(conv(relu(x)))), as many parameters as `SelfAttention2d`: the paper's control.
-
-    Shape: (B, C, H, W) -> (B, C, H, W)
-
-    SAGAN (arXiv 1805.08318, Table 1) asks whether attention helps or depth does. Attention has
-    5/4 C² parameters, two 3x3 convolutions through 5/72 C channels have as many, up to rounding.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__()
-        hidden = max(1, round(channels * 5 / 72))
-        self.conv1 = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(hidden, channels, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(self.conv1(x.relu()).relu())
 
 
 class GeneratorBlock(nn.Module):
@@ -300,7 +281,7 @@ def _slots(
         first = sides.index(side)
         slots[first] = attention(channels[first])
         shape = (2, channels[first], side, side)
-        if reason := misfit(slots[first], torch.zeros(shape)):
+        if reason := shape_error(slots[first], torch.zeros(shape)):
             raise InputError(
                 f"{name}: attention {type(slots[first]).__name__} does not map {shape} to itself:"
                 f" {reason}"

@@ -19,7 +19,7 @@ from attention_vision.generation.image_to_image.figures import PairPanel
 from attention_vision.generation.image_to_image.predictions import PairResults
 from attention_vision.generation.image_to_image.unet import AttentionUNet
 from attention_vision.generation.module import GenerationModule
-from attention_vision.training.logging import EpochMean, log_epoch_mean
+from attention_vision.training.logging import ResumableMean, log_epoch_mean
 from attention_vision.training.optim import WarmupCosine, configure
 
 Pair = tuple[Tensor, Tensor]
@@ -206,7 +206,7 @@ class ImageToImage(GenerationModule):
         objective.check(network.num_classes)
         self.network, self.objective = network, objective
         self.optimizer, self.schedule, self.ema_decay = optimizer, schedule, ema_decay
-        self.train_loss = EpochMean()
+        self.train_loss = ResumableMean()
         self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.metrics = nn.ModuleDict(
             {split: objective.metrics(network.num_classes) for split in ("val", "test")}
