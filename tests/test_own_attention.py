@@ -133,7 +133,7 @@ def test_a_study_of_two_cells(capsys):
 def test_the_console_script_finds_the_current_folder():
     script = "import sys; from attention_vision.__main__ import main; sys.exit(main())"
     words = ["classification", "fit", "-c", "classification.yaml", "--print_config"]
-    command = [sys.executable, "-I", "-c", script, *words]  # -I: as a script, without this folder
+    command = [sys.executable, "-P", "-c", script, *words]  # -P: as a script, without this folder
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr[-500:]
     assert "mine.Mine" in answer.stdout
@@ -145,10 +145,10 @@ def test_the_console_script_finds_the_current_folder():
         ({}, "mine.Mne", "mine.py has no class Mne; did you mean Mine?"),
         ({}, "nothere.Mine", "there is no nothere.py in {here}, nor an installed package nothere"),
         ({}, "mine.inside.Mine", "cannot import mine.inside.Mine: there is no module mine.inside"),
-        ({}, "Mine", "there is no class Mine; known: "),
+        ({}, "Quux", "there is no class Quux; known: "),
         ({"one": "import two"}, "one.Mine", "cannot import one.Mine: one needs two"),
         ({"one": "1 / 0"}, "one.Mine", "ZeroDivisionError: division by zero ({here}/one.py, line"),
-        ({"one": "class Mine:\n  pass"}, "one.Mine", "model.network.attention"),
+        ({"one": "class Mine:\n  pass"}, "one.Mine", "model.network.attention: one.Mine is not a Module"),
     ],
 )
 def test_a_class_that_cannot_be_imported(files, class_path, line, capsys):

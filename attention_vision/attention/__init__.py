@@ -34,7 +34,7 @@ from attention_vision.attention.positions import (
     RelativePositionBias,
     SinePosition2d,
 )
-from attention_vision.attention.recording import record_attention
+from attention_vision.attention.recording import capture, record_attention
 from attention_vision.attention.self_attention2d import SelfAttention2d
 from attention_vision.attention.squeeze_excite import SqueezeExcite
 from attention_vision.attention.window import WindowAttention
@@ -66,5 +66,6 @@ __all__ = [
     "WindowAttention",
     "attend",
     "attention_backend",
+    "capture",
     "record_attention",
 ]

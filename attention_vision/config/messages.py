@@ -195,6 +195,8 @@ def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
         given = re.search(r"Given value: ([\w.]+)$", text, re.M)
         name = found[1].strip() or (given[1] if given else "the class")
         return f"{path}: {name} is not a {found[2]}; {known}"
+    if found := re.search(r"Expected '(\S+)' to be a subclass of <class '(\w+)'>", text):
+        return f"{path}: {found[1]} is not a {found[2]}"
     found = re.search(r"Expected a dot import path string: (\S+)", text) or re.search(
         r"Problem with given class_path '(\S+)':\s+(?:module .* has no|No module named)", text
     )
