@@ -10,7 +10,8 @@ from torch._dynamo.utils import counters
 
 from attention_vision.attention import record_attention
 from attention_vision.runs import load_run
-from attention_vision.runs.command import execute, prepare
+from attention_vision.runs.command import fit as fit_work
+from attention_vision.runs.command import prepare
 
 TRAINER = {
     "max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0,
@@ -80,7 +81,7 @@ def fit(name: str, run: str, *arguments: str, **trainer: int) -> LightningModule
     config = {"task": task, "trainer": TRAINER | trainer} | yaml.safe_load(EXPERIMENTS[name])
     Path("experiment.yaml").write_text(yaml.safe_dump(config))
     work = prepare(task, "fit", ["-c", "experiment.yaml", "--run", run, *arguments])
-    execute(work)
+    fit_work(work)
     return work.objects.module
 
 

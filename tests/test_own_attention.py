@@ -148,7 +148,11 @@ def test_the_console_script_finds_the_current_folder():
         ({}, "Quux", "there is no class Quux; known: "),
         ({"one": "import two"}, "one.Mine", "cannot import one.Mine: one needs two"),
         ({"one": "1 / 0"}, "one.Mine", "ZeroDivisionError: division by zero ({here}/one.py, line"),
-        ({"one": "class Mine:\n  pass"}, "one.Mine", "model.network.attention: one.Mine is not a Module"),
+        (
+            {"one": "class Mine:\n  pass"},
+            "one.Mine",
+            "attention: one.Mine is not a Module",
+        ),
     ],
 )
 def test_a_class_that_cannot_be_imported(files, class_path, line, capsys):

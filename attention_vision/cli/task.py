@@ -6,7 +6,7 @@ import time
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from attention_vision.errors import ConfigError, InputError, one_line
-from attention_vision.runs.command import execute, prepare
+from attention_vision.runs.command import VERBS, prepare
 from attention_vision.training.progress import quiet
 
 
@@ -14,7 +14,7 @@ def main(task: str, verb: str, words: list[str]) -> int:
     """Runs one verb of one task; returns the exit code."""
     quiet()
     try:
-        execute(prepare(task, verb, words))
+        VERBS[verb](prepare(task, verb, words))
     except InputError as error:
         if rank_zero_only.rank:
             time.sleep(3)  # rank zero meets most errors too, and then ends the others

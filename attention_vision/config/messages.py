@@ -327,6 +327,7 @@ def choices(known: Iterable[str]) -> str:
 def wrong_key(given: str, known: Iterable[str], prefix: str = "", flag: str = "") -> str:
     """Names the key, and the known key nearest to the first part of it that is unknown."""
     parts, known = given.split("."), list(known)
+    above, level, depth, part = "", set[str](), 0, given
     for depth, part in enumerate(parts):
         above = "".join(f"{name}." for name in parts[:depth])
         level = {key[len(above) :].partition(".")[0] for key in known if key.startswith(above)}

@@ -93,7 +93,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 def parse_words(parser: ArgumentParser, words: list[str], roots: dict[str, type]) -> Namespace:
-    """Parses the words of a command line.
+    """Parses the words of a command line; `--weights` is short for `--model.weights`.
 
     Args:
         roots: the class behind `model`, `data` and `trainer`, see `messages.explain`.
@@ -101,6 +101,10 @@ def parse_words(parser: ArgumentParser, words: list[str], roots: dict[str, type]
     Raises:
         ConfigError: they do not parse.
     """
+    short, long = "--weights", "--model.weights"
+    words = [
+        word.replace(short, long, 1) if word.partition("=")[0] == short else word for word in words
+    ]
     try:
         return parser.parse_args(words)
     except ArgumentError as error:
@@ -109,11 +113,6 @@ def parse_words(parser: ArgumentParser, words: list[str], roots: dict[str, type]
         raise
     except Exception as error:  # of a module of the user's own, while it is imported
         raise ConfigError(reason_and_line(error)) from error
-
-
-def expand_short_flag(word: str) -> str:
-    """Expands `--weights`, short for `--model.weights` of whichever model."""
-    return word.replace("--", "--model.", 1) if word.partition("=")[0] == "--weights" else word
 
 
 def input_error(error: BaseException | None) -> InputError | None:

@@ -29,6 +29,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.data import DataLoader
 
 from attention_vision import __version__
 from attention_vision.attention import attention_backend
@@ -38,7 +39,6 @@ from attention_vision.config.build import add_nodes, instantiate
 from attention_vision.config.parser import (
     ArgumentParser,
     SaveConfig,
-    expand_short_flag,
     kept_arguments,
     parse_words,
 )
@@ -127,17 +127,6 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
     return Work(parsed, run, objects, make_trainer(parsed, run, objects, callbacks))
 
 
-def execute(work: Work) -> None:
-    """Does what the verb says."""
-    match work.parsed.verb:
-        case "fit":
-            fit(work)
-        case "predict":
-            predict(work)
-        case _:
-            evaluate(work)
-
-
 def parse(name: str, verb: str, words: list[str]) -> Parsed:
     """Parses the files and flags of a command line.
 
@@ -151,7 +140,7 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
             raise ConfigError(f"{file} is for `attention-vision {other}`, not for {name}")
     parser = make_parser(name, verb, task)
     roots = {"model": task.model, "data": task.data, "trainer": Trainer}
-    config = parse_words(parser, [expand_short_flag(word) for word in words], roots)
+    config = parse_words(parser, words, roots)
     notices = kept_arguments((content for _, content in given), config.as_dict())
     return Parsed(name, verb, task, parser, config, notices)
 
@@ -377,7 +366,7 @@ def make_trainer(
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-    if trainer.is_global_zero and not trainer.fast_dev_run:
+    if trainer.is_global_zero and not options.fast_dev_run:
         run.folder.mkdir(parents=True, exist_ok=True)
         say(f"run folder: {run.folder}")
     return trainer
@@ -390,10 +379,10 @@ def fit(work: Work) -> None:
     say(parameter_count(work.objects.module))
     with running(work):
         work.trainer.fit(work.objects.module, datamodule=work.objects.data, weights_only=True)
-    if work.parsed.config.attention_backend == "fp8" and not work.trainer.fast_dev_run:
+    if work.parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
         metrics, exact = fp8_after_fit(work)
         write_json(work, "fp8.json", {"metrics": metrics, "metrics_fused": exact})
-    if not work.trainer.fast_dev_run:
+    if not work.objects.trainer.fast_dev_run:
         say(f"finished: {work.run.folder}")
 
 
@@ -409,7 +398,7 @@ def evaluate(work: Work) -> None:
     images, total = evaluated_images(work)
     source = str(work.run.checkpoint or official_weights(parsed.config))
     report = {"checkpoint": source, "images": images, "metrics": metrics}
-    if parsed.config.attention_backend == "fp8" and not trainer.fast_dev_run:
+    if parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
         report["metrics_fused"] = exact = evaluate_again(work, verb, "fused")
         print_fp8(metrics, exact)
     write_json(work, f"{parsed.verb}.json", report)
@@ -501,8 +490,10 @@ def evaluated_images(work: Work) -> tuple[int, int]:
         if work.parsed.verb == "validate"
         else (trainer.test_dataloaders, trainer.num_test_batches)
     )
-    total = len(loader.dataset)
-    return min(total, batches * loader.batch_size * trainer.world_size), total
+    assert isinstance(loader, DataLoader)  # the data's own, see `evaluation_loader`
+    assert loader.batch_size is not None
+    total = len(loader.dataset)  # pyright: ignore[reportArgumentType] (Dataset has no length)
+    return int(min(total, batches * loader.batch_size * trainer.world_size)), total
 
 
 def merged(results: list[dict[str, float]]) -> dict[str, float]:
@@ -520,3 +511,6 @@ def parameter_count(model: LightningModule) -> str:
 def as_list(value: Any, kind: type) -> list:
     """Trainer takes one, several, true or none of its loggers and callbacks."""
     return [value] if isinstance(value, kind) else list(value) if isinstance(value, list) else []
+
+
+VERBS = {"fit": fit, "validate": evaluate, "test": evaluate, "predict": predict}

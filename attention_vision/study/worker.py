@@ -29,7 +29,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from attention_vision import __version__
 from attention_vision.errors import InputError, one_line
 from attention_vision.profiling.cost import hardware
-from attention_vision.runs.command import Work, execute, prepare
+from attention_vision.runs.command import VERBS, Work, fit, prepare
 from attention_vision.study.folder import Run, read_progress
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.optim import horizon
@@ -86,7 +86,7 @@ def train(run: Run, cost: dict[str, int | None]) -> None:
         clear(run.folder)
     work = prepare_run(run, "fit", ["--ckpt_path", "last"] if last.is_file() else [])
     with keeping_time(run, work.trainer):
-        execute(work)
+        fit(work)
         final = step_number(work.trainer) - 1
         step, metrics = last_validation(run.folder)
         if step != final:  # the run did not end with a validation
@@ -118,7 +118,7 @@ def train(run: Run, cost: dict[str, int | None]) -> None:
 
 def measured(run: Run, verb: str, arguments: list[str]) -> dict[str, float]:
     """The metrics that validate or test leave."""
-    execute(prepare_run(run, verb, arguments))
+    VERBS[verb](prepare_run(run, verb, arguments))
     return json.loads((run.folder / f"{verb}.json").read_text())["metrics"]
 
 
