@@ -122,9 +122,8 @@ def training(part: Part) -> None:
         at = str(int(time.time()))  # run folders of an earlier try may be there
         names = list(experiments())
         for number, name in enumerate(names):
-            attempt(
-                rows, failures, name, lambda n=name, k=number: ways(n, part.device, f"{at}-{k}")
-            )
+            run = f"{at}-{number}"
+            attempt(rows, failures, name, lambda n=name, r=run: ways(n, part.device, r))
             part.save(rows=rows, failures=failures)
             attempt(
                 rows, failures, f"{name}, validate",
