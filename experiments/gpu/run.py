@@ -156,13 +156,25 @@ def end(process: subprocess.Popen) -> None:
 
 
 def is_finished(name: str, out: Path) -> bool:
+    """Whether it came to its end, be it a failure."""
     file = out / f"{name}.json"
     return file.is_file() and json.loads(file.read_text())["finished"]
 
 
+def to_do(names: Sequence[str], options: argparse.Namespace) -> list[str]:
+    """Parts that are wanted and were not done yet; those that failed are tried again."""
+    wanted = [name for name in names if name in options.only]
+    for name in list(wanted):
+        if is_finished(name, options.out):
+            content = json.loads((options.out / f"{name}.json").read_text())
+            if not content.get("error"):
+                wanted.remove(name)
+    return wanted
+
+
 def check(options: argparse.Namespace) -> None:
     """Runs the checks side by side until all are done or their share of the time is over."""
-    names = [name for name in CHECKS if name in options.only and not is_finished(name, options.out)]
+    names = to_do(CHECKS, options)
     timed = any(name in options.only for name in TIMED)
     seconds = (options.until - time.time()) * (CHECKS_SHARE if timed else 1)
     until = time.time() + seconds
@@ -186,7 +198,9 @@ def check(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Runs what is timed in one process, or in another one after a crash."""
-    names = [name for name in TIMED if name in options.only and not is_finished(name, options.out)]
+    names = to_do(TIMED, options)
+    for name in names:  # what an earlier call left
+        (options.out / f"{name}.json").unlink(missing_ok=True)
     while names and time.time() < options.until - 10:
         process = start(names, options, options.until)
         while process.poll() is None and time.time() < options.until:
