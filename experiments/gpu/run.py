@@ -35,15 +35,14 @@ PACKAGES = (
     "pycocotools", "numpy",
 )  # fmt: skip
 
-CHECKS = ("mechanisms", "networks", "training", "suite", "fits")  # each in a process of its own
+CHECKS = ("mechanisms", "networks", "training", "fits")  # each in a process of its own
 TIMED = (
     "ceilings", "vit_b16", "resnet50", "se_resnet50", "detr_r50", "swin_t", "deit_s16", "sagan32",
     "matching", "vit_b16_compiled", "se_resnet50_compiled", "small", "swin_t_compiled",
     "detr_r50_compiled", "layers", "resnet50_compiled", "deit_s16_compiled",
 )  # fmt: skip
 OWNERS = {
-    "mechanisms": "correctness", "networks": "correctness", "suite": "correctness",
-    "training": "training", "fits": "fits",
+    "mechanisms": "correctness", "networks": "correctness", "training": "training", "fits": "fits",
 }  # fmt: skip
 CHECKS_SHARE = 0.45  # of the minutes, at most, while parts that are timed wait
 
@@ -220,7 +219,7 @@ def mark(name: str, out: Path, reason: str) -> None:
     """Notes why a part has no end; it is repeated when the command is given again."""
     file = out / f"{name}.json"
     if file.is_file():
-        content = json.loads(file.read_text()) | {"interrupted": reason}
+        content = {"interrupted": reason} | json.loads(file.read_text())  # the first reason stays
         file.write_text(json.dumps(content, indent=1) + "\n")
     else:
         print(f"{name}: {reason}")

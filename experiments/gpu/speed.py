@@ -396,7 +396,11 @@ def our_detr(batch: tuple, device: str, compiled: str | None) -> Step:
 
 
 def their_detr(batch: tuple, device: str, compiled: str | None) -> Step:
-    """Hugging Face's with random weights: as many auxiliary losses, frozen norms, no download."""
+    """Hugging Face's with random weights: as many auxiliary losses, frozen norms, no download.
+
+    Transformers 5 freezes the whole of its own ResNet, since none of its weights is named as it
+    expects: stages 2 to 4 are trained here, as in ours and in the release.
+    """
     import transformers
 
     images, padding, targets = batch
@@ -406,6 +410,9 @@ def their_detr(batch: tuple, device: str, compiled: str | None) -> Step:
         backbone_config=backbone, auxiliary_loss=True, num_labels=91,
     )  # fmt: skip
     network = transformers.DetrForObjectDetection(config)
+    for weight_name, weight in network.model.backbone.named_parameters():
+        if any(f"stages.{stage}." in weight_name for stage in (1, 2, 3)):
+            weight.requires_grad_(True)
     network = network.to(device, memory_format=torch.channels_last).train()
     optimizer = adamw(network, device)
     forward = torch.compile(network) if compiled else network
