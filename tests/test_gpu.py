@@ -15,7 +15,8 @@ from test_contracts import CASES, Case, build
 from torch import Tensor, nn
 
 from attention_vision.attention import attention_backend
-from attention_vision.command import Command
+from attention_vision.runs.command import fit as fit_work
+from attention_vision.runs.command import prepare
 
 DEVICE = "cuda"
 pytestmark = [
@@ -78,9 +79,9 @@ def fit(tmp_path, name: str, run: str, *arguments: str, **trainer: object) -> di
     if name == "generation":
         arguments = ("--model.scorer", "Unscored", *arguments)
     words = ["-c", str(file), "--run", str(tmp_path / run), *arguments]
-    command = Command(task, "fit", words)
-    command.execute()
-    return {key: value.cpu().clone() for key, value in command.model.state_dict().items()}
+    work = prepare(task, "fit", words)
+    fit_work(work)
+    return {key: value.cpu().clone() for key, value in work.objects.module.state_dict().items()}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

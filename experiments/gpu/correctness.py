@@ -19,12 +19,12 @@ from torch.nn.functional import cross_entropy
 
 from attention_vision.attention import CBAM, SqueezeExcite, attention_backend
 from attention_vision.backbones import CCT, EfficientNet, ResNet, Swin, ViT
-from attention_vision.cost import tensors
 from attention_vision.detection import DETR, AttentionRCNN, DETRDetector, RCNNDetector
 from attention_vision.generation import AttentionUNet, Discriminator, Generator
-from attention_vision.generation.hinge import discriminator_loss, generator_loss
-from attention_vision.generation.spectral_norm import add_spectral_norm
-from attention_vision.workloads import mechanism_works
+from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
+from attention_vision.generation.gan.spectral_norm import add_spectral_norm
+from attention_vision.profiling.cost import tensors
+from attention_vision.profiling.mechanisms import mechanism_works
 
 Loss = Callable[[nn.Module, tuple[Tensor, ...]], tuple[list[Tensor], Tensor]]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from attention_vision.digits import scene
+from attention_vision.data.digits import scene
 
 
 def write_images(folder: Path, count: int, size: int = 64, split: str = "train") -> None:

@@ -78,7 +78,7 @@ def environment(commit: str | None) -> dict[str, object]:
     """Hardware, versions, commit and command, as every result states them."""
     import torch
 
-    from attention_vision.cost import hardware
+    from attention_vision.profiling.cost import hardware
 
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
     for name in PACKAGES:

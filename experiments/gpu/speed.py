@@ -4,7 +4,7 @@ A step is forward, loss, backward and a fused optimiser, under bf16 autocast, on
 lie on the GPU; convolutional networks are in channels_last on both sides. Both sides take turns,
 A B A B, so that whatever slows the machine down slows both; times are medians over turns. Two
 batches are used in turn. FLOPs are 2 x 3 x the multiply-adds of a forward pass, see
-`attention_vision.cost.macs`, counted for ours: the peer of a row is the same network.
+`attention_vision.profiling.cost.macs`, counted for ours: the peer of a row is the same network.
 """
 
 import gc
@@ -26,11 +26,11 @@ from torch.nn.functional import cross_entropy
 
 from attention_vision.attention import SqueezeExcite
 from attention_vision.backbones import CCT, ResNet, Swin, ViT
-from attention_vision.cost import macs, work
 from attention_vision.detection import DETR, HungarianMatcher, SetCriterion
 from attention_vision.generation import SAGAN, Discriminator, Generator
-from attention_vision.generation.module import MomentumFreeAdam
-from attention_vision.generation.scores import Unscored
+from attention_vision.generation.gan.module import MomentumFreeAdam
+from attention_vision.generation.gan.scores import Unscored
+from attention_vision.profiling.cost import macs, work
 
 SHEET = {  # dense bf16 FLOP/s of the datasheets
     "NVIDIA H100 80GB HBM3": 989.4e12,

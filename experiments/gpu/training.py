@@ -11,7 +11,8 @@ from correctness import error, exact_float32, vector
 from run import Part
 from torch import Tensor
 
-from attention_vision.command import Command
+from attention_vision.runs.command import evaluate, prepare
+from attention_vision.runs.command import fit as fit_work
 
 UNET = """
 data:
@@ -52,9 +53,9 @@ def fit(name: str, run: str, device: str, *arguments: str, **trainer: object) ->
     Path("experiment.yaml").write_text(yaml.safe_dump(config | yaml.safe_load(experiments()[name])))
     if name == "generation":
         arguments = ("--model.scorer", "Unscored", *arguments)
-    command = Command(task, "fit", ["-c", "experiment.yaml", "--run", run, *arguments])
-    command.execute()
-    kept = command.model.state_dict()
+    work = prepare(task, "fit", ["-c", "experiment.yaml", "--run", run, *arguments])
+    fit_work(work)
+    kept = work.objects.module.state_dict()
     return {key: value.detach().cpu().clone() for key, value in kept.items()}
 
 
@@ -93,7 +94,7 @@ def verbs(name: str, at: str, device: str) -> str:
     """Validates a run where it was trained."""
     trainer = ["--trainer.accelerator", "gpu" if device == "cuda" else "cpu"]
     folder = f"{at}-1"
-    Command(name.split()[0], "validate", ["-c", f"{folder}/config.yaml", *trainer]).execute()
+    evaluate(prepare(name.split()[0], "validate", ["-c", f"{folder}/config.yaml", *trainer]))
     return Path(folder, "validate.json").read_text()
 
 
