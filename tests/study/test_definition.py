@@ -165,35 +165,35 @@ def test_numbers_are_read_as_the_command_reads_them():
 # One-line errors: old -> new in the study file, and what the message says
 
 WRONG = [
-    ("axes:", "axis:", "there is no key axis; known: study, base, axes"),
-    ("metric:", "metrics:", "there is no key study.metrics"),
+    ("axes:", "axis:", "unknown key axis; known: study, base, axes"),
+    ("metric:", "metrics:", "unknown key study.metrics"),
     ("  baseline: none-deep\n", "", "missing: study.baseline"),
     ("base: base.yaml\n", "", "missing: base"),
     ("base.yaml", "nowhere.yaml", "no such file: nowhere.yaml"),
-    ("val/top1", "top1", "study.metric 'top1' is no logged key such as val/top1"),
-    ("baseline: none-deep", "baseline: none", "names 'none', which is no cell: none-deep,"),
-    ("[se-deep >", "[eca-deep >", "names 'eca-deep', which is no cell"),
-    ("se-deep > none-deep", "se-deep beats none-deep", "is no ordering such as"),
-    ("seeds: [0, 1]", "seeds: [0, 0]", "study.seeds: 0 is there twice"),
-    ("seeds: [0, 1]", "seeds: []", "study.seeds: give a list of whole numbers"),
-    ("seeds: [0, 1]", "seeds: [0, one]", "study.seeds: 'one' is no whole number"),
+    ("val/top1", "top1", "study.metric 'top1' is not a logged key such as val/top1"),
+    ("baseline: none-deep", "baseline: none", "names 'none', which is not a cell: none-deep,"),
+    ("[se-deep >", "[eca-deep >", "names 'eca-deep', which is not a cell"),
+    ("se-deep > none-deep", "se-deep beats none-deep", "is not an ordering such as"),
+    ("seeds: [0, 1]", "seeds: [0, 0]", "study.seeds: duplicate seed 0"),
+    ("seeds: [0, 1]", "seeds: []", "study.seeds: expected a list of integers"),
+    ("seeds: [0, 1]", "seeds: [0, one]", "study.seeds: 'one' is not an integer"),
     ("seeds: [0, 1]", "seeds: [0]\n  budget: {epochs: 1, steps: 2}", "give exactly one of epochs"),
     ("seeds: [0, 1]", "seeds: [0]\n  budget: {hours: 1}", "give exactly one of epochs"),
     ("seeds: [0, 1]", "seeds: [0]\n  budget: {epochs: 0}", "budget.epochs: 0 is not positive"),
-    ("seeds: [0, 1]", "seeds: [0]\n  budget: {epochs: many}", "'many' is no number"),
-    ("    flat: ", "    deep: ", "'deep' is there twice"),  # two cells of one name
-    ("    flat: ", "    flat/er: ", "axes.depth: 'flat/er' is no name of a folder"),
+    ("seeds: [0, 1]", "seeds: [0]\n  budget: {epochs: many}", "'many' is not a number"),
+    ("    flat: ", "    deep: ", "duplicate key 'deep'"),  # two cells of one name
+    ("    flat: ", "    flat/er: ", "axes.depth: 'flat/er' is not a valid folder name"),
     ("    flat: ", "    no: ", "quote words such as 'on' and 'no'"),
     (
         "{model.network.init_args.depth: 8}",
         "{seed_everything: 8}",
-        "seeds are given by study.seeds",
+        "seeds belong in study.seeds",
     ),
     ("{model.network.init_args.depth: 8}", "8", "axes.depth.flat: expected keys and values"),
     (
         "{model.network.init_args.depth: 8}",
         "{model.network.init_args: {}}",
-        "model.network.init_args replaces what was set at model.network.init_args.attention",
+        "model.network.init_args replaces the value that was set at model.network.init_args.atten",
     ),
     (
         "{model.network.init_args.depth: 8}",
@@ -256,9 +256,12 @@ def test_runs_go_seed_by_seed():
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ('{"study": "study", "metr', "is cut short or damaged: delete it"),
-        ("{}", "is cut short or damaged: delete it"),
-        ('{"metrics": {}, "config_sha256": "x"}', "is of another configuration of cell none-deep"),
+        ('{"study": "study", "metr', "is truncated or damaged: delete it"),
+        ("{}", "is truncated or damaged: delete it"),
+        (
+            '{"metrics": {}, "config_sha256": "x"}',
+            "belongs to another configuration of cell none-deep",
+        ),
     ],
 )
 def test_damaged_result(text, line):
@@ -329,7 +332,7 @@ def test_folder_of_another_study():
         same_study(axes=axes, study={"expect": []})
 
     Path("study.yaml").rename("renamed.yaml")
-    with pytest.raises(InputError, match="it is of study study, not renamed"):
+    with pytest.raises(InputError, match="it belongs to study study, not renamed"):
         check_same_study(read_definition("renamed.yaml"), folder)
 
 
@@ -340,5 +343,5 @@ def test_runs_made_elsewhere_are_copied_into_a_new_folder():
 
 def test_folder_of_something_else():
     write_atomically(Path("folder/thesis.tex"), "years of work")
-    with pytest.raises(InputError, match="holds something else than a study"):
+    with pytest.raises(InputError, match="is not a study folder"):
         check_same_study(read_definition("study.yaml"), Path("folder"))

@@ -13,8 +13,8 @@ from studies import ONE_SEED, attempts, command, kill_when, outcome, run, worker
 from attention_vision.__main__ import main
 from attention_vision.study.definition import read_definition
 from attention_vision.study.folder import Run, runs_of
-from attention_vision.study.progress_table import Table, clock
-from attention_vision.study.runner import of_run, share_machine
+from attention_vision.study.progress_table import ProgressTable, clock
+from attention_vision.study.runner import run_config, share_machine
 from attention_vision.yaml_json import write_atomically
 
 
@@ -135,9 +135,9 @@ WRONG = [
         "model.network.attention: there is no class SqueezeExite; did you mean SqueezeExcite?",
     ),
     ([("reduction: 1", "reduction: 0")], SE, "SqueezeExcite: reduction 0 is not positive"),
-    ([("metric: val/top1", "metric: top1")], [], "study.metric 'top1' is no logged key"),
+    ([("metric: val/top1", "metric: top1")], [], "study.metric 'top1' is not a logged key"),
     ([], ["--only", "sse"], "--only sse: "),
-    ([], ["--seeds", "1", "1"], "--seeds: 1 is there twice"),
+    ([], ["--seeds", "1", "1"], "--seeds: duplicate seed 1"),
     ([], ["--jobs", "0"], "--jobs 0 is not positive"),
     ([], ["--profile", "nowhere.yaml"], "no such file: nowhere.yaml"),
 ]
@@ -161,7 +161,7 @@ def test_a_metric_that_no_run_logs(tmp_path):
     code, printed = run(file, *words, output=tmp_path / "printed")
     assert code == 1
     (line,) = [line for line in printed.splitlines() if "error" in line]
-    assert "study.metric val/topp1 is logged by no run: did you mean val/top1?" in line
+    assert "no run logs study.metric val/topp1: did you mean val/top1?" in line
     assert "val/loss, val/top1, val/top5" in line
     assert not list(folder.glob("cells/*/*/result.json"))
     assert workers_left(folder) == []
@@ -175,7 +175,7 @@ def test_a_result_cut_in_half(whole, capsys):
         words = ["study", "run", str(whole.parent / "study.yaml"), "--folder", str(whole)]
         assert main(words) == 1
         line = capsys.readouterr().err
-        assert f"{result} is cut short or damaged: delete it" in line
+        assert f"{result} is truncated or damaged: delete it" in line
         assert result.read_text() == text[:100]
     finally:
         write_atomically(result, text)
@@ -269,24 +269,26 @@ def test_a_run_in_wandb_has_the_studys_name(tmp_path):
         "class_path": "attention_vision.training.wandb_logger.WeightsAndBiases",
         "init_args": {"project": "p"},
     }
-    config = of_run({"trainer": {"logger": logger}}, a_run(tmp_path), threads=2)
+    config = run_config({"trainer": {"logger": logger}}, a_run(tmp_path), threads=2)
     names = {"project": "p", "group": "study", "name": "se-seed3"}
     assert config["trainer"]["logger"]["init_args"] == names
     assert (config["seed_everything"], config["threads"]) == (3, 2)
-    assert of_run({"trainer": {"logger": False}}, a_run(tmp_path), 1)["trainer"]["logger"] is False
+    assert (
+        run_config({"trainer": {"logger": False}}, a_run(tmp_path), 1)["trainer"]["logger"] is False
+    )
 
 
 def test_time_left(tmp_path, capsys):
     study = read_definition(write_study(tmp_path))
     runs = list(runs_of(study, tmp_path / "folder", (0, 1), study.cells))
-    table = Table(study, runs, jobs=1)
+    table = ProgressTable(study, runs, jobs=1)
     assert table.seconds_left() is None
     result = {"metrics": {"val/top1": 0.5}, "config_sha256": runs[0].sha256, "seconds": 10.0}
     write_atomically(runs[0].result, json.dumps(result))
     table.started(runs[0])
     table.finished(runs[0])
     assert table.seconds_left() == 30.0
-    assert Table(study, runs, jobs=2).seconds_left() == 15.0
+    assert ProgressTable(study, runs, jobs=2).seconds_left() == 15.0
     write_atomically(runs[1].progress, json.dumps({"seconds": 20.0, "share": 0.5}))
     table.started(runs[1])
     assert table.seconds_left() == 25.0
