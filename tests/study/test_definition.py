@@ -10,6 +10,7 @@ from attention_vision.study.definition import (
     BUDGETS,
     Cell,
     flops_to_steps,
+    full_path,
     merge,
     read_definition,
     replace,
@@ -91,6 +92,45 @@ def test_a_node_replaces_what_stood_there():
     config = {"a": {"b": base}}
     replace(config, "a.c.d", 1)
     assert config == {"a": {"b": base, "c": {"d": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("short", "path"),
+    [
+        ("model.network.attention", ATTENTION),
+        ("model.network.attention.reduction", f"{ATTENTION}.init_args.reduction"),
+        (ATTENTION, ATTENTION),
+        ("model.network.class_path", "model.network.class_path"),
+        ("data.image_size", "data.init_args.image_size"),
+        ("data.dict_kwargs.a", "data.dict_kwargs.a"),
+        ("trainer.max_epochs", "trainer.max_epochs"),
+        ("model.new.key", "model.new.key"),  # nothing there yet
+        ("task.key", "task.key"),  # for `replace` to refuse
+    ],
+)
+def test_short_paths_are_those_of_flags(short, path):
+    assert full_path(yaml.safe_load(BASE), short) == path
+
+
+def test_a_short_path_gives_the_same_cells():
+    full = cells()
+    Path("study.yaml").write_text(STUDY.replace(".init_args", ""))
+    short = read_definition("study.yaml").cells
+    assert short == full
+    assert {name: cell.sha256 for name, cell in short.items()} == {
+        name: cell.sha256 for name, cell in full.items()
+    }
+
+
+def test_a_short_path_reaches_what_another_axis_set():
+    axes = yaml.safe_load(STUDY)["axes"]
+    axes["attention"]["none"] = {}
+    axes["depth"] = {"deep": {"model.network.attention.reduction": 2}, "flat": {}}
+    attention = cells(axes=axes)["se-deep"].config["model"]["network"]["init_args"]["attention"]
+    assert attention == {"class_path": "SqueezeExcite", "init_args": {"reduction": 2}}
+    axes["depth"]["deep"] = {"model.network.attention": "CBAM"}
+    with pytest.raises(InputError, match=f"{ATTENTION} replaces the value that was set at"):
+        cells(axes=axes)
 
 
 def test_cells_share_nothing():

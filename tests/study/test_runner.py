@@ -1,9 +1,12 @@
 """Studies that are really run: by forked workers, killed, by two runners at once, with mistakes."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -302,6 +305,39 @@ def test_time_left(tmp_path, capsys):
         "se             50%         .",
     ]
     assert printed[-1].startswith("failed: none seed 1: ValueError: no (see ")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [24, 80])
+def test_the_live_table_fits_the_terminal(width, tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    for name, value in (("COLUMNS", str(width)), ("LINES", "40"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    study = read_definition(write_study(tmp_path))
+    runs = list(runs_of(study, tmp_path / "folder", (0, 1), study.cells))
+    threads = threading.active_count()
+    table = ProgressTable(study, runs, jobs=1)
+    table.started(runs[0])
+    table.draw()
+    drawn = terminal.getvalue()
+    table.draw()
+    assert terminal.getvalue() == drawn  # at most once a second
+    result = {"metrics": {"val/top1": 0.5}, "config_sha256": runs[0].sha256, "seconds": 10.0}
+    write_atomically(runs[0].result, json.dumps(result))
+    table.finished(runs[0])
+    assert threading.active_count() == threads  # workers are forked from this process
+    table.close()
+    frames = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).split("\r")
+    lines = [line.rstrip() for frame in frames for line in frame.splitlines()]
+    assert max(map(len, lines)) <= width
+    if width == 80:
+        assert "none           0.5         ." in lines
+        assert "study: 1 of 4 runs finished, about 30 s left" in lines
 
 
 @pytest.mark.parametrize(
