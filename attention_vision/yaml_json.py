@@ -15,28 +15,28 @@ from attention_vision.errors import ConfigError, InputError
 T = TypeVar("T")
 
 
-def read_card(kind: type[T], given: Any, where: str) -> T:
+def read_dataclass(kind: type[T], content: Any, where: str) -> T:
     """Build a dataclass, nested ones included, from a mapping.
 
     Args:
         kind: a dataclass whose fields are str, float, bool, Literal, list, dataclass or None.
-        given: the parsed YAML.
+        content: the parsed YAML.
         where: file and key, for error messages.
 
     Raises:
         InputError: an unknown or missing key, a value of another type, or a value that the
             dataclass itself rejects.
     """
-    if not isinstance(given, dict):
-        raise InputError(f"{where}: expected keys and values, found {type(given).__name__}")
-    hints, card = get_type_hints(kind), cast(Any, kind)  # no type says "any dataclass"
-    for key in given:
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected keys and values, found {type(content).__name__}")
+    hints, any_kind = get_type_hints(kind), cast(Any, kind)  # there is no type of dataclasses
+    for key in content:
         if key not in hints:
             raise InputError(f"{where}: unknown key '{key}'; known: {', '.join(hints)}")
-    for item in fields(card):
-        if item.name not in given and item.default is item.default_factory is MISSING:
+    for item in fields(any_kind):
+        if item.name not in content and item.default is item.default_factory is MISSING:
             raise InputError(f"{where}: '{item.name}' is missing")
-    values = {key: convert(hints[key], value, f"{where}: {key}") for key, value in given.items()}
+    values = {key: convert(hints[key], value, f"{where}: {key}") for key, value in content.items()}
     try:
         return kind(**values)
     except InputError as error:
@@ -54,7 +54,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             return None
         (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
     if is_dataclass(hint):
-        return read_card(cast(type, hint), value, where)
+        return read_dataclass(cast(type, hint), value, where)
     if get_origin(hint) is list:
         if not isinstance(value, list):
             raise InputError(f"{where} is {value!r}, not a list")

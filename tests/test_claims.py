@@ -1,4 +1,4 @@
-"""Claims: cards parse strictly, runs are compared with theirs, the ledger is current and right."""
+"""Claims: strict parsing, comparison of runs with their claims, a current and correct ledger."""
 
 import importlib.util
 import json
@@ -14,11 +14,11 @@ import yaml
 
 from attention_vision.__main__ import main
 from attention_vision.claims.claim import Claim
-from attention_vision.claims.ledger import Results, combined, read_ledger, verdict_of
+from attention_vision.claims.ledger import ResultsFiles, combined, read_ledger, verdict_of
 from attention_vision.claims.record import differences, record_results
 from attention_vision.claims.statement import Statement, Trial
 from attention_vision.errors import InputError
-from attention_vision.yaml_json import read_card
+from attention_vision.yaml_json import read_dataclass
 
 ROOT = Path(__file__).parents[1]
 CLAIM = {"source": "A paper, Table 1", "metric": "val/top1", "reported": 0.93, "tolerance": 0.01}
@@ -58,10 +58,10 @@ class Card:
 
 def test_a_card_is_read():
     given = {"number": 1, "kind": "b", "names": ["x"], "inner": {"name": "y"}, "switch": True}
-    card = read_card(Card, given, "here")
+    card = read_dataclass(Card, given, "here")
     assert card == Card(1.0, "b", ["x"], Inner("y"), True)
     assert isinstance(card.number, float)
-    assert read_card(Card, {"number": 0.5, "inner": None}, "here").inner is None
+    assert read_dataclass(Card, {"number": 0.5, "inner": None}, "here").inner is None
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_card_is_read():
 )
 def test_what_is_no_card(given, line):
     with pytest.raises(InputError) as error:
-        read_card(Card, given, "here")
+        read_dataclass(Card, given, "here")
     assert str(error.value).startswith(line)
 
 
@@ -106,7 +106,7 @@ def test_what_is_no_card(given, line):
 def test_bad_claims_and_statements(kind, change, line):
     given = (CLAIM if kind is Claim else STATEMENT) | change
     with pytest.raises(InputError, match="here: ") as error:
-        read_card(kind, given, "here")
+        read_dataclass(kind, given, "here")
     assert line in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -251,7 +251,7 @@ def test_what_makes_another_experiment(experiment, config, words):
 
 
 def test_the_ledger_is_current():
-    """`attention-vision claims` writes it anew."""
+    """If this fails, run `attention-vision claims`."""
     assert main(["claims", str(ROOT), "--check"]) == 0
 
 
@@ -432,7 +432,7 @@ def test_a_results_file_is_named_by_its_cell_too(repository):
     assert row.verdict == "contradicted"
     assert "none: 768, exact" in row.measured
     assert Trial(results="a", cell="none", stated=1.0).tolerance == 0
-    assert Results(repository).of("elsewhere")
+    assert ResultsFiles(repository).of("elsewhere")
 
 
 @pytest.mark.parametrize("arguments", [["claims", str(ROOT), "--check"], ["claims", "--help"]])

@@ -12,7 +12,7 @@ from attention_vision.report import tables
 from attention_vision.report.results import defined, parse_result, read_study
 from attention_vision.report.statistics import Finding, mean_interval, standard_deviation
 from attention_vision.report.summary import Report
-from attention_vision.yaml_json import read_card, read_json, read_yaml, require
+from attention_vision.yaml_json import read_dataclass, read_json, read_yaml, require
 
 NOT_RUN = "not yet run"
 NO_STUDY = "no study yet"
@@ -52,7 +52,7 @@ class Ledger:
     studies: list[LedgerRow]
 
 
-class Results:
+class ResultsFiles:
     """The files of experiments/results, found by their experiment or study.
 
     Args:
@@ -103,7 +103,7 @@ def read_ledger(root: Path) -> Ledger:
         raise InputError(
             f"{root}: there is no folder experiments; run the command in the repository"
         )
-    results = Results(root)
+    results = ResultsFiles(root)
     files = sorted((root / "experiments/claims").glob("*.yaml"))
     statements = [statement_row(file, results) for file in files]
     statements.sort(key=lambda row: not row.name)  # statements with a letter come first
@@ -126,10 +126,10 @@ def read_ledger(root: Path) -> Ledger:
 # Statements of articles
 
 
-def statement_row(file: Path, results: Results) -> LedgerRow:
+def statement_row(file: Path, results: ResultsFiles) -> LedgerRow:
     """Build the row of a file of experiments/claims."""
     where = str(file.relative_to(results.root))
-    statement = read_card(Statement, read_yaml(file), where)
+    statement = read_dataclass(Statement, read_yaml(file), where)
     commands = []
     if statement.experiment:
         content = read_yaml(existing(statement.experiment, where, results.root))
@@ -155,7 +155,7 @@ def statement_row(file: Path, results: Results) -> LedgerRow:
     )
 
 
-def trial_results(trial: Trial, results: Results) -> list[str]:
+def trial_results(trial: Trial, results: ResultsFiles) -> list[str]:
     """Return the results file of a trial, or those of its study."""
     if trial.results:
         return [trial.results]
@@ -205,10 +205,10 @@ def difference_text(finding: Finding, places: int) -> str:
 # Numbers of papers
 
 
-def paper_row(file: Path, content: dict[str, Any], results: Results) -> LedgerRow:
+def paper_row(file: Path, content: dict[str, Any], results: ResultsFiles) -> LedgerRow:
     """Build the row of an experiment with a claim."""
     path = str(file.relative_to(results.root))
-    claim = read_card(Claim, content["claim"], f"{path}: claim")
+    claim = read_dataclass(Claim, content["claim"], f"{path}: claim")
     values = measured_by(path, claim.metric, results)
     places = max(digits(claim.reported), digits(claim.tolerance))
     return LedgerRow(
@@ -222,7 +222,7 @@ def paper_row(file: Path, content: dict[str, Any], results: Results) -> LedgerRo
     )
 
 
-def measured_by(path: str, metric: str, results: Results) -> dict[int | None, float]:
+def measured_by(path: str, metric: str, results: ResultsFiles) -> dict[int | None, float]:
     """Return values by seed, from the results of this experiment that have a single cell."""
     values = {}
     for file in results.of(path):
@@ -253,12 +253,12 @@ def verdict_of(claim: Claim, values: Mapping[int | None, float]) -> str:
 # Questions of studies
 
 
-def study_results(path: str, results: Results) -> list[Path]:
+def study_results(path: str, results: ResultsFiles) -> list[Path]:
     """Return the results of a study, or of the folder of its name with single experiments."""
     return results.of(path) + results.of(path.removesuffix(".yaml"))
 
 
-def study_row(file: Path, content: dict[str, Any], results: Results) -> LedgerRow:
+def study_row(file: Path, content: dict[str, Any], results: ResultsFiles) -> LedgerRow:
     """Build the row of a study file."""
     path = str(file.relative_to(results.root))
     plan = require(content, "study", dict, file)
@@ -275,7 +275,7 @@ def study_row(file: Path, content: dict[str, Any], results: Results) -> LedgerRo
     )
 
 
-def results_row(file: Path, report: Report, results: Results) -> LedgerRow:
+def results_row(file: Path, report: Report, results: ResultsFiles) -> LedgerRow:
     """Build the row of a results file that does not belong to a study file."""
     return LedgerRow(
         name=link_to(file, results),
@@ -349,6 +349,6 @@ def link(path: str) -> str:
     return f"[{Path(path).stem}]({Path(path).relative_to('experiments')})"
 
 
-def link_to(file: Path, results: Results) -> str:
+def link_to(file: Path, results: ResultsFiles) -> str:
     """Return a Markdown link from experiments/README.md to a results file."""
     return link(str(file.relative_to(results.root)))

@@ -50,7 +50,7 @@ def cells(part: str, row: LedgerRow) -> list[str]:
     return [row.name, row.claim, row.source, *last]
 
 
-def page(ledger: Ledger) -> str:
+def render_page(ledger: Ledger) -> str:
     """Render experiments/README.md."""
     parts = [INTRODUCTION]
     for part, (title, remark, columns) in PARTS.items():
@@ -60,7 +60,7 @@ def page(ledger: Ledger) -> str:
     return "\n".join(parts)
 
 
-def text(ledger: Ledger) -> str:
+def render_text(ledger: Ledger) -> str:
     """Render the ledger as plain text: one line per row, without numbers."""
     parts = []
     for part, (title, _, _) in PARTS.items():

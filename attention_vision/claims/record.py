@@ -9,7 +9,7 @@ from typing import Any
 
 from attention_vision.claims.claim import Claim
 from attention_vision.errors import InputError
-from attention_vision.yaml_json import read_card, read_json, read_yaml, require
+from attention_vision.yaml_json import read_dataclass, read_json, read_yaml, require
 
 # Keys that may differ from the experiment file: they do not change the experiment.
 IGNORED = re.compile(
@@ -79,7 +79,7 @@ def experiment_of(outcome: dict[str, Any], run: Path, root: Path) -> Path:
         given = read_yaml(file).get("claim")
         if given is None:
             continue
-        claim = read_card(Claim, given, str(file))
+        claim = read_dataclass(Claim, given, str(file))
         if all(outcome.get(key) == getattr(claim, key) for key in ("source", "metric", "reported")):
             return file
     raise InputError(f"{run}: no experiment here has its claim: {outcome.get('source')}")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from attention_vision.claims.ledger import read_ledger
-from attention_vision.claims.page import page, text
+from attention_vision.claims.page import render_page, render_text
 from attention_vision.claims.record import record_results
 from attention_vision.errors import InputError, one_line
 
@@ -41,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.record:
             print(f"written: {record_results(options.record, options.root)}\n")
         ledger = read_ledger(options.root)
-        current = file.is_file() and file.read_text() == page(ledger)
+        current = file.is_file() and file.read_text() == render_page(ledger)
         if not (options.check or current):
-            file.write_text(page(ledger))
-        print(text(ledger))
+            file.write_text(render_page(ledger))
+        print(render_text(ledger))
         if options.check and not current:
             raise InputError(f"{file} is stale: regenerate it by `attention-vision claims`")
         print(f"{'up to date' if current else 'written'}: {file}")

@@ -47,9 +47,9 @@ def main(arguments: list[str]) -> int:
     add_run(verbs)
     verbs.add_parser("report", help="mean, paired differences, verdicts: text, CSV, LaTeX, HTML")
     add_export(verbs)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        return run(given) if given.verb == "run" else export(given)
+        return run(options) if options.verb == "run" else export(options)
     except InputError as error:
         print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -104,30 +104,30 @@ def add_export(verbs: argparse._SubParsersAction) -> None:
     )
 
 
-def run(given: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run `study run`."""
     from attention_vision.study.runner import StudyRequest, run_study
 
     request = StudyRequest(
-        file=given.file,
-        folder=given.folder,
-        jobs=given.jobs,
-        seeds=tuple(given.seeds) if given.seeds else None,
-        only=tuple(given.only) if given.only else None,
-        profiles=tuple(given.profile),
-        launcher=given.launcher,
-        submit=tuple(given.submit),
+        file=options.file,
+        folder=options.folder,
+        jobs=options.jobs,
+        seeds=tuple(options.seeds) if options.seeds else None,
+        only=tuple(options.only) if options.only else None,
+        profiles=tuple(options.profile),
+        launcher=options.launcher,
+        submit=tuple(options.submit),
     )
-    return run_study(request, given.dry_run)
+    return run_study(request, options.dry_run)
 
 
-def export(given: argparse.Namespace) -> int:
+def export(options: argparse.Namespace) -> int:
     """Run `study export`."""
     from attention_vision.study.export import export_results, wandb_sweep
 
-    if given.wandb_sweep:
-        print(wandb_sweep(given.source), end="")
+    if options.wandb_sweep:
+        print(wandb_sweep(options.source), end="")
         return 0
-    export_results(given.source, given.results)
-    print(f"written: {given.results}")
+    export_results(options.source, options.results)
+    print(f"written: {options.results}")
     return 0

@@ -23,7 +23,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         "csv": tables.comma_separated(report),
         "md": tables.markdown(report),
         "tex": tables.latex(report),
-        "html": html.page(report, figures),
+        "html": html.render_page(report, figures),
     }
     files = []
     for ending, content in texts.items():
@@ -66,9 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
         print((folder / "report.txt").read_text(), end="")
         print(f"\nwritten: {', '.join(str(file) for file in files)}")
         if options.wandb:
-            from attention_vision.cli.wandb_report import log
+            from attention_vision.cli.wandb_report import log_report
 
-            run = log(report, folder, options.wandb)
+            run = log_report(report, folder, options.wandb)
             print(f"W&B: {run}")
     except InputError as error:
         print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)

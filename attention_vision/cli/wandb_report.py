@@ -11,7 +11,7 @@ from attention_vision.report.summary import Report
 from attention_vision.training.wandb_mode import mode
 
 
-def log(report: Report, folder: Path, project: str) -> Path:
+def log_report(report: Report, folder: Path, project: str) -> Path:
     """Log tables, figures, page and verdicts of a written report; return W&B's run folder.
 
     Without an API key the run stays offline; `wandb sync` of the returned folder uploads it later.

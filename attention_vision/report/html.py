@@ -75,7 +75,7 @@ CAPTIONS = {
 }
 
 
-def page(report: Report, figures: dict[str, Figure]) -> str:
+def render_page(report: Report, figures: dict[str, Figure]) -> str:
     """Render the page.
 
     Args:

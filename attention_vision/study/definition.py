@@ -28,7 +28,7 @@ class Cell:
 
     Args:
         values: name of its value on each axis.
-        paths: the keys of the config at which it differs from its base.
+        paths: full paths of the config at which it differs from its base.
         config: complete except for the seed, and for the steps of a budget in FLOPs.
         sha256: hash of config and budget, which identifies the results of the cell.
     """

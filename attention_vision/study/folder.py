@@ -136,14 +136,14 @@ def check_same_study(study: Study, folder: Path) -> None:
         if folder.is_dir() and any(path.name != "cells" for path in folder.iterdir()):
             raise InputError(f"{folder} is not a study folder: give another --folder")
         return
-    there, here = read_json(file), study.describe()
+    old, new = read_json(file), study.describe()
     difference = ""
-    if there.get("name") != study.name:
-        difference = f"it belongs to study {there.get('name')}, not {study.name}"
-    elif there.get("budget") != here["budget"]:
-        difference = f"its budget is {there.get('budget')}, not {here['budget']}"
+    if old.get("name") != study.name:
+        difference = f"it belongs to study {old.get('name')}, not {study.name}"
+    elif old.get("budget") != new["budget"]:
+        difference = f"its budget is {old.get('budget')}, not {new['budget']}"
     else:
-        for name, cell in there.get("cells", {}).items():
+        for name, cell in old.get("cells", {}).items():
             runs = folder / "cells" / name
             begun = any(runs.glob("*/checkpoints/*.ckpt")) or any(runs.glob("*/result.json"))
             if name not in study.cells and runs.is_dir():

@@ -50,7 +50,7 @@ class SubmititLauncher:
             ) from None
         self.local = launcher == "submitit"
         self.jobs = jobs
-        parameters = {"timeout_min": 24 * 60, **dict(map(parameter, submit))}
+        parameters = {"timeout_min": 24 * 60, **dict(map(parse_parameter, submit))}
         try:
             self.executor = AutoExecutor(str(folder), cluster="local" if self.local else "slurm")
             self.executor.update_parameters(**parameters)
@@ -81,7 +81,7 @@ class SubmititLauncher:
                 job.cancel(check=False)
 
 
-def parameter(word: str) -> tuple[str, int | str]:
+def parse_parameter(word: str) -> tuple[str, int | str]:
     """Parse KEY=VALUE; digits become an integer."""
     key, equals, value = word.partition("=")
     if not equals:

@@ -66,7 +66,7 @@ class CheckMetric(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         logged = sorted(key for key in trainer.callback_metrics if key.startswith("val/"))
         if logged and self.run.metric.startswith("val/") and self.run.metric not in logged:
-            raise no_metric(self.run, logged)
+            raise no_metric_error(self.run, logged)
 
 
 def train(run: Run, cost: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ def train(run: Run, cost: dict[str, Any]) -> None:
     quiet()
     last = run.folder / "checkpoints" / "last.ckpt"
     if not last.is_file():  # the attempt was killed before its first checkpoint
-        clear(run.folder)
+        remove_attempt(run.folder)
     work = prepare_run(run, "fit", ["--ckpt_path", "last"] if last.is_file() else [])
     with tracked_progress(run, work.trainer):
         execute(work)
@@ -95,7 +95,7 @@ def train(run: Run, cost: dict[str, Any]) -> None:
         if run.metric.startswith("test/"):
             metrics |= evaluated_metrics(run, "test", [])
     if run.metric not in metrics:
-        raise no_metric(run, metrics)
+        raise no_metric_error(run, metrics)
     cost = cost | {"images_per_second": images_per_second(run.folder)}
     if torch.cuda.is_initialized():
         cost["peak_memory"] = torch.cuda.max_memory_allocated()
@@ -104,7 +104,7 @@ def train(run: Run, cost: dict[str, Any]) -> None:
         "cell": run.cell,
         "seed": run.seed,
         "config_sha256": run.sha256,
-        "metrics": {key: finite(value) for key, value in metrics.items()},
+        "metrics": {key: finite_or_none(value) for key, value in metrics.items()},
         "seconds": read_progress(run)["seconds"],
         "cost": cost,
         "versions": versions(),
@@ -146,19 +146,19 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
         return [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(stream)]
 
 
-def no_metric(run: Run, logged: Iterable[str]) -> NoMetric:
+def no_metric_error(run: Run, logged: Iterable[str]) -> NoMetric:
     """Build the error that suggests the most similar logged key."""
     near = get_close_matches(run.metric, list(logged), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return NoMetric(f"no run logs study.metric {run.metric}: {hint}{run} logs {', '.join(logged)}")
 
 
-def finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     """Return None for NaN and infinity, which JSON cannot represent."""
     return value if math.isfinite(value) else None
 
 
-def clear(folder: Path) -> None:
+def remove_attempt(folder: Path) -> None:
     """Remove the files of an attempt that cannot be resumed."""
     for name in LEFT_BY_FIT:
         path = folder / name

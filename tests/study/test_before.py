@@ -1,6 +1,6 @@
 """Studies of earlier versions: `before_0_2` was written by version 0.1.
 
-A study folder outlives the code: its keys, file names and hashes are read for ever.
+A study folder outlives the code: its keys, file names and hashes stay readable.
 """
 
 import csv

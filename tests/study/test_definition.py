@@ -1,4 +1,4 @@
-"""Study files: what they expand to, and what is wrong with them in one line."""
+"""Study files: expansion to cells, and one-line errors."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def cells(**changes) -> dict[str, Cell]:
-    """Those of the study with other top-level keys."""
+    """Expand the study with some top-level keys replaced."""
     content = yaml.safe_load(STUDY)
     content |= {key: value for key, value in changes.items() if key != "study"}
     content["study"] |= changes.get("study", {})
@@ -85,7 +85,7 @@ def test_product_of_the_axes():
 
 
 def test_a_node_replaces_what_stood_there():
-    """Merged, CBAM's reduction would reach SqueezeExcite in silence."""
+    """A merge would silently pass CBAM's reduction to SqueezeExcite."""
     attention = cells()["se-deep"].config["model"]["network"]["init_args"]["attention"]
     assert attention == {"class_path": "SqueezeExcite"}
     base = yaml.safe_load(BASE)["model"]["network"]["init_args"]["attention"]
@@ -134,7 +134,7 @@ def test_a_short_path_reaches_what_another_axis_set():
 
 
 def test_cells_share_nothing():
-    """What one cell's node holds, another's does not."""
+    """A change in one cell does not affect another."""
     two = cells()
     two["se-deep"].config["model"]["network"]["init_args"]["attention"]["class_path"] = "changed"
     assert two["se-flat"].config["model"]["network"]["init_args"]["attention"] == {

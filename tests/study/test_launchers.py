@@ -1,4 +1,4 @@
-"""Studies past one process: jobs of submitit, sweeps of W&B, results as one file."""
+"""Studies beyond one machine: submitit jobs, W&B sweeps, results files."""
 
 import json
 import pickle
@@ -73,7 +73,7 @@ def test_wandb_takes_the_sweep(tmp_path, capsys):
 
 
 def test_an_agent_calls_study_run(tmp_path, capsys, monkeypatch):
-    """The command that W&B's own functions make of a job of the grid is one that is understood."""
+    """The command that W&B builds from a job of the grid parses."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     config = sweep(tmp_path, capsys)
@@ -100,7 +100,7 @@ def test_an_agent_calls_study_run(tmp_path, capsys, monkeypatch):
 
 
 def finished(tmp_path: Path) -> Path:
-    """A study's folder with three of four results."""
+    """A study folder with three of four results."""
     study, folder = read_definition(write_study(tmp_path)), tmp_path / "folder"
     write_atomically(folder / "study.json", json.dumps(study.describe() | {"commit": "abc"}))
     for number, one in enumerate(list(runs_of(study, folder, study.seeds, study.cells))[:3]):

@@ -1,4 +1,4 @@
-"""A study's report: right numbers, all forms, gaps said, bad input in one line, nothing heavy."""
+"""Reports of studies: numbers, formats, missing results, one-line errors, light imports."""
 
 import csv
 import json

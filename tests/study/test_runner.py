@@ -1,4 +1,4 @@
-"""Studies that are really run: by forked workers, killed, by two runners at once, with mistakes."""
+"""Runs of studies: by forked workers, after kills, by two runners at once, with mistakes."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def test_a_budget_in_steps_ends_with_a_validation(whole):
 
 
 def test_cells_of_a_seed_see_the_same_images(whole):
-    """The network without attention begins as the other: the data they see decides their losses."""
+    """Both cells of a seed have the same data, order and learning rate."""
     first = {name: rows[0]["train/lr"] for name, (_, rows) in outcome(whole).items()}
     assert len(set(first.values())) == 1
     batches = {
@@ -60,7 +60,7 @@ def test_cells_of_a_seed_see_the_same_images(whole):
 
 
 def test_killed_at_any_moment_it_goes_on(whole, tmp_path):
-    """By one worker: the numbers are those of two."""
+    """One worker, killed and restarted, gives the numbers of two uninterrupted ones."""
     file, folder = write_study(tmp_path, ONE_SEED), tmp_path / "killed"
     words = ("run", file, "--folder", folder, "--jobs", 1)
 
@@ -185,7 +185,7 @@ def test_a_result_cut_in_half(whole, capsys):
 
 
 def dry_run(file: Path) -> dict[str, list[str]]:
-    """Its numbers by cell: parameters, MACs, steps, images, and two times with their units."""
+    """Return by cell: parameters, MACs, steps, images, and two times with their units."""
     folder = file.parent / "dry"
     code, printed = run(file, "--folder", folder, "--dry-run", output=file.parent / "printed")
     assert code == 0, printed
@@ -205,7 +205,7 @@ def test_cost_under_a_budget_in_flops(tmp_path):
 
 
 def test_cost_without_a_budget(tmp_path):
-    """Steps, images and the time that are known of each end that a base can give a run."""
+    """Steps, images and time for each way in which a base can limit a run."""
     absent = "data: {class_path: CIFAR10, init_args: {root: nowhere, batch_size: 32}}"
     axes = f"""
 axes:
