@@ -71,6 +71,8 @@ class ProgressTable:
         if not self.on_terminal or time.monotonic() - self._drawn < 1:
             return
         if self._live is None:
+            # Late: imported before Lightning, rich changes how jsonargparse reads the Trainer's
+            # arguments (typing caches its Union[float, int] as equal to Union[int, float]).
             from rich.console import Console
             from rich.live import Live
 

@@ -9,6 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
+# Before rich, as in the command: typing caches rich's Union[float, int] as equal to the Trainer's
+# Union[int, float], and jsonargparse would then read limit_val_batches 1 as 1.0, all batches.
+import lightning.pytorch  # noqa: F401
 import pytest
 import yaml
 from studies import ONE_SEED, attempts, command, kill_when, outcome, run, workers_left, write_study
