@@ -1,4 +1,4 @@
-"""Reading YAML and JSON with one-line errors, into dataclasses; writing whole files or none."""
+"""YAML and JSON: reading into dataclasses with one-line errors, and atomic writing."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import re
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -15,28 +15,28 @@ from attention_vision.errors import ConfigError, InputError
 T = TypeVar("T")
 
 
-def read_card(kind: type[T], given: Any, where: str) -> T:
-    """Builds a dataclass from a mapping, dataclasses inside it too.
+def read_dataclass(kind: type[T], content: Any, where: str) -> T:
+    """Build a dataclass, nested ones included, from a mapping.
 
     Args:
-        kind: a dataclass of str, float, Literal, list, dataclass and None.
-        given: what YAML gave.
-        where: file and key, for the message.
+        kind: a dataclass whose fields are str, float, bool, Literal, list, dataclass or None.
+        content: the parsed YAML.
+        where: file and key, for error messages.
 
     Raises:
-        InputError: a key that is unknown or missing, or a value of another type; what the
-            dataclass itself refuses.
+        InputError: an unknown or missing key, a value of another type, or a value that the
+            dataclass itself rejects.
     """
-    if not isinstance(given, dict):
-        raise InputError(f"{where}: expected keys and values, found {type(given).__name__}")
-    hints = get_type_hints(kind)
-    for key in given:
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected keys and values, found {type(content).__name__}")
+    hints, any_kind = get_type_hints(kind), cast(Any, kind)  # there is no type of dataclasses
+    for key in content:
         if key not in hints:
             raise InputError(f"{where}: unknown key '{key}'; known: {', '.join(hints)}")
-    for item in fields(kind):
-        if item.name not in given and item.default is item.default_factory is MISSING:
+    for item in fields(any_kind):
+        if item.name not in content and item.default is item.default_factory is MISSING:
             raise InputError(f"{where}: '{item.name}' is missing")
-    values = {key: convert(hints[key], value, f"{where}: {key}") for key, value in given.items()}
+    values = {key: convert(hints[key], value, f"{where}: {key}") for key, value in content.items()}
     try:
         return kind(**values)
     except InputError as error:
@@ -44,13 +44,17 @@ def read_card(kind: type[T], given: Any, where: str) -> T:
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """The value as the annotation asks for it; a whole number is a float, too."""
+    """Convert a value to the type of an annotation; an int is accepted for a float.
+
+    Raises:
+        InputError: the value has another type.
+    """
     if get_origin(hint) is UnionType:  # KIND | None
         if value is None and NoneType in get_args(hint):
             return None
         (hint,) = (kind for kind in get_args(hint) if kind is not NoneType)
     if is_dataclass(hint):
-        return read_card(hint, value, where)
+        return read_dataclass(cast(type, hint), value, where)
     if get_origin(hint) is list:
         if not isinstance(value, list):
             raise InputError(f"{where} is {value!r}, not a list")
@@ -71,30 +75,30 @@ Config = dict[str, Any]
 
 
 class Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where PyYAML would drop the first in silence."""
+    """YAML loader that rejects duplicate keys; PyYAML silently keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             if str(key.value) in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"'{key.value}' is there twice", key.start_mark
+                    None, None, f"duplicate key '{key.value}'", key.start_mark
                 )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
-Loader.add_implicit_resolver(  # 1e-3 is a number, as the command reads it: YAML 1.1 wants 1.0e-3
+Loader.add_implicit_resolver(  # 1e-3 is a number, as in jsonargparse; YAML 1.1 requires 1.0e-3
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
 )
 
 
 def read_yaml(file: Path) -> Config:
-    """Reads the keys and values of a YAML file.
+    """Read a YAML file of keys and values.
 
     Raises:
-        ConfigError: there is no such file, it is not valid YAML, a key is given twice, or it holds
-            something else than keys and values.
+        ConfigError: the file does not exist, is not valid YAML, has a duplicate key, or its
+            content is not a mapping.
     """
     try:
         content = yaml.load(file.read_text(), Loader)
@@ -112,6 +116,11 @@ def read_yaml(file: Path) -> Config:
 
 
 def mapping(content: Any, file: Path, what: str) -> dict[str, Any]:
+    """Return a part of a file after checking that it is a mapping.
+
+    Raises:
+        InputError: it is not a mapping.
+    """
     if not isinstance(content, dict):
         kind = "nothing" if content is None else type(content).__name__
         raise InputError(f"{file}: {what}: expected keys and values, found {kind}")
@@ -119,23 +128,27 @@ def mapping(content: Any, file: Path, what: str) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a file.
+    """Read a JSON file that contains an object.
 
     Raises:
-        InputError: the file is cut short, damaged, or holds something else.
+        InputError: the file is truncated, damaged, or contains something else.
     """
     try:
         content = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         where = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise InputError(f"{file}{where}: not valid JSON: cut short or damaged") from error
+        raise InputError(f"{file}{where}: not valid JSON: truncated or damaged") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: expected an object, found {type(content).__name__}")
     return content
 
 
-def take(content: dict[str, Any], key: str, kind: type, source: Path) -> Any:
-    """A value that has to be there and of a kind."""
+def require(content: dict[str, Any], key: str, kind: type, source: Path) -> Any:
+    """Return the value of a required key.
+
+    Raises:
+        InputError: the key is missing, or its value is of another type.
+    """
     if key not in content:
         raise InputError(f"{source}: '{key}' is missing")
     if not isinstance(content[key], kind) or isinstance(content[key], bool):
@@ -144,7 +157,7 @@ def take(content: dict[str, Any], key: str, kind: type, source: Path) -> Any:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """As a whole or not at all; nothing where the file says so already."""
+    """Write a file completely or not at all; nothing is written if it has this text already."""
     if file.is_file() and file.read_text() == text:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -157,4 +170,5 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def to_json(content: dict[str, Any]) -> str:
+    """Format an object as indented JSON; NaN and infinity raise ValueError."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -14,7 +14,7 @@ FILES = {path.relative_to(ROOT): path for path in sorted((ROOT / PACKAGE).rglob(
 # From the lowest up. A room imports from rooms of lower floors only. A new room belongs here.
 FLOORS = (
     {"errors", "attention"},
-    {"backbones", "training", "config", "profiling", "yaml_json"},
+    {"backbones", "training", "config", "profiling", "text_table", "yaml_json"},
     {"data", "checkpoints", "visualization", "report"},
     {"classification", "detection", "generation", "claims"},
     {"runs"},
@@ -27,6 +27,7 @@ LIGHT = {  # start in no time: neither torch nor Lightning
     *(path for path in FILES if path.parts[1] in ("report", "__main__.py", "__init__.py")),
     *(path for path in FILES if path.parts[1] == "claims" and path.stem != "check"),
     *(path for path in FILES if path.parts[1] == "cli" and path.stem in ("claims", "study_report")),
+    Path(PACKAGE, "text_table.py"),
     Path(PACKAGE, "yaml_json.py"),
     Path(PACKAGE, "errors.py"),
     Path(PACKAGE, "study", "definition.py"),

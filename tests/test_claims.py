@@ -1,4 +1,4 @@
-"""Claims: cards parse strictly, runs are compared with theirs, the ledger is current and right."""
+"""Claims: strict parsing, comparison of runs with their claims, a current and correct ledger."""
 
 import importlib.util
 import json
@@ -14,11 +14,11 @@ import yaml
 
 from attention_vision.__main__ import main
 from attention_vision.claims.claim import Claim
-from attention_vision.claims.ledger import Results, combined, read_ledger, verdict_of
-from attention_vision.claims.record import differences, record
+from attention_vision.claims.ledger import ResultsFiles, combined, read_ledger, verdict_of
+from attention_vision.claims.record import differences, record_results
 from attention_vision.claims.statement import Statement, Trial
 from attention_vision.errors import InputError
-from attention_vision.yaml_json import read_card
+from attention_vision.yaml_json import read_dataclass
 
 ROOT = Path(__file__).parents[1]
 CLAIM = {"source": "A paper, Table 1", "metric": "val/top1", "reported": 0.93, "tolerance": 0.01}
@@ -58,10 +58,10 @@ class Card:
 
 def test_a_card_is_read():
     given = {"number": 1, "kind": "b", "names": ["x"], "inner": {"name": "y"}, "switch": True}
-    card = read_card(Card, given, "here")
+    card = read_dataclass(Card, given, "here")
     assert card == Card(1.0, "b", ["x"], Inner("y"), True)
     assert isinstance(card.number, float)
-    assert read_card(Card, {"number": 0.5, "inner": None}, "here").inner is None
+    assert read_dataclass(Card, {"number": 0.5, "inner": None}, "here").inner is None
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_card_is_read():
 )
 def test_what_is_no_card(given, line):
     with pytest.raises(InputError) as error:
-        read_card(Card, given, "here")
+        read_dataclass(Card, given, "here")
     assert str(error.value).startswith(line)
 
 
@@ -90,7 +90,7 @@ def test_what_is_no_card(given, line):
     ("kind", "change", "line"),
     [
         (Claim, {"source": " "}, "claim.source is empty"),
-        (Claim, {"metric": "top1"}, "is no logged key"),
+        (Claim, {"metric": "top1"}, "is not a logged key"),
         (Claim, {"tolerance": -1}, "must not be negative"),
         (Claim, {"reported": float("nan")}, "must be a finite number"),
         (Claim, {"conditions": "224 pixels"}, "conditions is '224 pixels', not a list"),
@@ -106,7 +106,7 @@ def test_what_is_no_card(given, line):
 def test_bad_claims_and_statements(kind, change, line):
     given = (CLAIM if kind is Claim else STATEMENT) | change
     with pytest.raises(InputError, match="here: ") as error:
-        read_card(kind, given, "here")
+        read_dataclass(kind, given, "here")
     assert line in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -196,21 +196,21 @@ def run(repository) -> Path:
 
 
 def test_recorded_runs_hold_all_that_was_measured(repository, run):
-    file = record([run], repository)
+    file = record_results([run], repository)
     recorded = json.loads(file.read_text())
     assert file.name == "se.json"
     assert recorded["what"]["experiment"] == "experiments/classification/se.yaml"
     assert recorded["runs"] == [{"cell": "se", "seed": 1, "metrics": {"val/top1": 0.93, "x": 1}}]
-    with pytest.raises(InputError, match=r"se\.json is there already: results are kept"):
-        record([run], repository)
+    with pytest.raises(InputError, match=r"se\.json exists: results are not overwritten"):
+        record_results([run], repository)
 
 
 @pytest.mark.parametrize(
     ("name", "changes", "line"),
     [
-        ("claim.json", {"verdict": "not comparable (a part)"}, "was measured on a part of the ima"),
-        ("claim.json", {"reported": 0.5}, "no experiment here claims what it does: A paper"),
-        ("config.yaml", {"trainer": {"max_epochs": 1}}, "trainer.max_epochs is 1 in place of 2"),
+        ("claim.json", {"verdict": "not comparable (a part)"}, "was evaluated on a part of the im"),
+        ("claim.json", {"reported": 0.5}, "no experiment here has its claim: A paper"),
+        ("config.yaml", {"trainer": {"max_epochs": 1}}, "trainer.max_epochs is 1 instead of 2"),
         ("config.yaml", {"seed_everything": None}, "'seed_everything' is None, not of type int"),
     ],
 )
@@ -218,27 +218,27 @@ def test_what_is_not_recorded(name, changes, line, repository, run):
     file = run / name
     file.write_text(json.dumps(yaml.safe_load(file.read_text()) | changes))
     with pytest.raises(InputError) as error:
-        record([run], repository)
+        record_results([run], repository)
     assert line in str(error.value)
 
 
 def test_runs_are_recorded_once_and_whole(repository, run):
     with pytest.raises(InputError, match="two runs have seed 1"):
-        record([run, run], repository)
-    with pytest.raises(InputError, match="holds no run that was compared with a claim"):
-        record([repository], repository)
+        record_results([run, run], repository)
+    with pytest.raises(InputError, match="is not a run that was compared with a claim"):
+        record_results([repository], repository)
 
 
 @pytest.mark.parametrize(
     ("experiment", "config", "words"),
     [
         ({"a": 1}, {"a": 1.0, "b": 2}, []),
-        ({"a": {"b": 1}}, {"a": {"b": 2}}, ["a.b is 2 in place of 1"]),
-        ({"a": {"b": 1}}, {"a": None}, ["a is None in place of {'b': 1}"]),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, ["a.b is 2 instead of 1"]),
+        ({"a": {"b": 1}}, {"a": None}, ["a is None instead of {'b': 1}"]),
         ({"a": "SqueezeExcite"}, {"a": {"class_path": "attention_vision.SqueezeExcite"}}, []),
-        ({"a": "CBAM"}, {"a": {"class_path": "x.ECA"}}, ["a is x.ECA in place of CBAM"]),
-        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, ["a.1.b is 3 in place of 2"]),
-        ({"a": [1]}, {"a": [1, 2]}, ["a has 2 items in place of 1"]),
+        ({"a": "CBAM"}, {"a": {"class_path": "x.ECA"}}, ["a is x.ECA instead of CBAM"]),
+        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, ["a.1.b is 3 instead of 2"]),
+        ({"a": [1]}, {"a": [1, 2]}, ["a has 2 items instead of 1"]),
         ({"trainer": {"devices": 8}, "threads": 1}, {"trainer": {"devices": "auto"}}, []),
         ({"data": {"init_args": {"root": "data"}}}, {"data": {"init_args": {"root": "/d"}}}, []),
     ],
@@ -251,7 +251,7 @@ def test_what_makes_another_experiment(experiment, config, words):
 
 
 def test_the_ledger_is_current():
-    """`attention-vision claims` writes it anew."""
+    """If this fails, run `attention-vision claims`."""
     assert main(["claims", str(ROOT), "--check"]) == 0
 
 
@@ -385,10 +385,10 @@ def trials(repository: Path, **given) -> None:
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (lambda r: shutil.rmtree(r / "experiments"), "there is no folder experiments here"),
+        (lambda r: shutil.rmtree(r / "experiments"), "there is no folder experiments;"),
         (lambda r: change(r, "claims/a_se.yaml", experiment="a.yaml"), "there is no file a.yaml"),
         (lambda r: trials(r, study="b.yaml", expect=["a > b"]), "there is no file b.yaml"),
-        (lambda r: trials(r, results="c.json", expect=["a > b"]), "c.json is no results file"),
+        (lambda r: trials(r, results="c.json", expect=["a > b"]), "c.json is not a results file"),
         (lambda r: change(r, "claims/a_se.yaml", color="red"), "a_se.yaml: unknown key 'color'"),
         (lambda r: change(r, "classification/se.yaml", claim={}), "claim: 'source' is missing"),
         (
@@ -400,7 +400,7 @@ def trials(repository: Path, **given) -> None:
                 measure(r, "experiments/ablations/se.yaml", runs(none=[1], se=[2]), study=STUDY),
                 trials(r, study="experiments/ablations/se.yaml", expect=["cbam > se"]),
             ),
-            "'cbam > se' is not among what se_1 expects: se > none, none > se",
+            "'cbam > se' is not an expectation of se_1: se > none, none > se",
         ),
     ],
 )
@@ -416,7 +416,7 @@ def test_bad_files(repository, spoil, line, capsys):
 
 def test_a_stale_page_is_found(repository, capsys):
     assert main(["claims", str(repository), "--check"]) == 1
-    assert "is stale: write it anew by `attention-vision claims`" in capsys.readouterr().err
+    assert "is stale: regenerate it by `attention-vision claims`" in capsys.readouterr().err
     assert main(["claims", str(repository)]) == 0
     assert main(["claims", str(repository), "--check"]) == 0
     change(repository, "classification/se.yaml", claim=CLAIM | {"reported": 0.94})
@@ -432,7 +432,7 @@ def test_a_results_file_is_named_by_its_cell_too(repository):
     assert row.verdict == "contradicted"
     assert "none: 768, exact" in row.measured
     assert Trial(results="a", cell="none", stated=1.0).tolerance == 0
-    assert Results(repository).of("elsewhere")
+    assert ResultsFiles(repository).of("elsewhere")
 
 
 @pytest.mark.parametrize("arguments", [["claims", str(ROOT), "--check"], ["claims", "--help"]])

@@ -1,26 +1,27 @@
-"""What a run has made of its claim, at the end of fit, validate and test."""
+"""Callback that compares a run's metric with its claim after fit, validate or test."""
 
 import json
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from attention_vision.claims.claim import Claim
 
 
-class Reproduction(Callback):
-    """Compares the claimed metric with what was measured last: RUN/claim.json, W&B, one line.
+class ClaimCheck(Callback):
+    """Compares the last value of the claimed metric with the claim.
 
-    The verdict is `reproduced`, `not reproduced`, or `not comparable` where the trainer's limits
-    left images out; a run that did not measure the metric writes nothing and says so. One run is
-    one seed: what several seeds say is for `attention-vision study report`.
+    Writes RUN/claim.json and W&B's summary, and prints one line. The verdict is `reproduced`, `not
+    reproduced`, or `not comparable` if the trainer's limits left images out. If the metric was not
+    measured, nothing is written and the line says so. One run is one seed: `attention-vision study
+    report` summarizes several.
 
     Args:
-        claim: the experiment's.
-        run: its folder.
+        claim: the claim of the experiment.
+        run: the run folder.
     """
 
     def __init__(self, claim: Claim, run: Path):
@@ -37,13 +38,19 @@ class Reproduction(Callback):
         self.compare(trainer, trainer.num_test_batches, trainer.test_dataloaders)
 
     def compare(self, trainer: Trainer, batches: list[float], loader: Any) -> None:
-        """Writes and prints the outcome, on rank zero."""
+        """Write and print the outcome on rank zero.
+
+        Args:
+            trainer: the trainer, whose logged metrics are compared.
+            batches: number of evaluated batches of each loader.
+            loader: the evaluated loader, or loaders.
+        """
         if not trainer.is_global_zero:
             return
-        claim = self.claim
-        said = f"claim: {claim.metric} reported {claim.reported:g} ± {claim.tolerance:g}"
+        claim, verb = self.claim, trainer.state.fn.value if trainer.state.fn else ""
+        start = f"claim: {claim.metric} reported {claim.reported:g} ± {claim.tolerance:g}"
         if claim.metric not in trainer.callback_metrics:
-            print(f"{said}, not measured by {trainer.state.fn.value}", flush=True)
+            print(f"{start}, not measured by {verb}", flush=True)
             return
         measured = trainer.callback_metrics[claim.metric].item()
         verdict = "reproduced" if claim.reproduced(measured) else "not reproduced"
@@ -53,19 +60,20 @@ class Reproduction(Callback):
             "measured": measured if isfinite(measured) else None,
             "difference": measured - claim.reported if isfinite(measured) else None,
             "verdict": verdict,
-            "by": str(trainer.state.fn.value),
+            "by": verb,
         }
         file = self.run / "claim.json"
         file.write_text(json.dumps(asdict(claim) | outcome, indent=2) + "\n")
         for logger in trainer.loggers:
-            if hasattr(logger, "write_to"):  # W&B's, which is imported by those alone who use it
+            if hasattr(logger, "write_to"):  # W&B's, which is not imported here
                 numbers = {"reported": claim.reported, **outcome}
-                logger.experiment.summary.update({f"claim/{k}": v for k, v in numbers.items()})
-        print(f"{said}, measured {measured:.5g}: {verdict}", flush=True)
+                summary = cast(Any, logger).experiment.summary
+                summary.update({f"claim/{key}": value for key, value in numbers.items()})
+        print(f"{start}, measured {measured:.5g}: {verdict}", flush=True)
 
 
 def whole(batches: list[float], loader: Any) -> bool:
-    """Whether all batches of a loader were measured; one without a length is read to its end."""
+    """Whether all batches of a loader were evaluated; one without a length is read to its end."""
     try:
         return loader is None or sum(batches) >= len(loader)
     except TypeError:

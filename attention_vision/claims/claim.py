@@ -1,4 +1,4 @@
-"""What an experiment sets out to reproduce: the lab card at the top of its YAML file."""
+"""The claim of an experiment: the published number that it reproduces."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,22 +8,22 @@ from attention_vision.errors import InputError
 
 @dataclass
 class Claim:
-    """One number of one paper; a claim without its number does not parse.
+    """One number of one paper: the `claim` block of an experiment file.
 
     Args:
         source: paper with table and row, for example "arXiv 1709.01507, Table 2, SE-ResNet-50".
-        metric: the logged key that measures it, for example `val/top1`.
+        metric: the logged key to compare, for example `val/top1`.
         reported: the paper's number, in the unit of the logged metric.
         tolerance: half-width around `reported` that still counts as reproduced, in the same unit.
-        conditions: what the number holds under and is easily left out when it is quoted:
-            pre-training, resolution, evaluator, number of samples.
-        deviations: what differs from the paper's recipe, one sentence each.
-        hardware: what the run was sized for, for example "8 x A100".
+        conditions: conditions of the number that are easily left out of a quotation: pre-training,
+            resolution, evaluator, number of samples.
+        deviations: differences from the paper's recipe, one sentence each.
+        hardware: hardware that the run was sized for, for example "8 x A100".
         hours: wall-clock hours on that hardware.
 
     Raises:
-        InputError: an empty source or a metric that is no logged key, a number that is not finite,
-            or a negative tolerance or duration.
+        InputError: an empty source, a metric that is not a logged key, a number that is not
+            finite, or a negative tolerance or duration.
     """
 
     source: str
@@ -39,7 +39,7 @@ class Claim:
         if not self.source.strip():
             raise InputError("claim.source is empty: name the paper, the table and the row")
         if "/" not in self.metric:
-            raise InputError(f"claim.metric '{self.metric}' is no logged key such as val/top1")
+            raise InputError(f"claim.metric '{self.metric}' is not a logged key such as val/top1")
         for name in ("reported", "tolerance", "hours"):
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"claim.{name} must be a finite number, not {getattr(self, name)}")
@@ -48,6 +48,6 @@ class Claim:
                 raise InputError(f"claim.{name} must not be negative, but is {getattr(self, name)}")
 
     def reproduced(self, measured: float) -> bool:
-        """Whether a number lies within the tolerance, its edge included."""
+        """Whether a number lies within the tolerance, ends included."""
         slack = 1e-9 * max(1.0, abs(self.reported))  # 0.77 - 0.766 is a little more than 0.004
         return abs(measured - self.reported) <= self.tolerance + slack

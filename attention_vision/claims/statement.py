@@ -1,4 +1,4 @@
-"""What an article says about attention, what its source says, and where it is put to the test."""
+"""Statements of articles about attention, with their sources and tests."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,16 +10,16 @@ Literature = Literal["confirmed", "partly", "contradicted", "no source", "open"]
 
 @dataclass
 class Trial:
-    """One place where a statement is tested: orderings of cells in a study, or a cell's number.
+    """One test of a statement: expectations of a study, or the number of a cell.
 
     Args:
-        study: a study file; its results are found by that name.
-        results: a file of experiments/results, where it is not the study's own.
-        expect: those of the study's expectations that hold if the statement is true. Their verdicts
-            are the report's, corrected for all that the study expects.
-        cell: the cell whose number the statement gives, in the study's metric.
-        stated: that number.
-        tolerance: half-width around it that still agrees.
+        study: a study file; its results are found by this name.
+        results: a file of experiments/results, if it is not the study's own.
+        expect: expectations of the study that hold if the statement is true. Their verdicts are
+            those of the report, corrected for all expectations of the study.
+        cell: the cell whose number is stated, in the study's metric.
+        stated: the stated number.
+        tolerance: half-width around `stated` that still counts as agreement.
 
     Raises:
         InputError: neither a study nor results; neither expectations nor a number; or both.
@@ -47,15 +47,15 @@ class Statement:
 
     Args:
         statement: the claim in one sentence.
-        kind: numeric where the article gives a number.
-        stated: the article's number, as it stands there; empty for a qualitative one.
-        source: primary source with its table, or what was searched in vain.
-        says: what that source says.
-        literature: whether it bears the statement out: `confirmed`, `partly`, `contradicted`,
-            `no source`, or `open` where there is nothing to look up.
-        reason: why, in a sentence or two.
+        kind: numeric if the article gives a number.
+        stated: the number as quoted from the article; empty for a qualitative statement.
+        source: primary source with its table, or the sources searched without success.
+        says: the content of that source.
+        literature: whether the source supports the statement: `confirmed`, `partly`,
+            `contradicted`, `no source`, or `open` if there is nothing to look up.
+        reason: the reason for `literature`, in one or two sentences.
         experiment: the experiment file at full scale.
-        trials: where it is tested at a scale that can be run here.
+        trials: tests at a scale that can be run here.
 
     Raises:
         InputError: an empty text, or a numeric statement without its number.

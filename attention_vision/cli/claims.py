@@ -1,8 +1,8 @@
-"""`attention-vision claims`: the ledger of what was claimed, and what became of it here.
+"""`attention-vision claims`: the ledger of published claims and their results here.
 
-Joins experiments/claims (what articles say), the lab cards of experiments (what papers report) and
-experiments/results (what was measured), and rewrites experiments/README.md from them. Reads files
-alone: neither torch nor Lightning is imported.
+It joins experiments/claims (statements of articles), the `claim` blocks of experiments (numbers of
+papers) and experiments/results (measurements), and generates experiments/README.md. It only reads
+files: neither torch nor Lightning is imported.
 """
 
 import argparse
@@ -10,43 +10,43 @@ import sys
 from pathlib import Path
 
 from attention_vision.claims.ledger import read_ledger
-from attention_vision.claims.page import page, text
-from attention_vision.claims.record import record
+from attention_vision.claims.page import render_page, render_text
+from attention_vision.claims.record import record_results
 from attention_vision.errors import InputError, one_line
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `claims` and returns its exit code: 0, or 1 for what does not parse or is stale."""
+    """Run `claims`; return 0, or 1 for an invalid file or a stale page."""
     parser = argparse.ArgumentParser(
         prog="attention-vision claims",
-        description="Prints what was claimed and what became of it here, and rewrites "
+        description="Prints published claims and whether they were reproduced here, and generates "
         "experiments/README.md.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "root", type=Path, nargs="?", default=Path(),
-        help="the repository, which holds experiments (default: this folder)",
+        help="the repository with the folder experiments (default: this folder)",
     )  # fmt: skip
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail where the page is stale"
+        "--check", action="store_true", help="write nothing; fail if the page is stale"
     )
     parser.add_argument(
         "--record", type=Path, nargs="+", metavar="RUN", default=[],
-        help="first write what these runs of one experiment measured, a seed each, into "
+        help="first record the results of these runs of one experiment, one per seed, in "
         "experiments/results",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     file = options.root / "experiments/README.md"
     try:
         if options.record:
-            print(f"written: {record(options.record, options.root)}\n")
+            print(f"written: {record_results(options.record, options.root)}\n")
         ledger = read_ledger(options.root)
-        current = file.is_file() and file.read_text() == page(ledger)
+        current = file.is_file() and file.read_text() == render_page(ledger)
         if not (options.check or current):
-            file.write_text(page(ledger))
-        print(text(ledger))
+            file.write_text(render_page(ledger))
+        print(render_text(ledger))
         if options.check and not current:
-            raise InputError(f"{file} is stale: write it anew by `attention-vision claims`")
+            raise InputError(f"{file} is stale: regenerate it by `attention-vision claims`")
         print(f"{'up to date' if current else 'written'}: {file}")
     except InputError as error:
         print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from attention_vision.cli.tool_parser import ToolParser
 from attention_vision.errors import InputError, one_line
+from attention_vision.text_table import aligned
 
 if TYPE_CHECKING:  # imported when something is measured: `--help` must not wait for torch
     from torch import device
@@ -170,14 +171,7 @@ COLUMNS = (
 
 def table(rows: "Sequence[tuple[Work, Cost]]") -> str:
     lines = [COLUMNS, *(cells(work, cost) for work, cost in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return aligned(lines, right=range(2, len(COLUMNS)))
 
 
 def cells(work: "Work", cost: "Cost") -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""`attention-vision study report FOLDER|FILE`: table, verdicts, figures and page of a study.
+"""`attention-vision study report FOLDER|FILE`: tables, verdicts, figures and page of a study.
 
-Reads files only: neither torch nor Lightning is imported, and no run has to be complete.
+It only reads files: neither torch nor Lightning is imported, and the study may be unfinished.
 """
 
 import argparse
@@ -12,49 +12,47 @@ from attention_vision.report.results import read_study
 from attention_vision.report.summary import Report
 
 
-def write(report: Report, folder: Path) -> list[Path]:
-    """Writes report.{txt,csv,md,tex,html} and the figures; returns the files."""
-    from attention_vision.report import html as page
-    from attention_vision.report import plots as figures
-    from attention_vision.report import tables
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write report.{txt,csv,md,tex,html} and the figures; return the files."""
+    from attention_vision.report import html, plots, tables
 
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = figures.draw(report)
+    figures = plots.draw(report)
     texts = {
         "txt": tables.text(report),
         "csv": tables.comma_separated(report),
         "md": tables.markdown(report),
         "tex": tables.latex(report),
-        "html": page.page(report, drawn),
+        "html": html.render_page(report, figures),
     }
     files = []
     for ending, content in texts.items():
         files.append(folder / f"report.{ending}")
         files[-1].write_text(content)
-    for name, figure in drawn.items():
+    for name, figure in figures.items():
         files.append(folder / f"{name}.png")
         figure.savefig(files[-1], dpi=200)
     return files
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `study report` and returns its exit code: 0, or 1 for what cannot be read."""
+    """Run `study report`; return 0, or 1 for invalid input."""
     parser = argparse.ArgumentParser(
         prog="attention-vision study report",
-        description="Writes what a study has measured so far as text, CSV, Markdown, LaTeX and one "
+        description="Writes the results of a study so far as text, CSV, Markdown, LaTeX and one "
         "HTML page, and prints the text.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "study", type=Path, help="a study's folder, or a file such as experiments/results/NAME.json"
+        "study", type=Path, help="a study folder, or a file such as experiments/results/NAME.json"
     )
     parser.add_argument(
         "--out", type=Path, default=None,
-        help="where report.* go (default: the study's folder; runs/reports/NAME for a file)",
+        help="output folder (default: the study folder; runs/reports/NAME for a file)",
     )  # fmt: skip
     parser.add_argument(
         "--wandb", metavar="PROJECT", nargs="?", const="attention-vision", default=None,
-        help="log tables, figures and page to W&B, as a run in the study's group (of the project "
+        help="log tables, figures and page to W&B, as a run in the study's group (default project: "
         "attention-vision)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
@@ -64,13 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
         folder = options.out or (
             options.study if is_folder else Path("runs/reports", report.study.name)
         )
-        files = write(report, folder)
+        files = write_report(report, folder)
         print((folder / "report.txt").read_text(), end="")
         print(f"\nwritten: {', '.join(str(file) for file in files)}")
         if options.wandb:
-            from attention_vision.cli.wandb_report import log
+            from attention_vision.cli.wandb_report import log_report
 
-            run = log(report, folder, options.wandb)
+            run = log_report(report, folder, options.wandb)
             print(f"W&B: {run}")
     except InputError as error:
         print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)

@@ -1,6 +1,8 @@
-"""A report in W&B: a run of its own in the study's group, beside the runs that it sums up."""
+"""Logging of a report to W&B, as a separate run in the group of the study."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, cast
 
 import wandb
 
@@ -9,20 +11,21 @@ from attention_vision.report.summary import Report
 from attention_vision.training.wandb_mode import mode
 
 
-def log(report: Report, folder: Path, project: str) -> Path:
-    """Logs tables, figures, page and verdicts of a written report; returns W&B's folder.
+def log_report(report: Report, folder: Path, project: str) -> Path:
+    """Log tables, figures, page and verdicts of a written report; return W&B's run folder.
 
-    Offline without a key; `wandb sync` of the returned folder sends it later.
+    Without an API key the run stays offline; `wandb sync` of the returned folder uploads it later.
 
     Args:
-        folder: where the report was written.
-        project: of W&B, that of the study's runs.
+        report: the report.
+        folder: the folder to which the report was written.
+        project: W&B project of the study's runs.
 
     Raises:
-        InputError: credentials that wandb calls malformed.
+        InputError: wandb rejects the format of the credentials.
     """
     study = report.study
-    earlier = sorted((folder / "wandb").glob("*run-*-*"))  # a report anew takes the old one's place
+    earlier = sorted((folder / "wandb").glob("*run-*-*"))  # replaces the earlier report
     with wandb.init(
         id=earlier[-1].name.rpartition("-")[2] if earlier else None,
         resume="allow",
@@ -31,7 +34,7 @@ def log(report: Report, folder: Path, project: str) -> Path:
         name=f"{study.name}-report",
         job_type="report",
         dir=folder,
-        mode=mode(),
+        mode=cast(Literal["offline"] | None, mode()),
         config={
             "question": study.question,
             "metric": study.metric,
@@ -41,11 +44,11 @@ def log(report: Report, folder: Path, project: str) -> Path:
         },
     ) as run:
         logged = {
-            "report/cells": table(tables.records(report)),
+            "report/cells": wandb_table(tables.records(report)),
             "report/page": wandb.Html((folder / "report.html").read_text(), inject=False),
         }
         if report.findings:
-            logged["report/verdicts"] = table(tables.verdicts(report))
+            logged["report/verdicts"] = wandb_table(tables.verdicts(report))
         for name in ("differences", "curves"):
             if (folder / f"{name}.png").is_file():
                 logged[f"report/{name}"] = wandb.Image(str(folder / f"{name}.png"))
@@ -57,6 +60,7 @@ def log(report: Report, folder: Path, project: str) -> Path:
         return Path(run.dir).parent
 
 
-def table(rows: list[list]) -> wandb.Table:
+def wandb_table(rows: Sequence[Sequence[Any]]) -> wandb.Table:
+    """Convert rows below a header to a W&B table."""
     head, *body = rows
-    return wandb.Table(columns=head, data=body)
+    return wandb.Table(columns=list(head), data=[list(row) for row in body])

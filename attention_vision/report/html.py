@@ -1,4 +1,4 @@
-"""A report as one HTML page that holds all it shows: no script, no font, no file from elsewhere."""
+"""A report as one self-contained HTML page: no scripts, fonts or external files."""
 
 from html import escape
 
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from attention_vision.report import tables
 from attention_vision.report.plots import as_svg
-from attention_vision.report.statistics import spread
+from attention_vision.report.statistics import standard_deviation
 from attention_vision.report.summary import Report
 
 STYLE = """
@@ -65,36 +65,41 @@ details > summary { cursor: pointer; margin: 2.6rem 0 .7rem; font-weight: 600; f
 CAPTIONS = {
     "differences": (
         "Against the baseline",
-        "Differences within seeds: a ring for each seed, a dot for their mean, a bar for its "
-        "95 % interval.",
+        "Differences within seeds: a ring for each seed, a dot for the mean, a bar for its "
+        "95 % confidence interval.",
     ),
     "curves": (
         "Learning curves",
-        "Mean over seeds; the band is one standard deviation to either side.",
+        "Mean over seeds; the band is ± one standard deviation.",
     ),
 }
 
 
-def page(report: Report, figures: dict[str, Figure]) -> str:
-    """The page; `figures` by their names in `CAPTIONS`."""
+def render_page(report: Report, figures: dict[str, Figure]) -> str:
+    """Render the page.
+
+    Args:
+        report: the study and its statistics.
+        figures: by their names in `CAPTIONS`.
+    """
     study = report.study
     parts = [
         f"<h1>{escape(study.question)}</h1>",
         f'<p class="soft">{escape(tables.subtitle(report))}</p>',
-        verdicts(report),
-        "<h2>What was measured</h2>",
-        measured(report),
-        remarks(report),
-        drawings(report, figures),
-        others(report),
-        "<h2>How to read the numbers</h2>",
+        verdict_list(report),
+        "<h2>Results</h2>",
+        results_table(report),
+        remark_list(report),
+        figure_row(report, figures),
+        other_metrics(report),
+        "<h2>Statistics</h2>",
         f"<p>{escape(report.method)}</p>".replace(" %", "&nbsp;%"),
-        setting(report),
+        setup(report),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<link rel="icon" href="data:,">\n'  # else a browser asks the server for one
+        '<link rel="icon" href="data:,">\n'  # otherwise browsers request one from the server
         f"<title>{escape(study.name)}: {escape(study.question)}</title>\n"
         f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(filter(None, parts))
@@ -102,8 +107,13 @@ def page(report: Report, figures: dict[str, Figure]) -> str:
     )
 
 
-def grid(rows: list[list[str]], right: list[int]) -> str:
-    """A table that scrolls by itself where the screen is narrower."""
+def html_table(rows: list[list[str]], right: list[int]) -> str:
+    """Render a table that scrolls horizontally on narrow screens.
+
+    Args:
+        rows: the header and the rows below it.
+        right: columns that are flush right.
+    """
 
     def line(cells: list[str], tag: str) -> str:
         return "".join(
@@ -121,8 +131,8 @@ def grid(rows: list[list[str]], right: list[int]) -> str:
     )
 
 
-def verdicts(report: Report) -> str:
-    """Each expectation with its verdict in a word, and below it the difference that says so."""
+def verdict_list(report: Report) -> str:
+    """Render each expectation with its verdict and, below it, the difference."""
     if not report.findings:
         return ""
     places = tables.decimals(report)
@@ -143,26 +153,28 @@ def verdicts(report: Report) -> str:
     return '<ul class="verdicts">\n' + "\n".join(lines) + "\n</ul>"
 
 
-def measured(report: Report) -> str:
+def results_table(report: Report) -> str:
+    """Render the table of the cells."""
     head, *rows = tables.table(report)
-    place = head.index("difference")
+    column = head.index("difference")
     for row in rows:
-        row[place] = minus(row[place])
-    return grid([head, *rows], tables.to_the_right(report))
+        row[column] = minus(row[column])
+    return html_table([head, *rows], tables.right_aligned(report))
 
 
 def minus(numbers: str) -> str:
-    """A minus sign as wide as a plus."""
+    """Replace hyphens by minus signs, which are as wide as a plus."""
     return numbers.replace("-", "−")
 
 
-def remarks(report: Report) -> str:
+def remark_list(report: Report) -> str:
+    """Render the remarks."""
     lines = "\n".join(f"<li>{escape(line)}</li>" for line in report.remarks)
     return f'<ul class="remarks soft">\n{lines}\n</ul>' if lines else ""
 
 
-def drawings(report: Report, figures: dict[str, Figure]) -> str:
-    """The figures, side by side where there is room."""
+def figure_row(report: Report, figures: dict[str, Figure]) -> str:
+    """Render the figures, side by side if the screen is wide enough."""
     parts = []
     for name, figure in figures.items():
         title, caption = CAPTIONS[name]
@@ -174,40 +186,42 @@ def drawings(report: Report, figures: dict[str, Figure]) -> str:
     return '<div class="figures">\n' + "\n".join(parts) + "\n</div>" if parts else ""
 
 
-def others(report: Report) -> str:
-    """All that was logged besides, mean and standard deviation by cell."""
+def other_metrics(report: Report) -> str:
+    """Render mean and standard deviation of all other logged metrics, by cell."""
     study = report.study
     rows = []
     for metric in study.metrics():
         by_cell = [list(study.values(cell, metric).values()) for cell in study.cells]
         if metric != study.metric and any(by_cell):
-            rows.append([metric, *map(summary, by_cell)])
+            rows.append([metric, *map(mean_and_deviation, by_cell)])
     if not rows:
         return ""
     head = ["", *study.cells]
-    table = grid([head, *rows], list(range(1, len(head))))
-    return f"<details><summary>Everything else that was logged</summary>\n{table}\n</details>"
+    table = html_table([head, *rows], list(range(1, len(head))))
+    return f"<details><summary>All other logged metrics</summary>\n{table}\n</details>"
 
 
-def summary(values: list[float]) -> str:
+def mean_and_deviation(values: list[float]) -> str:
+    """Format "mean ± standard deviation"; a dash without values."""
     if not values:
         return tables.NONE
     mean = sum(values) / len(values)
-    deviation = spread(values)
+    deviation = standard_deviation(values)
     return f"{mean:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
 
 
 def fact(title: str, text: str) -> str:
+    """Render one entry of the setup; commands are one line each."""
     if title != "commands":
         return f"<dd>{escape(text)}</dd>"
     return "<dd>" + "".join(f"<code>{escape(line)}</code>" for line in text.splitlines()) + "</dd>"
 
 
-def setting(report: Report) -> str:
-    """Budget, machine, versions and notes."""
+def setup(report: Report) -> str:
+    """Render budget, hardware, versions and notes."""
     facts = report.study.facts.items()
     terms = "".join(f"<dt>{escape(title)}</dt>{fact(title, text)}\n" for title, text in facts)
     notes = "".join(f"<li>{escape(note)}</li>\n" for note in report.study.notes)
-    return (f"<h2>Setting</h2>\n<dl>\n{terms}</dl>\n" if terms else "") + (
+    return (f"<h2>Setup</h2>\n<dl>\n{terms}</dl>\n" if terms else "") + (
         f"<h2>Notes</h2>\n<ul>\n{notes}</ul>" if notes else ""
     )

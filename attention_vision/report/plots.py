@@ -1,11 +1,14 @@
-"""A report's figures: differences from the baseline seed by seed, and learning curves with bands.
+"""Figures of a report: differences from the baseline by seed, and learning curves with bands.
 
-Drawn narrow, so that a phone shows them with readable letters. Ink is black and paper transparent:
-`as_svg` hands both to the page, which knows whether its reader prefers them dark.
+The figures are narrow, so that text stays readable on a phone. Lines and text have one reserved
+color on a transparent background: `as_svg` replaces it by the text color of the page (light or
+dark).
 """
 
 import io
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,16 +16,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from attention_vision.report.summary import Report, Row
+from attention_vision.report.statistics import Difference
+from attention_vision.report.summary import CellSummary, Report
 
-# Okabe and Ito's colours, told apart by readers who do not see red and green as two.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-STYLES = ("-", "--", ":", "-.")  # for more cells than colours
-INK = "#010203"  # becomes currentColor in the page
+# Okabe and Ito's palette, which color-blind readers can distinguish.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+STYLES = ("-", "--", ":", "-.")  # for more cells than colors
+INK = "#010203"  # replaced by currentColor in the page
 WIDTH = 4.4  # inches
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {  # Matplotlib's stubs want a Literal of all its keys
     "svg.fonttype": "none",
-    "svg.hashsalt": "report",  # equal reports are equal files
+    "svg.hashsalt": "report",  # equal reports give equal files
     "font.size": 10,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -36,29 +40,35 @@ SETTINGS = {
 
 
 def draw(report: Report) -> dict[str, Figure]:
-    """The figures by name: `differences`, and `curves` where runs left any."""
-    drawn = {}
+    """Draw the figures: `differences` and, if the runs have learning curves, `curves`."""
+    figures = {}
     with rc_context(SETTINGS):
-        if any(row.difference is not None and row.difference.values for row in report.rows):
-            drawn["differences"] = differences(report)
+        if compared(report):
+            figures["differences"] = differences(report)
         if any(report.study.curves(cell, report.study.metric) for cell in report.study.cells):
-            drawn["curves"] = curves(report)
-    return drawn
+            figures["curves"] = learning_curves(report)
+    return figures
 
 
-def colour(report: Report, cell: str) -> str:
-    return COLOURS[report.study.cells.index(cell) % len(COLOURS)]
+def compared(report: Report) -> list[tuple[CellSummary, Difference]]:
+    """Cells that have a difference from the baseline, with that difference."""
+    pairs = ((row, row.difference) for row in report.rows)
+    return [(row, difference) for row, difference in pairs if difference and difference.values]
+
+
+def color(report: Report, cell: str) -> str:
+    return COLORS[report.study.cells.index(cell) % len(COLORS)]
 
 
 def differences(report: Report) -> Figure:
-    """One line per cell: a ring per seed, a dot for their mean, a bar for its interval."""
-    rows = [row for row in report.rows if row.difference is not None and row.difference.values]
+    """Draw one line per cell: a ring per seed, a dot for the mean, a bar for its interval."""
+    rows = compared(report)
     figure = Figure(figsize=(WIDTH, 0.75 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color=INK, linewidth=0.6)
-    for place, row in enumerate(rows):
-        one_difference(axes, place, row, colour(report, row.cell))
-    axes.set_yticks(range(len(rows)), [row.cell for row in rows])
+    for position, (row, difference) in enumerate(rows):
+        draw_difference(axes, position, difference, color(report, row.cell))
+    axes.set_yticks(range(len(rows)), [row.cell for row, _ in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -69,40 +79,46 @@ def differences(report: Report) -> Figure:
     return figure
 
 
-def one_difference(axes: Axes, place: int, row: Row, colour: str) -> None:
-    values = list(row.difference.values.values())
-    if row.difference.interval:
-        axes.plot(row.difference.interval, [place, place], color=colour, linewidth=2)
-    axes.plot(values, [place] * len(values), "o", markersize=5, mfc="none", mec=colour, mew=0.8)
-    axes.plot(row.difference.mean, place, "o", markersize=5, color=colour)
+def draw_difference(axes: Axes, position: int, difference: Difference, color: str) -> None:
+    """Draw values, mean and interval at one height of the axes."""
+    values, mean = list(difference.values.values()), [difference.mean or 0.0]
+    if difference.interval:
+        axes.plot(difference.interval, [position, position], color=color, linewidth=2)
+    axes.plot(values, [position] * len(values), "o", markersize=5, mfc="none", mec=color, mew=0.8)
+    axes.plot(mean, [position], "o", markersize=5, color=color)
 
 
-def curves(report: Report) -> Figure:
-    """The metric over steps: mean of the seeds, and one standard deviation to either side."""
+def learning_curves(report: Report) -> Figure:
+    """Draw the metric over steps: the mean over seeds with a band of ± one standard deviation."""
     study = report.study
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     axes = figure.subplots()
     for number, cell in enumerate(study.cells):
-        steps, values = common(study.curves(cell, study.metric))
+        steps, values = common_steps(study.curves(cell, study.metric))
         if not steps:
             continue
-        line = {"color": colour(report, cell), "linestyle": STYLES[number // len(COLOURS) % 4]}
-        middle = values.mean(0)
+        line: dict[str, Any] = {
+            "color": color(report, cell),
+            "linestyle": STYLES[number // len(COLORS) % 4],
+        }
+        mean = values.mean(0)
         mark = "o" if len(steps) == 1 else ""
-        axes.plot(steps, middle, linewidth=1.4, label=cell, marker=mark, markersize=4, **line)
+        axes.plot(steps, mean, linewidth=1.4, label=cell, marker=mark, markersize=4, **line)
         if len(values) > 1:
             half = values.std(0, ddof=1)
-            axes.fill_between(steps, middle - half, middle + half, alpha=0.18, lw=0, **line)
+            axes.fill_between(steps, mean - half, mean + half, alpha=0.18, lw=0, **line)
     axes.set_xlabel("step")
     axes.set_ylabel(study.metric)
     figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
-def common(curves: dict[int | None, list[tuple[int, float]]]) -> tuple[list[int], np.ndarray]:
-    """Steps that all seeds have, and the values there, (seeds, steps).
+def common_steps(
+    curves: Mapping[int | None, Sequence[tuple[int, float]]],
+) -> tuple[list[int], np.ndarray]:
+    """Steps that all seeds have logged, and the values at these steps, (seeds, steps).
 
-    Runs under way are shorter: they say nothing of later steps, so these are left out for all.
+    The curves of unfinished runs are shorter; later steps are left out for all seeds.
     """
     by_step = [dict(points) for points in curves.values()]
     steps = sorted(set.intersection(*map(set, by_step))) if by_step else []
@@ -110,7 +126,7 @@ def common(curves: dict[int | None, list[tuple[int, float]]]) -> tuple[list[int]
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as an <svg> element that takes its ink from the page around it."""
+    """Render a figure as an <svg> element in the text color of the surrounding page."""
     text = io.StringIO()
     with rc_context(SETTINGS):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})

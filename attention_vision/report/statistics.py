@@ -1,8 +1,8 @@
-"""What a handful of seeds can say: paired differences, their intervals, and verdicts on orderings.
+"""Paired differences over seeds, their confidence intervals, and verdicts on orderings.
 
-Cells of a study share their seeds, so a difference is taken within each seed: what a seed moves in
-both cells alike (start, order of the data) falls out of it. Numpy and scipy.special alone, so that
-a report starts at once.
+The cells of a study share their seeds, so a difference is computed within each seed: an effect of
+the seed that is common to both cells (initialization, data order) cancels. Only numpy and
+scipy.special are imported, so that a report starts at once.
 """
 
 import re
@@ -16,11 +16,11 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from attention_vision.errors import InputError
 
 LEVEL = 0.95
-BOOTSTRAP_FROM = 20  # seeds: below, resampling so few values gives intervals that are too short
+BOOTSTRAP_FROM = 20  # seeds; resampling fewer values gives intervals that are too short
 RESAMPLES = 10_000
 
 Verdict = Literal["supported", "contradicted", "undecided"]
-Values = Mapping[int | None, float]  # by seed; None where nothing is drawn at random
+Values = Mapping[int | None, float]  # by seed; None if nothing is random
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Difference:
     """One cell minus another, seed by seed.
 
     Args:
-        values: by seed, of the seeds that both cells have.
-        mean: of the values; None without a seed in common.
-        interval: of the mean, at `level`; None where the values show no spread to judge it by.
-        p: two-sided, of Student's t-test against zero; None likewise.
-        level: of the interval.
-        why: in words, why there is no interval; empty where there is one.
+        values: difference by seed, for the seeds that both cells have.
+        mean: mean of the values; None without a common seed.
+        interval: confidence interval of the mean at `level`; None if the values do not vary.
+        p: two-sided p-value of Student's t-test against zero; None without an interval.
+        level: confidence level of the interval.
+        why: the reason why there is no interval; empty if there is one.
     """
 
     values: dict[int | None, float]
@@ -46,7 +46,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Expectation:
-    """An ordering of two cells by their values, as `cbam > se` in a study file."""
+    """Expected ordering of two cells by their values, such as `cbam > se` in a study file."""
 
     first: str
     sign: str
@@ -54,14 +54,14 @@ class Expectation:
 
     @classmethod
     def parse(cls, line: str) -> "Expectation":
-        """Reads `CELL > CELL` or `CELL < CELL`; a cell's name may hold spaces.
+        """Parse `CELL > CELL` or `CELL < CELL`; the name of a cell may contain spaces.
 
         Raises:
-            InputError: the line is no such ordering.
+            InputError: the line is not such an ordering.
         """
         match = re.fullmatch(r"\s*([^<>]*[^<>\s])\s*([<>])\s*([^<>=\s][^<>]*?)\s*", str(line))
         if match is None:
-            raise InputError(f"expect: '{line}' is no ordering such as 'cbam > none'")
+            raise InputError(f"expect: '{line}' is not an ordering such as 'cbam > none'")
         return cls(*match.groups())
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the seeds say of an expectation."""
+    """Verdict on an expectation, with the difference it is based on and the reason."""
 
     expectation: Expectation
     difference: Difference
@@ -78,30 +78,32 @@ class Finding:
     reason: str
 
 
-def spread(values: Sequence[float]) -> float | None:
-    """The standard deviation of a sample; None of a single value."""
+def standard_deviation(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (n - 1 degrees of freedom); None for fewer than two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Of the mean of n >= 2 values, by Student's t with n - 1 degrees of freedom."""
-    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * spread(values) / len(values) ** 0.5
+    """Confidence interval of the mean of n >= 2 values, Student's t, n - 1 degrees of freedom."""
+    deviation = float(np.std(values, ddof=1))
+    half = float(stdtrit(len(values) - 1, (1 + level) / 2)) * deviation / len(values) ** 0.5
     mean = float(np.mean(values))
     return mean - half, mean + half
 
 
 def bca_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
-    """Of the mean, by the bias-corrected, accelerated bootstrap (Efron, 1987), from a fixed seed.
+    """Confidence interval of the mean by the BCa bootstrap (Efron, 1987), with a fixed seed.
 
-    It follows a skewed distribution, where Student's t assumes a symmetric one. Levels are widened
-    to those of Student's t (Hesterberg, arXiv 1411.5279, section 5.3), else 20 values cover 93 %.
+    It follows a skewed distribution, whereas Student's t assumes a symmetric one. The levels are
+    widened to those of Student's t (Hesterberg, arXiv 1411.5279, section 5.3); without that,
+    intervals from 20 values have a coverage of 93 %.
     """
-    values = np.asarray(values, float)
-    n, mean = len(values), values.mean()
+    sample = np.asarray(values, float)
+    n, mean = len(sample), sample.mean()
     draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
-    means = values[draws].mean(1)
+    means = sample[draws].mean(1)
     bias = ndtri(((means < mean).mean() + (means <= mean).mean()) / 2)
-    left_out = (values - mean) / (n - 1)  # their mean minus the jackknife's means
+    left_out = (sample - mean) / (n - 1)  # their mean minus the jackknife's means
     acceleration = (left_out**3).sum() / (6 * (left_out**2).sum() ** 1.5)
     z = bias + (n / (n - 1)) ** 0.5 * stdtrit(n - 1, [(1 - level) / 2, (1 + level) / 2])
     low, high = np.quantile(means, ndtr(bias + z / (1 - acceleration * z)))
@@ -109,14 +111,17 @@ def bca_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, 
 
 
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Of the mean: Student's t, from 20 values on the bootstrap; None where nothing varies."""
-    if len(values) < 2 or spread(values) <= 1e-12 * np.abs(values).max():
+    """Confidence interval of the mean; None if the values do not vary.
+
+    Student's t for fewer than `BOOTSTRAP_FROM` values, otherwise the BCa bootstrap.
+    """
+    if len(values) < 2 or np.std(values, ddof=1) <= 1e-12 * np.abs(values).max():
         return None
     return (t_interval if len(values) < BOOTSTRAP_FROM else bca_interval)(values, level)
 
 
 def paired_difference(first: Values, second: Values, level: float = LEVEL) -> Difference:
-    """`first` minus `second` over the seeds they share, and how well its mean is known.
+    """Difference `first` minus `second` over their common seeds, with interval and p-value.
 
     Numbers without a seed are exact: their interval is the difference itself.
     """
@@ -134,30 +139,34 @@ def paired_difference(first: Values, second: Values, level: float = LEVEL) -> Di
     if interval is None:
         why = "equal differences at all seeds: no spread to judge by"
         return Difference(by_seed, mean, None, None, level, why)
-    t = mean / (spread(values) / len(values) ** 0.5)
+    t = mean / (float(np.std(values, ddof=1)) / len(values) ** 0.5)
     p = 2 * float(stdtr(len(values) - 1, -abs(t)))
     return Difference(by_seed, mean, interval, p, level)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjusted p-values (Holm, 1979): the chance of any false alarm among all of them.
+    """P-values adjusted for multiple comparisons (Holm, 1979; family-wise error rate).
 
-    None stays None and counts as no comparison.
+    None stays None and is not counted as a comparison.
     """
-    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
-    for rank, (p, place) in enumerate(known):
+    for rank, (p, index) in enumerate(known):
         largest = max(largest, min(1.0, (len(known) - rank) * p))
-        adjusted[place] = largest
+        adjusted[index] = largest
     return adjusted
 
 
 def judge(expectations: Sequence[Expectation], cells: Mapping[str, Values]) -> list[Finding]:
-    """Verdicts, with a chance of at most 5 % that any is wrong where the cells do not differ.
+    """Verdicts on expectations, with a family-wise error rate of at most 5 %.
 
-    Each difference gets an interval at 1 - 5 % / number of expectations (Bonferroni). A verdict is
-    undecided where that spans zero, and where there is none.
+    Each difference has an interval at 1 - 5 % / number of expectations (Bonferroni). A verdict is
+    undecided if that interval spans zero or does not exist.
+
+    Args:
+        expectations: orderings of two cells each.
+        cells: values by seed, by name of the cell.
     """
     level = 1 - (1 - LEVEL) / max(1, len(expectations))
     findings = []
@@ -169,7 +178,7 @@ def judge(expectations: Sequence[Expectation], cells: Mapping[str, Values]) -> l
 
 
 def verdict(expectation: Expectation, difference: Difference) -> tuple[Verdict, str]:
-    """The verdict on one ordering and its reason."""
+    """Verdict on one ordering, and the reason for it."""
     if difference.interval is None:
         return "undecided", difference.why
     low, high = difference.interval

@@ -1,5 +1,6 @@
-"""A study in numbers: rows, verdicts, and remarks on what the table does not show."""
+"""Summary of a study: statistics per cell, verdicts, and remarks on missing numbers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from attention_vision.report.results import COSTS, MeasuredStudy, defined
@@ -12,21 +13,21 @@ from attention_vision.report.statistics import (
     holm,
     judge,
     paired_difference,
-    spread,
+    standard_deviation,
 )
 
 
 @dataclass(frozen=True)
-class Row:
-    """One cell of a study in numbers.
+class CellSummary:
+    """Statistics of one cell of a study.
 
     Args:
         values: the metric by seed.
-        mean: over seeds; None where the cell has no result yet.
-        std: between seeds; None of a single one.
-        difference: from the baseline; None in its own row.
-        p: of the difference, adjusted by Holm over all rows; None where there is none.
-        cost: by the names of `COSTS`, the mean over seeds.
+        mean: mean over seeds; None if the cell does not have a result yet.
+        std: standard deviation over seeds; None for a single seed.
+        difference: difference from the baseline; None for the baseline itself.
+        p: p-value of the difference, adjusted over all cells (Holm); None if there is none.
+        cost: mean over seeds, by the names of `COSTS`.
     """
 
     cell: str
@@ -40,20 +41,28 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """A study, a row per cell, a finding per expectation, and what a reader has to know besides."""
+    """Summary of a study.
+
+    Args:
+        study: the study with its results.
+        rows: one summary per cell, in the order of the study.
+        findings: one verdict per expectation.
+        remarks: sentences on missing numbers and intervals.
+    """
 
     study: MeasuredStudy
-    rows: list[Row]
+    rows: list[CellSummary]
     findings: list[Finding]
     remarks: list[str]
 
     @property
     def method(self) -> str:
-        """How the numbers came about, for a reader of the table."""
+        """Explanation of the statistics for readers of the table."""
         return EXACT if self.study.exact else METHOD
 
     @classmethod
     def of(cls, study: MeasuredStudy) -> "Report":
+        """Compute all statistics of a study."""
         values = {cell: study.values(cell) for cell in study.cells}
         base = values[study.baseline]
         differences = {
@@ -69,12 +78,13 @@ class Report:
             mean = sum(numbers) / len(numbers) if numbers else None
             cost = {name: study.cost(cell, name) for name in COSTS}
             difference, p = differences.get(cell), p_values.get(cell)
-            rows.append(Row(cell, values[cell], mean, spread(numbers), difference, p, cost))
+            std = standard_deviation(numbers)
+            rows.append(CellSummary(cell, values[cell], mean, std, difference, p, cost))
         return cls(study, rows, judge(study.expect, values), list(remarks(study, rows)))
 
 
-def remarks(study: MeasuredStudy, rows: list[Row]):
-    """One sentence for each thing that the table does not show."""
+def remarks(study: MeasuredStudy, rows: list[CellSummary]) -> Iterator[str]:
+    """Yield one sentence per missing result, missing number or missing interval."""
     for cell in study.cells:
         gone = {seed: line for (name, seed), line in study.waiting.items() if name == cell}
         if gone:
@@ -82,11 +92,10 @@ def remarks(study: MeasuredStudy, rows: list[Row]):
             errors = list(dict.fromkeys(filter(None, gone.values())))
             why = f": {'; '.join(errors)}" if errors else ""
             yield f"missing: {cell}, {'seeds' if len(gone) > 1 else 'seed'} {numbers}{why}"
-    for run in study.runs:
-        value = run.metrics.get(study.metric)
-        if not defined(value):
-            said = "does not log" if study.metric not in run.metrics else "has no finite"
-            yield f"left out: {run.cell}, seed {run.seed} {said} {study.metric}"
+    for result in study.results:
+        if not defined(result.metrics.get(study.metric)):
+            problem = "does not log" if study.metric not in result.metrics else "has no finite"
+            yield f"left out: {result.cell}, seed {result.seed} {problem} {study.metric}"
     for row in rows:
         if row.difference is not None and row.values:
             if row.difference.why:
@@ -99,13 +108,12 @@ def remarks(study: MeasuredStudy, rows: list[Row]):
                 )
 
 
-EXACT = "Exact numbers, that nothing random goes into: they are compared as they are."
-
-
+EXACT = "Exact numbers, which do not depend on a seed: they are compared as they are."
 METHOD = (
-    "Mean ± standard deviation over seeds. Differences are taken within each seed; their "
-    f"intervals are at {100 * LEVEL:g} % by Student's t (bootstrap BCa from {BOOTSTRAP_FROM} seeds "
-    "on), p is two-sided and adjusted over all comparisons (Holm). A verdict stands on an interval "
-    "at 1 - 5 % / number of expectations (Bonferroni), so that at most 5 % of studies without any "
-    "effect give one that is wrong; it is undecided where that interval spans zero."
+    "Mean ± standard deviation over seeds. Differences are computed within each seed; their "
+    f"confidence intervals are at {100 * LEVEL:g} % by Student's t (BCa bootstrap from "
+    f"{BOOTSTRAP_FROM} seeds on); p is two-sided and adjusted over all comparisons (Holm). A "
+    "verdict is based on an interval at 1 - 5 % / number of expectations (Bonferroni), so that at "
+    "most 5 % of studies without any effect get a wrong verdict; it is undecided if that interval "
+    "spans zero."
 )

@@ -1,4 +1,4 @@
-"""A report as text for a terminal, as CSV for a program, as Markdown and as LaTeX for a paper."""
+"""Tables of a report: plain text, CSV, Markdown and LaTeX."""
 
 import csv
 import io
@@ -10,7 +10,8 @@ from statistics import median_low
 
 from attention_vision.report.results import COSTS
 from attention_vision.report.statistics import Difference, Finding
-from attention_vision.report.summary import Report, Row
+from attention_vision.report.summary import CellSummary, Report
+from attention_vision.text_table import aligned
 
 TITLES = {
     "parameters": "parameters",
@@ -23,10 +24,10 @@ NONE = "–"
 
 
 def decimals(report: Report) -> int:
-    """So many that a typical spread between seeds shows two digits; 4 digits of single values."""
-    spreads = [row.std for row in report.rows if row.std]
-    if spreads:
-        return min(max(0, 1 - floor(log10(median_low(spreads)))), 8)
+    """Number of decimals: two digits of a typical standard deviation, or four of single values."""
+    deviations = [row.std for row in report.rows if row.std]
+    if deviations:
+        return min(max(0, 1 - floor(log10(median_low(deviations)))), 8)
     sizes = [abs(row.mean) for row in report.rows if row.mean]
     if all(size == int(size) for size in sizes):
         return 0
@@ -34,16 +35,19 @@ def decimals(report: Report) -> int:
 
 
 def number(value: float | None, places: int) -> str:
+    """Format a number with a fixed number of decimals; a dash for None."""
     return NONE if value is None else f"{value:,.{places}f}"
 
 
-def mean(row: Row, places: int) -> str:
+def mean(row: CellSummary, places: int) -> str:
+    """Format "mean ± standard deviation"."""
     if row.std is None:
         return number(row.mean, places)
     return f"{number(row.mean, places)} ± {row.std:,.{places}f}"
 
 
 def interval(difference: Difference, places: int) -> str:
+    """Format "[low, high]"; a single number for an exact one, empty without an interval."""
     if difference.interval is None:
         return ""
     low, high = (f"{end:+,.{places}f}" for end in difference.interval)
@@ -51,7 +55,7 @@ def interval(difference: Difference, places: int) -> str:
 
 
 def change(difference: Difference | None, places: int) -> str:
-    """Mean and interval of a difference; "baseline" where there is nothing to compare with."""
+    """Format mean and interval of a difference; "baseline" for None."""
     if difference is None:
         return "baseline"
     if difference.mean is None:
@@ -62,13 +66,14 @@ def change(difference: Difference | None, places: int) -> str:
 
 
 def p_value(p: float | None) -> str:
+    """Format a p-value with three decimals."""
     if p is None:
         return ""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def size(value: float | None, kind: str) -> str:
-    """A cost with the digits and the unit that a reader compares by."""
+    """Format a cost with its unit, rounded for comparison."""
     if value is None:
         return NONE
     if kind == "peak_memory":
@@ -81,28 +86,29 @@ def size(value: float | None, kind: str) -> str:
 
 
 def costs(report: Report) -> list[str]:
-    """The costs that any cell knows."""
+    """Names of the costs that are known for at least one cell."""
     return [name for name in COSTS if any(row.cost[name] is not None for row in report.rows)]
 
 
 def outcome(finding: Finding) -> str:
-    """The verdict; why, where it is open."""
+    """Format a verdict, with its reason if undecided."""
     return finding.verdict + (f": {finding.reason}" if finding.verdict == "undecided" else "")
 
 
 def subtitle(report: Report) -> str:
+    """One line with metric, cells, seeds and baseline."""
     study = report.study
     better = "higher" if study.higher_is_better else "lower"
     seeds = [str(seed) for seed in study.seeds if seed is not None]
-    drawn = f"seeds {', '.join(seeds)}" if seeds else "exact numbers"
+    numbers = f"seeds {', '.join(seeds)}" if seeds else "exact numbers"
     return (
-        f"{study.metric} ({better} is better), {len(study.cells)} cells, {drawn}, "
+        f"{study.metric} ({better} is better), {len(study.cells)} cells, {numbers}, "
         f"baseline: {study.baseline}"
     )
 
 
 def table(report: Report) -> list[list[str]]:
-    """Header and one row per cell."""
+    """Table of the cells: a header and one row per cell."""
     places, known = decimals(report), costs(report)
     header = ["cell", "n", report.study.metric, "difference", "p (Holm)"]
     rows = [[*header, *(TITLES[name] for name in known)]]
@@ -111,19 +117,19 @@ def table(report: Report) -> list[list[str]]:
         compared = [change(row.difference, places), p_value(row.p)]
         spent = [size(row.cost[name], name) for name in known]
         rows.append([row.cell, *numbers, *compared, *spent])
-    if report.study.exact:  # without seeds to count or chances to compute
+    if report.study.exact:  # neither numbers of seeds nor p-values
         rows = [[*row[:1], *row[2:4], *row[5:]] for row in rows]
     return rows
 
 
-def to_the_right(report: Report) -> list[int]:
-    """Columns of `table` whose numbers stand flush with their right edge."""
+def right_aligned(report: Report) -> list[int]:
+    """Columns of `table` that are flush right."""
     columns = len(table(report)[0])
     return list(range(3, columns)) if report.study.exact else [1, *range(4, columns)]
 
 
 def verdicts(report: Report) -> list[list[str]]:
-    """Header and one row per expectation; none where nothing was expected."""
+    """Table of the verdicts: a header and one row per expectation; empty without expectations."""
     if not report.findings:
         return []
     places = decimals(report)
@@ -136,22 +142,9 @@ def verdicts(report: Report) -> list[list[str]]:
     return rows
 
 
-def aligned(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Columns of plain text, those of the numbers in `right` flush with their right edge."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = (
-            f"{cell:>{width}}" if column in right else f"{cell:<{width}}"
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("   ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def text(report: Report) -> str:
-    """What the command prints."""
-    rows = aligned(table(report), to_the_right(report))
+    """Format the report as plain text, as the command prints it."""
+    rows = aligned(table(report), right_aligned(report))
     parts = [f"{report.study.question}\n{subtitle(report)}", rows]
     if report.findings:
         parts.append(aligned(verdicts(report)))
@@ -161,12 +154,15 @@ def text(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def records(report: Report) -> list[list[str | float | None]]:
-    """Header and one row per cell, numbers with all digits; an interval's ends are two columns."""
+Record = list[str | float | None]
+
+
+def records(report: Report) -> list[Record]:
+    """Table of the cells with unrounded numbers; the ends of an interval are two columns."""
     compared = ["difference", "low", "high", "pairs", "p_holm"]
-    rows = [["cell", "metric", "n", "mean", "std", *compared, *COSTS]]
+    rows: list[Record] = [["cell", "metric", "n", "mean", "std", *compared, *COSTS]]
     for row in report.rows:
-        numbers = [row.cell, report.study.metric, len(row.values), row.mean, row.std]
+        numbers: Record = [row.cell, report.study.metric, len(row.values), row.mean, row.std]
         if row.difference is None:
             numbers += [None] * 5
         else:
@@ -177,23 +173,28 @@ def records(report: Report) -> list[list[str | float | None]]:
 
 
 def comma_separated(report: Report) -> str:
+    """Format `records` as CSV."""
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows(records(report))
     return lines.getvalue()
 
 
 def markdown_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """GitHub's tables; a bar inside a cell is escaped."""
+    """Format a GitHub Markdown table; bars inside cells are escaped.
+
+    Columns are not padded: the cells of the ledger are whole sentences.
+    """
     rule = ["---:" if column in right else "---" for column in range(len(rows[0]))]
     head, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
 
 def markdown(report: Report) -> str:
+    """Format the report as Markdown."""
     parts = [
         f"## {report.study.question}",
         subtitle(report) + ".",
-        markdown_table(table(report), to_the_right(report)),
+        markdown_table(table(report), right_aligned(report)),
     ]
     if report.findings:
         parts.append(markdown_table(verdicts(report)))
@@ -201,7 +202,7 @@ def markdown(report: Report) -> str:
     return "\n\n".join([*parts, report.method]) + "\n"
 
 
-LATEX = {
+LATEX = {  # tabulate's own escapes do not cover ±, dashes and signs
     **{char: f"\\{char}" for char in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -215,12 +216,13 @@ LATEX = {
 
 
 def escaped(text: str) -> str:
+    """Escape text for LaTeX."""
     text = re.sub(r"(?<!\S)(\[?)-(?=\d)", r"\1−", text)  # the sign of a number
     return "".join(LATEX.get(char, char) for char in text)
 
 
 def latex(report: Report) -> str:
-    """A table for a paper that loads booktabs; verdicts and remarks as comments below it."""
+    """Format a LaTeX table (booktabs); verdicts and remarks are comments below it."""
     head, *rows = table(report)
     columns = "l" + "r" * (len(head) - 1)
     lines = [

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 
 from attention_vision import __version__
 from attention_vision.attention import attention_backend
-from attention_vision.claims.check import Reproduction
+from attention_vision.claims.check import ClaimCheck
 from attention_vision.claims.claim import Claim
 from attention_vision.config.build import add_nodes, instantiate
 from attention_vision.config.parser import (
@@ -348,7 +348,7 @@ def make_trainer(
             parsed.config.checkpoint_every_n_steps,
         )
     if objects.claim and not options.fast_dev_run:
-        options.callbacks.append(Reproduction(objects.claim, run.folder))
+        options.callbacks.append(ClaimCheck(objects.claim, run.folder))
     if not fits:
         options.enable_checkpointing = False
         options.callbacks = [one for one in options.callbacks if not isinstance(one, Checkpoint)]

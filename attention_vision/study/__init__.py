@@ -1,5 +1,5 @@
-"""Studies: a question as a file, its runs in parallel.
+"""Studies: ablations over cells and seeds, defined in a file and run in parallel.
 
-`definition` reads and expands a study file; `runner` runs what is not finished, each run in a
-process that `worker` describes.
+`definition` reads and expands a study file; `runner` starts the unfinished runs, each in its own
+process, see `worker`.
 """

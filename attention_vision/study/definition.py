@@ -1,4 +1,4 @@
-"""A study file and what it expands to: one complete config per cell. Imports nothing heavy."""
+"""Study files, and their expansion to one complete config per cell; imports nothing heavy."""
 
 import copy
 import hashlib
@@ -16,15 +16,10 @@ from attention_vision.report.statistics import Expectation
 from attention_vision.yaml_json import Config, mapping, read_yaml
 
 BUDGETS = ("epochs", "steps", "flops", "seconds")
-
-
 KEYS = ("question", "metric", "higher_is_better", "baseline", "expect", "seeds", "budget")
-
-
-NAME = re.compile(r"[\w.+][\w.+-]*", re.ASCII)  # what is also the name of a folder
-
-
+NAME = re.compile(r"[\w.+][\w.+-]*", re.ASCII)  # valid as a folder name, too
 METRIC = re.compile(r"(val|test)/\S+")
+CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}  # of a class and its arguments
 
 
 @dataclass(frozen=True)
@@ -32,10 +27,10 @@ class Cell:
     """One variant of a study.
 
     Args:
-        values: what it takes on each axis.
-        paths: the keys of the config at which it differs from its base.
-        config: complete but for the seed, and for the steps of a budget in FLOPs.
-        sha256: of the config and the budget: what a result belongs to.
+        values: name of its value on each axis.
+        paths: full paths of the config at which it differs from its base.
+        config: complete except for the seed, and for the steps of a budget in FLOPs.
+        sha256: hash of config and budget, which identifies the results of the cell.
     """
 
     values: dict[str, str]
@@ -46,15 +41,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says, expanded.
+    """An expanded study file.
 
     Args:
         name: stem of the file.
-        file: as it was given.
+        file: the path as given.
         task: classification, detection or generation.
         budget: at most one of `BUDGETS` with its number, see `with_budget`.
         axes: names of the values by name of the axis, in the order of the file.
-        cells: by name.
+        cells: all cells by name.
     """
 
     name: str
@@ -71,7 +66,7 @@ class Study:
     cells: dict[str, Cell]
 
     def describe(self) -> dict[str, Any]:
-        """As study.json holds it."""
+        """Return the content of study.json."""
         return {
             "name": self.name,
             "question": self.question,
@@ -92,25 +87,26 @@ class Study:
 
 
 def read_definition(file: str | Path) -> Study:
-    """Reads and expands a study file; that each config parses is for `inspection.inspect` to say.
+    """Read and expand a study file; `preflight.run_preflight` checks that the configs parse.
 
-    A value of an axis is {path: node}. The node replaces what stands at the path: merged into it,
-    it would keep arguments of the class that stood there.
+    A value of an axis is {path: node}. The node replaces the old value at the path: a merge would
+    keep arguments of the class that was there before. A path may be short, as flags are, or
+    written in full: `model.network.attention` or `model.network.init_args.attention`.
 
     Raises:
-        InputError: the file or a base is missing or no YAML, a key is unknown or missing, an axis
-            has no values, two cells have one name, one axis replaces what another one set, or the
-            baseline, an expectation, a seed or the budget makes no sense.
+        InputError: the file or a base is missing or not YAML, a key is unknown or missing, an axis
+            does not have values, two cells have the same name, an axis replaces what another one
+            set, or the baseline, an expectation, a seed or the budget is invalid.
     """
     file = Path(file)
     content = read_yaml(file)
     for key in content:
         if key not in ("study", "base", "axes"):
-            raise InputError(f"{file}: there is no key {key}; known: study, base, axes")
+            raise InputError(f"{file}: unknown key {key}; known: study, base, axes")
     study = mapping(content.get("study"), file, "study")
     for key in study:
         if key not in KEYS:
-            raise InputError(f"{file}: there is no key study.{key}; known: {', '.join(KEYS)}")
+            raise InputError(f"{file}: unknown key study.{key}; known: {', '.join(KEYS)}")
     if missing := [key for key in ("question", "metric", "baseline", "seeds") if key not in study]:
         raise InputError(f"{file}: missing: study.{', study.'.join(missing)}")
 
@@ -118,20 +114,24 @@ def read_definition(file: str | Path) -> Study:
     axes = read_axes(file, content.get("axes") or {})
     budget = read_budget(file, study.get("budget"))
     tasks = {config.get("task") for config in bases.values()}
-    if len(tasks) > 1 or None in tasks:
-        raise InputError(f"{file}: base: all of them must name one task, found {tasks}")
+    task = tasks.pop()
+    if tasks or task is None:
+        found = ", ".join(map(str, [task, *tasks]))
+        raise InputError(f"{file}: base: all of them must name one task, found {found}")
     cells = expand(file, bases, axes, budget)
 
     metric = str(study["metric"])
     if not METRIC.fullmatch(metric):
-        raise InputError(f"{file}: study.metric '{metric}' is no logged key such as val/top1")
-    for name in (study["baseline"], *named(file, study.get("expect") or [])):
+        raise InputError(f"{file}: study.metric '{metric}' is not a logged key such as val/top1")
+    for name in (study["baseline"], *expected_cells(file, study.get("expect") or [])):
         if name not in cells:
-            raise InputError(f"{file}: study names '{name}', which is no cell: {', '.join(cells)}")
+            raise InputError(
+                f"{file}: study names '{name}', which is not a cell: {', '.join(cells)}"
+            )
     return Study(
         name=file.stem,
         file=file,
-        task=tasks.pop(),
+        task=str(task),
         question=str(study["question"]),
         metric=metric,
         higher_is_better=bool(study.get("higher_is_better", True)),
@@ -148,21 +148,22 @@ def read_definition(file: str | Path) -> Study:
 def expand(
     file: Path, bases: dict[str, Config], axes: dict[str, dict], budget: dict[str, float]
 ) -> dict[str, Cell]:
-    """The product of bases and axes, by name: the values' names joined by "-"."""
+    """Build the product of bases and axes; a cell's name joins the names of its values by "-"."""
     cells: dict[str, Cell] = {}
     options = [[(axis, *value) for value in values.items()] for axis, values in axes.items()]
-    for (base, config), *chosen in itertools.product(bases.items(), *options):
+    for base, chosen in itertools.product(bases, itertools.product(*options)):
         values = ({"base": base} if len(bases) > 1 else {}) | {axis: v for axis, v, _ in chosen}
         name = "-".join(values.values()) or base
         if name in cells:
             raise InputError(f"{file}: two cells are named {name}: rename a value of an axis")
-        config, paths = copy.deepcopy(config), []
+        config, paths = copy.deepcopy(bases[base]), []
         for axis, value, nodes in chosen:
-            for path, node in nodes.items():
+            for written, node in nodes.items():
+                path = full_path(config, written)
                 if lost := next((p for p in paths if f"{p}.".startswith(f"{path}.")), None):
                     raise InputError(
-                        f"{file}: axes.{axis}.{value}: {path} replaces what was set at {lost}:"
-                        " put this axis first"
+                        f"{file}: axes.{axis}.{value}: {path} replaces the value that was set at"
+                        f" {lost}: move this axis to the front"
                     )
                 try:
                     replace(config, path, node)
@@ -174,35 +175,51 @@ def expand(
     return cells
 
 
-def replace(config: Config, path: str, node: Any) -> None:
-    """Puts a node in the place of what stands at a dotted path, in place.
+def full_path(config: Config, path: str) -> str:
+    """Expand a short dotted path by the `init_args` that it leaves out.
 
-    Raises InputError where something on the way is no mapping.
+    `model.network.attention` becomes `model.network.init_args.attention` where the network of the
+    config is a class with arguments. A path in full is returned unchanged.
     """
+    keys, here = [], config
+    for key in path.split("."):
+        if isinstance(here, dict) and here.keys() & CLASS_KEYS and key not in {*here, *CLASS_KEYS}:
+            keys.append("init_args")
+            here = here.get("init_args")
+        keys.append(key)
+        here = here.get(key) if isinstance(here, dict) else None
+    return ".".join(keys)
+
+
+def replace(config: Config, path: str, node: Any) -> None:
+    """Replace the value at a dotted path, short or in full, in place.
+
+    Raises:
+        InputError: a value on the way is not a mapping.
+    """
+    path = full_path(config, path)
     *parents, last = path.split(".")
     for depth, key in enumerate(parents, start=1):
         config = config.setdefault(key, {})
         if not isinstance(config, dict):
             raise InputError(
-                f"{path}: {'.'.join(parents[:depth])} is {config!r} in the base, which holds no"
-                " keys: write it there as class_path and init_args"
+                f"{path}: {'.'.join(parents[:depth])} is {config!r} in the base, which"
+                " does not have keys: write it there as class_path and init_args"
             )
     config[last] = copy.deepcopy(node)
 
 
 def with_budget(config: Config, budget: dict[str, float]) -> Config:
-    """The config whose training gets as much as the budget says, in place of the base's own end.
+    """Return the config with the budget in place of the base's own length of training.
 
-    epochs: of the training data. `WarmupCosine` ends with them.
-
-    steps: of the optimiser, `WarmupCosine` likewise.
-
-    flops: of the whole training, as 3 forward passes of 2 operations per multiply-add for each
-    image. `inspection.inspect` counts a cell's multiply-adds, and gives it `flops_to_steps`.
-
-    seconds: of wall clock over all attempts (`trainer.max_time`). The base's max_epochs stays, and
-    with it the length of `WarmupCosine`: training stops wherever the time is up, in the middle of
-    the cosine where the machine is slow. No two runs are equal under this budget.
+    * epochs: passes over the training data; `WarmupCosine` has the same length.
+    * steps: optimizer steps; `WarmupCosine` has the same length.
+    * flops: floating-point operations of the whole training, as 3 forward passes of 2 operations
+      per multiply-add for each image. `preflight.run_preflight` counts the multiply-adds of a cell
+      and converts the budget by `flops_to_steps`.
+    * seconds: wall-clock time over all attempts (`trainer.max_time`). The base's max_epochs stays,
+      and with it the length of `WarmupCosine`: training stops when the time is up, on a slow
+      machine in the middle of the cosine. Runs are not reproducible under this budget.
     """
     config = copy.deepcopy(config)
     trainer = config.setdefault("trainer", {})
@@ -218,23 +235,24 @@ def with_budget(config: Config, budget: dict[str, float]) -> Config:
 
 
 def flops_to_steps(flops: float, macs: int, images: int) -> int:
-    """Optimiser steps that a number of FLOPs pays for, at least one.
+    """Convert a budget in FLOPs to optimizer steps, at least one.
 
     Args:
-        flops: of the whole training.
+        flops: budget of the whole training.
         macs: multiply-adds of a forward pass per image.
-        images: of one step.
+        images: images per step.
     """
     return max(1, round(flops / (2 * 3 * macs * images)))
 
 
 def sha256(config: Config, budget: dict[str, float]) -> str:
+    """Hash of a config and its budget; results of existing studies depend on it."""
     text = json.dumps({"config": config, "budget": budget}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def merge(config: Config, more: Config) -> Config:
-    """`more` over `config`, mapping by mapping, as a second -c does; lists are replaced."""
+    """Merge `more` into a copy of `config`, as a second -c does; lists are replaced."""
     merged = dict(config)
     for key, value in more.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -243,48 +261,54 @@ def merge(config: Config, more: Config) -> Config:
 
 
 def read_bases(file: Path, base: Any) -> dict[str, Config]:
-    """The configs of one or several experiment files, whose paths start from the study file."""
+    """Read one or several experiment files; their paths are relative to the study file."""
     if base is None:
         raise InputError(f"{file}: missing: base, an experiment file")
     named = base if isinstance(base, dict) else {Path(str(base)).stem: base}
     if not named:
-        raise InputError(f"{file}: base has no values")
+        raise InputError(f"{file}: base is empty: name an experiment file")
     configs = {}
     for name, path in named.items():
         config = read_yaml(file.parent / str(path))
         for key in ("seed_everything", "run", "ckpt_path"):
-            config.pop(key, None)  # of one run, not of the experiment
+            config.pop(key, None)  # these belong to one run, not to the experiment
         configs[value_name(name, f"{file}: base")] = config
     return configs
 
 
 def read_axes(file: Path, axes: Any) -> dict[str, dict[str, dict[str, Any]]]:
-    """{axis: {value: {path: node}}}."""
+    """Read the axes, as {axis: {value: {path: node}}}."""
     read: dict[str, dict] = {}
     for axis, values in mapping(axes, file, "axes").items():
         where = f"{file}: axes.{axis}"
         if not isinstance(values, dict) or not values:
-            raise InputError(f"{where} has no values: give it {{name: {{path: node}}}}")
+            raise InputError(f"{where} has no values: write it as {{name: {{path: node}}}}")
         read[str(axis)] = {}
         for value, nodes in values.items():
             nodes = mapping({} if nodes is None else nodes, file, f"axes.{axis}.{value}")
             for path in nodes:
                 if path == "seed_everything":
-                    raise InputError(f"{where}.{value}: seeds are given by study.seeds")
+                    raise InputError(f"{where}.{value}: seeds belong in study.seeds")
             read[str(axis)][value_name(value, where)] = nodes
     return read
 
 
 def value_name(name: Any, where: str) -> str:
+    """Return the name of a value of an axis.
+
+    Raises:
+        InputError: it is not a valid folder name.
+    """
     if isinstance(name, bool) or not NAME.fullmatch(str(name)):
         raise InputError(
-            f"{where}: '{name}' is no name of a folder: take letters, digits and _ . + -, and quote"
-            " words such as 'on' and 'no'"
+            f"{where}: '{name}' is not a valid folder name: use letters, digits and _ . + -, and"
+            " quote words such as 'on' and 'no'"
         )
     return str(name)
 
 
 def read_budget(file: Path, budget: Any) -> dict[str, float]:
+    """Read the budget: empty, or one of `BUDGETS` with its number."""
     if budget is None:
         return {}
     budget = mapping(budget, file, "study.budget")
@@ -297,27 +321,28 @@ def read_budget(file: Path, budget: Any) -> dict[str, float]:
     try:
         number = int(number) if key in ("epochs", "steps") else float(number)
     except (TypeError, ValueError):
-        raise InputError(f"{file}: study.budget.{key}: '{number}' is no number") from None
+        raise InputError(f"{file}: study.budget.{key}: '{number}' is not a number") from None
     if not 0 < number < float("inf"):
         raise InputError(f"{file}: study.budget.{key}: {number} is not positive")
     return {key: number}
 
 
 def read_seeds(seeds: Any, where: str) -> tuple[int, ...]:
+    """Read the seeds: distinct integers from 0 on."""
     if not isinstance(seeds, list) or not seeds:
-        raise InputError(f"{where}: give a list of whole numbers")
+        raise InputError(f"{where}: expected a list of integers")
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError(f"{where}: '{seed}' is no whole number from 0 on")
+            raise InputError(f"{where}: '{seed}' is not an integer from 0 on")
         if seeds.count(seed) > 1:
-            raise InputError(f"{where}: {seed} is there twice")
+            raise InputError(f"{where}: duplicate seed {seed}")
     return tuple(seeds)
 
 
-def named(file: Path, expect: Any) -> Iterator[str]:
-    """The cells that expectations name."""
+def expected_cells(file: Path, expect: Any) -> Iterator[str]:
+    """Yield the names of the cells in the expectations."""
     if not isinstance(expect, list):
-        raise InputError(f"{file}: study.expect: give a list such as [cbam > none]")
+        raise InputError(f"{file}: study.expect: expected a list such as [cbam > none]")
     for line in expect:
         try:
             expectation = Expectation.parse(line)

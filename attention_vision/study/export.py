@@ -1,4 +1,4 @@
-"""A study in other forms: one results file to commit, and a sweep for agents of W&B."""
+"""Export of a study: a results file to commit, or a W&B sweep."""
 
 from datetime import datetime
 from pathlib import Path
@@ -14,31 +14,33 @@ PROFILE = "experiments/profiles/wandb.yaml"
 ABOUT = ("question", "task", "metric", "higher_is_better", "baseline", "expect")
 
 
-def results(folder: Path, file: Path) -> None:
-    """Writes the finished runs of a folder in the format of experiments/results/README.md.
+def export_results(folder: Path, file: Path) -> None:
+    """Write the finished runs of a folder in the format of experiments/results/README.md.
 
     Raises:
-        InputError: the folder holds no study, no run has finished, a result is damaged, or the
-            file is there already: results are kept.
+        InputError: the folder does not contain a study, no run has finished, a result is damaged,
+            or the file exists.
     """
     if file.exists():
-        raise InputError(f"{file} is there already: give a new file, results are kept")
+        raise InputError(f"{file} exists: give a new file, results are not overwritten")
     if not (folder / "study.json").is_file():
-        raise InputError(f"{folder} holds no study: give the folder that `study run` wrote")
+        raise InputError(f"{folder} is not a study folder: give one that `study run` wrote")
     plan = read_json(folder / "study.json")
     finished = [
-        read_json(place)
+        read_json(result)
         for cell in plan["cells"]
         for seed in plan["seeds"]
-        if (place := folder / "cells" / cell / f"seed{seed}" / "result.json").is_file()
+        if (result := folder / "cells" / cell / f"seed{seed}" / "result.json").is_file()
     ]
     if not finished:
         raise InputError(f"{folder}: no run has finished yet")
-    write_atomically(file, to_json(portable(plan, folder, finished)))
+    write_atomically(file, to_json(results_content(plan, folder, finished)))
 
 
-def portable(plan: dict[str, Any], folder: Path, finished: list[dict[str, Any]]) -> dict[str, Any]:
-    """The results file's content; what is not known is left out."""
+def results_content(
+    plan: dict[str, Any], folder: Path, finished: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the content of the results file; unknown facts are left out."""
     first = finished[0]
     config = yaml.safe_load(
         (folder / "cells" / first["cell"] / f"seed{first['seed']}" / "cell.yaml").read_text()
@@ -67,12 +69,12 @@ def portable(plan: dict[str, Any], folder: Path, finished: list[dict[str, Any]])
 
 
 def wandb_sweep(file: Path) -> str:
-    """A grid over cells and seeds, as YAML: each agent's job runs one run of the study.
+    """Return a W&B grid sweep over cells and seeds as YAML; each job is one run of the study.
 
-    Agents that share the study's folder leave a whole study; others are merged by copying.
+    Agents that share the study folder complete it together; separate folders are merged by copying.
 
     Raises:
-        InputError: the file is no study.
+        InputError: the file is not a study.
     """
     study = read_definition(file)
     sweep = {
@@ -83,7 +85,7 @@ def wandb_sweep(file: Path) -> str:
             "name": study.metric,
             "goal": "maximize" if study.higher_is_better else "minimize",
         },
-        # Named after the options of `study run`, to which the agent turns them.
+        # Named as the options of `study run`: the agent passes them as flags.
         "parameters": {
             "seeds": {"values": list(study.seeds)},
             "only": {"values": list(study.cells)},

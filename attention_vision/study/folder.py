@@ -1,7 +1,7 @@
-"""The folder of a study: what lies where, and how it is written so that no kill leaves a half.
+"""Layout of a study folder, with atomic writes.
 
-study.json  cells/CELL/seedS/{cell.yaml,result.json,error.txt,log.txt,progress.json} beside what
-`attention-vision TASK fit` leaves in a run folder
+study.json, and cells/CELL/seedS/{cell.yaml,result.json,error.txt,log.txt,progress.json} in addition
+to the files that `attention-vision TASK fit` writes into a run folder.
 """
 
 import json
@@ -17,12 +17,16 @@ from attention_vision.yaml_json import read_json, to_json, write_atomically
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of a study with one seed, and what a worker has to know of the study.
+    """One run of a study: a cell with a seed, and the facts that a worker needs.
 
     Args:
-        metric: the study's.
-        sha256: of the cell, see `definition.Cell`.
-        folder: of the run.
+        study: name of the study.
+        task: classification, detection or generation.
+        metric: logged key that the study compares.
+        cell: name of the cell.
+        seed: seed of the run.
+        sha256: hash of the cell, see `definition.Cell`.
+        folder: folder of the run.
     """
 
     study: str
@@ -47,7 +51,7 @@ class Run:
 
     @property
     def progress(self) -> Path:
-        """{"seconds": of all attempts so far, "share": of the training that is done}."""
+        """File of {"seconds": spent in all attempts, "share": finished fraction of the run}."""
         return self.folder / "progress.json"
 
     def __str__(self) -> str:
@@ -57,19 +61,19 @@ class Run:
 def runs_of(
     study: Study, folder: Path, seeds: Iterable[int], cells: Iterable[str]
 ) -> Iterator[Run]:
-    """Seed by seed, so that a study that is cut short has its cells in pairs."""
+    """Yield the runs seed by seed, so that an interrupted study has paired results."""
     for seed in seeds:
         for name in cells:
-            place = folder / "cells" / name / f"seed{seed}"
+            run = folder / "cells" / name / f"seed{seed}"
             sha256 = study.cells[name].sha256
-            yield Run(study.name, study.task, study.metric, name, seed, sha256, place)
+            yield Run(study.name, study.task, study.metric, name, seed, sha256, run)
 
 
 def read_result(run: Run) -> dict[str, Any] | None:
-    """What result.json holds; None before the run has finished.
+    """Read result.json; None before the run has finished.
 
     Raises:
-        InputError: the file is damaged, or of another configuration.
+        InputError: the file is damaged, or belongs to another configuration.
     """
     if not run.result.is_file():
         return None
@@ -78,18 +82,18 @@ def read_result(run: Run) -> dict[str, Any] | None:
         metrics, sha256 = result["metrics"], result["config_sha256"]
     except (InputError, KeyError) as error:
         raise InputError(
-            f"{run.result} is cut short or damaged: delete it, and {run} is run to its end again"
+            f"{run.result} is truncated or damaged: delete it, then {run} is run again"
         ) from error
     if sha256 != run.sha256 or not isinstance(metrics, dict):
         raise InputError(
-            f"{run.result} is of another configuration of cell {run.cell} than the study file"
+            f"{run.result} belongs to another configuration of cell {run.cell} than the study file"
             " describes: give another --folder, or delete it"
         )
     return result
 
 
 def read_progress(run: Run) -> dict[str, float]:
-    """Zeros before the first attempt."""
+    """Read progress.json; zeros before the first attempt."""
     try:
         return json.loads(run.progress.read_text())
     except (OSError, json.JSONDecodeError):
@@ -97,53 +101,56 @@ def read_progress(run: Run) -> dict[str, float]:
 
 
 def last_error(run: Run) -> str:
-    """The last line of error.txt; empty where there is none."""
+    """Return the last line of error.txt; empty without an error."""
     lines = run.error.read_text().split("\n") if run.error.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def write_study(study: Study, folder: Path, seeds: Iterable[int], facts: dict[str, Any]) -> None:
-    """Writes study.json; seeds of earlier calls stay in it.
+    """Write study.json; seeds of earlier calls are kept.
 
     Args:
-        facts: versions, hardware and commit, kept from the first call.
+        study: the expanded study file.
+        folder: folder of the study.
+        seeds: seeds of this call.
+        facts: versions, hardware and commit; those of the first call are kept.
     """
     earlier = read_json(folder / "study.json") if (folder / "study.json").is_file() else {}
-    described = study.describe()
-    described["seeds"] = sorted({*study.seeds, *seeds, *earlier.get("seeds", [])})
+    content = study.describe()
+    content["seeds"] = sorted({*study.seeds, *seeds, *earlier.get("seeds", [])})
     facts |= {key: earlier[key] for key in facts if key in earlier}
-    write_atomically(folder / "study.json", to_json(described | facts))
+    write_atomically(folder / "study.json", to_json(content | facts))
 
 
 def check_same_study(study: Study, folder: Path) -> None:
-    """That the folder is new, or holds an earlier or smaller state of this study.
+    """Check that the folder is new, or contains an earlier state of this study.
 
-    Seeds, cells, expectations and the question may be added or changed, and so may the config of a
-    cell that has no checkpoint yet; the configs of others may not.
+    Seeds, cells, expectations and the question may be added or changed, as may the config of a
+    cell without a checkpoint or result; other configs must be the same.
 
     Raises:
-        InputError: the folder is of another study; says in what it differs.
+        InputError: the folder belongs to another study; the message names the difference.
     """
     file = folder / "study.json"
     if not file.is_file():
         if folder.is_dir() and any(path.name != "cells" for path in folder.iterdir()):
-            raise InputError(f"{folder} holds something else than a study: give another --folder")
+            raise InputError(f"{folder} is not a study folder: give another --folder")
         return
-    there, here = read_json(file), study.describe()
+    old, new = read_json(file), study.describe()
     difference = ""
-    if there.get("name") != study.name:
-        difference = f"it is of study {there.get('name')}, not {study.name}"
-    elif there.get("budget") != here["budget"]:
-        difference = f"its budget is {there.get('budget')}, not {here['budget']}"
+    if old.get("name") != study.name:
+        difference = f"it belongs to study {old.get('name')}, not {study.name}"
+    elif old.get("budget") != new["budget"]:
+        difference = f"its budget is {old.get('budget')}, not {new['budget']}"
     else:
-        for name, cell in there.get("cells", {}).items():
-            place = folder / "cells" / name
-            begun = any(place.glob("*/checkpoints/*.ckpt")) or any(place.glob("*/result.json"))
-            if name not in study.cells and place.is_dir():
+        for name, cell in old.get("cells", {}).items():
+            runs = folder / "cells" / name
+            begun = any(runs.glob("*/checkpoints/*.ckpt")) or any(runs.glob("*/result.json"))
+            if name not in study.cells and runs.is_dir():
                 difference = f"its cell {name} is not in {study.file}"
             elif begun and cell.get("config_sha256") != study.cells[name].sha256:
                 difference = f"its cell {name} has another configuration than in {study.file}"
             if difference:
                 break
     if difference:
-        raise InputError(f"{folder} holds another study: {difference}; give another --folder")
+        raise InputError(f"{folder} contains another study: {difference}; give another --folder")

@@ -1,8 +1,9 @@
-"""What is known of a cell before it runs: whether it builds, and what it costs."""
+"""Preflight of a cell: builds it and estimates its cost before it runs."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from jsonargparse import Namespace
@@ -17,18 +18,18 @@ from attention_vision.study.definition import flops_to_steps
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What is known of a cell before it runs.
+class Preflight:
+    """Expected cost of a run of a cell.
 
     Args:
-        parameters: of the module, frozen ones included.
+        parameters: number of parameters of the module, frozen ones included.
         macs: multiply-adds of a forward pass per image, of both networks of a GAN.
-        steps: of the optimiser in the whole run; None where seconds end it, or where epochs do and
+        steps: optimizer steps of the whole run; None if a time limit ends it, or if epochs do and
             the data is not here.
-        limit: seconds that end it, if any do.
-        images: of one step.
-        step_seconds: of a forward and a backward pass here, of a batch at a time.
-        peak_memory: bytes of such a step; None where it was measured with fewer images.
+        limit: time limit in seconds, if any.
+        images: images per optimizer step.
+        step_seconds: time of the forward and backward passes of a step on this machine.
+        peak_memory: bytes of such a step; None if it was measured with fewer images.
     """
 
     parameters: int
@@ -41,34 +42,36 @@ class Inspection:
 
     @property
     def seconds(self) -> float | None:
-        """Of all steps, without the optimiser, the data and the validations; at most the limit."""
+        """Time of all steps, without optimizer, data loading and validation; at most the limit."""
         ends = [] if self.limit is None else [self.limit]
         if self.steps is not None and self.step_seconds is not None:
             ends.append(self.steps * self.step_seconds)
         return min(ends, default=None)
 
 
-def inspect(task: str, config: Path, flops: float | None, without_data: bool) -> Inspection:
-    """Parses and builds a cell, and counts what it costs.
+def run_preflight(task: str, config: Path, flops: float | None, without_data: bool) -> Preflight:
+    """Parse and build a cell, and measure its cost.
 
     Args:
         task: classification, detection or generation.
         config: the file to parse.
-        flops: the study's budget, where it is in FLOPs.
-        without_data: whether missing data is no error.
+        flops: the study's budget, if it is in FLOPs.
+        without_data: whether missing data is accepted.
 
     Raises:
         InputError: the config does not parse or build, its data is missing, or the budget needs
-            multiply-adds that are not known.
+            multiply-adds that cannot be counted.
     """
     parsed = parse(task, "fit", ["-c", str(config)])
     objects = build(parsed)
     module, data, trainer = objects.module, objects.data, parsed.config.trainer
-    images, accumulate = data.batch_size, trainer.accumulate_grad_batches
+    images, accumulate = batch_size(data), trainer.accumulate_grad_batches
     costs = costs_of(module, data, device_of(trainer.accelerator))
     if flops is not None:
         if len(costs) != 1:
-            raise InputError("a budget in FLOPs needs one network whose cost is known: take steps")
+            raise InputError(
+                "a budget in FLOPs needs a single network of known cost: give a budget in steps"
+            )
         steps = flops_to_steps(flops, costs[0].macs, images * accumulate)
     else:
         try:
@@ -80,13 +83,14 @@ def inspect(task: str, config: Path, flops: float | None, without_data: bool) ->
                 raise
             batches = None
         steps = steps_of(batches, trainer)
-    return Inspection(
+    return Preflight(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         macs=sum(cost.macs for cost in costs) if costs else None,
         steps=steps,
         limit=Timer(trainer.max_time).time_remaining(),
         images=images * accumulate,
-        step_seconds=accumulate * sum(cost.step_seconds * images / cost.images for cost in costs)
+        step_seconds=accumulate
+        * sum(cast(float, cost.step_seconds) * images / cost.images for cost in costs)
         if costs
         else None,
         peak_memory=costs[0].peak_memory if [cost.images for cost in costs] == [images] else None,
@@ -94,10 +98,11 @@ def inspect(task: str, config: Path, flops: float | None, without_data: bool) ->
 
 
 def steps_of(batches: int | None, trainer: Namespace) -> int | None:
-    """Optimiser steps of a whole run of the trainer's config; None where they are not known.
+    """Return the optimizer steps of a whole run; None if they are not known.
 
     Args:
-        batches: of the training data; None where it is not here.
+        batches: training batches per epoch; None if the data is not here.
+        trainer: the trainer's config.
     """
     epochs, steps = trainer.max_epochs, trainer.max_steps
     if epochs is None:  # as Lightning reads it
@@ -109,7 +114,7 @@ def steps_of(batches: int | None, trainer: Namespace) -> int | None:
     if batches is None:
         return None
     limit = trainer.limit_train_batches
-    if limit is not None:  # as Lightning reads it: a share, or a number
+    if limit is not None:  # as Lightning reads it: a fraction, or a number
         batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
     whole = epochs * math.ceil(batches / trainer.accumulate_grad_batches)
     return whole if steps == -1 else min(whole, steps)
@@ -118,18 +123,24 @@ def steps_of(batches: int | None, trainer: Namespace) -> int | None:
 def costs_of(
     module: LightningModule, data: LightningDataModule, device: torch.device
 ) -> list[Cost]:
-    """Of the module's networks for a batch of the data's size, or as much as takes seconds."""
+    """Measure the module's networks for one batch, smaller on a CPU if it would take long."""
     try:
-        size = image_size(data)
+        size, images = image_size(data), batch_size(data)
         (one, *_) = experiment_works("", module.to(device), size, 1)
-        affordable = data.batch_size if device.type == "cuda" else int(2e10 / max(1, macs(one)))
-        batch = max(1, min(data.batch_size, affordable))
+        affordable = images if device.type == "cuda" else int(2e10 / max(1, macs(one)))
+        batch = max(1, min(images, affordable))
         works = experiment_works("", module, size, batch)
         return measure(works, repeats=1)
-    except (InputError, AttributeError):  # a module or data that `profile` does not know
+    except (InputError, AttributeError):  # a module or data that `profile` does not support
         return []
 
 
+def batch_size(data: LightningDataModule) -> int:
+    """Images per batch, which every data module of this package names so."""
+    return cast(Any, data).batch_size  # Lightning's base class does not have it
+
+
 def device_of(accelerator: str) -> torch.device:
+    """Return the device that the trainer's accelerator means on this machine."""
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.device("cuda" if on_gpu else "cpu")

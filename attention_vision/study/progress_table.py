@@ -1,37 +1,43 @@
-"""The progress of a study on a terminal, and as lines where there is none."""
+"""Progress of a study as a live table on a terminal, otherwise as lines; the table of its cost."""
 
 import sys
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attention_vision.study.definition import Study
 from attention_vision.study.folder import Run, last_error, read_progress, read_result
+from attention_vision.text_table import aligned
 
 if TYPE_CHECKING:
-    from attention_vision.study.preflight import Inspection
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from attention_vision.study.preflight import Preflight
 
 
-class Table:
-    """Cells in rows, seeds in columns: a number, a share, a state.
+class ProgressTable:
+    """Table with a row per cell and a column per seed: metric, finished percentage or state.
 
-    On a terminal the table is drawn over itself, about once a second; elsewhere each start and end
-    is a line.
+    On a terminal the table is redrawn in place about once a second; otherwise each start and end of
+    a run is printed as a line.
 
     Args:
-        runs: all that were asked for, finished ones included.
-        jobs: how many run at a time.
+        study: the expanded study file.
+        runs: all requested runs, finished ones included.
+        jobs: number of runs at a time.
     """
 
     def __init__(self, study: Study, runs: Iterable[Run], jobs: int):
         self.study, self.runs, self.jobs = study, list(runs), jobs
-        self.results = {run: read_result(run) for run in self.runs}
-        self.results = {run: result for run, result in self.results.items() if result}
+        results = {run: read_result(run) for run in self.runs}
+        self.results: dict[Run, dict[str, Any]] = {run: one for run, one in results.items() if one}
         self.running: set[Run] = set()
         self.held: set[Run] = set()
         self.broken: set[Run] = set()
-        self.live = sys.stdout.isatty()
-        self._lines, self._drawn = 0, 0.0
+        self.on_terminal = sys.stdout.isatty()
+        self._live: Live | None = None
+        self._drawn = 0.0
         self._say(self.summary())
 
     def started(self, run: Run) -> None:
@@ -41,15 +47,17 @@ class Table:
         self._say(f"started   {run}" + (f", from {share:.0%} on" if share else ""))
 
     def elsewhere(self, run: Run) -> None:
-        """Another runner is at it."""
+        """Mark a run that another runner holds."""
         self.running.discard(run)
         if run not in self.held:
-            self._say(f"elsewhere {run}: another runner is at it")
+            self._say(f"elsewhere {run}: another runner holds it")
         self.held.add(run)
 
     def finished(self, run: Run) -> None:
         self.running.discard(run)
-        self.results[run] = result = read_result(run)
+        result = read_result(run)
+        assert result is not None, f"{run} has finished without a result"
+        self.results[run] = result
         self._say(f"finished  {run}: {self.number(run)}, {clock(result['seconds'])}")
         self._say(self.summary())
 
@@ -59,48 +67,73 @@ class Table:
         self._say(f"failed    {run}: {last_error(run)}")
 
     def draw(self) -> None:
-        if not self.live or time.monotonic() - self._drawn < 1:
+        """Redraw the table on a terminal, at most once a second."""
+        if not self.on_terminal or time.monotonic() - self._drawn < 1:
             return
+        if self._live is None:
+            # Late: imported before Lightning, rich changes how jsonargparse reads the Trainer's
+            # arguments (typing caches its Union[float, int] as equal to Union[int, float]).
+            from rich.console import Console
+            from rich.live import Live
+
+            # No thread and no replaced streams: the workers are forked from this process.
+            self._live = Live(
+                console=Console(file=sys.stdout), auto_refresh=False, redirect_stdout=False,
+                redirect_stderr=False,
+            )  # fmt: skip
+            self._live.start()
+        self._live.update(self.renderable(), refresh=True)
         self._drawn = time.monotonic()
-        lines = [self.summary(), *self.rows()]
-        sys.stdout.write((f"\x1b[{self._lines}A" if self._lines else "") + "\x1b[J")
-        sys.stdout.write("\n".join(lines) + "\n")
-        sys.stdout.flush()
-        self._lines = len(lines)
 
     def close(self) -> None:
-        """The last state, with the last error line of what failed."""
+        """Print the last state, with the last line of each error."""
         self._drawn = 0.0
         self.draw()
-        if not self.live:
-            print(self.summary(), *self.rows(), sep="\n")
+        if self._live is not None:
+            self._live.stop()
+        if not self.on_terminal:
+            seeds = range(1, len(self.rows()[0]))
+            print(self.summary(), aligned(self.rows(), right=seeds, gap=4), sep="\n")
         for run in sorted(self.broken, key=str):
             print(f"failed: {run}: {last_error(run)} (see {run.folder / 'log.txt'})")
         sys.stdout.flush()
 
+    def renderable(self) -> "RenderableType":
+        """Build summary and table for a terminal; rich shortens cells that do not fit its width."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        head, *rows = self.rows()
+        table = Table(box=None, pad_edge=False, padding=(0, 4, 0, 0), header_style="none")
+        for column, title in enumerate(head):
+            table.add_column(Text(title), justify="right" if column else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        return Group(Text(self.summary()), table)
+
     def summary(self) -> str:
-        words = [f"{self.study.name}: {len(self.results)} of {len(self.runs)} runs finished"]
-        for count, what in ((self.running, "running"), (self.broken, "failed")):
-            if count:
-                words.append(f"{len(count)} {what}")
+        """One line: runs that are finished, running and failed, and the time left."""
+        parts = [f"{self.study.name}: {len(self.results)} of {len(self.runs)} runs finished"]
+        for runs, state in ((self.running, "running"), (self.broken, "failed")):
+            if runs:
+                parts.append(f"{len(runs)} {state}")
         left = self.seconds_left()
         if left is not None:
-            words.append(f"about {clock(left)} left")
-        return ", ".join(words)
+            parts.append(f"about {clock(left)} left")
+        return ", ".join(parts)
 
-    def rows(self) -> list[str]:
+    def rows(self) -> list[list[str]]:
+        """Build the table: a header with the seeds, and one row per cell."""
         seeds = sorted({run.seed for run in self.runs})
         cells = list(dict.fromkeys(run.cell for run in self.runs))
-        places = {(run.cell, run.seed): run for run in self.runs}
-        width = max(map(len, [*cells, self.study.metric]))
-        head = f"{self.study.metric:<{width}}" + "".join(f"{f'seed {seed}':>10}" for seed in seeds)
-        table = [head]
-        for cell in cells:
-            states = [self.state(places[cell, seed]) for seed in seeds]
-            table.append(f"{cell:<{width}}" + "".join(f"{state:>10}" for state in states))
+        runs = {(run.cell, run.seed): run for run in self.runs}
+        table = [[self.study.metric, *(f"seed {seed}" for seed in seeds)]]
+        table += [[cell, *(self.state(runs[cell, seed]) for seed in seeds)] for cell in cells]
         return table
 
     def state(self, run: Run) -> str:
+        """Metric of a finished run, percentage of a running one, or a word."""
         if run in self.results:
             return self.number(run)
         if run in self.broken:
@@ -110,20 +143,20 @@ class Table:
         return "."
 
     def number(self, run: Run) -> str:
+        """Format the study's metric of a finished run."""
         value = self.results[run]["metrics"].get(self.study.metric)
         return "nan" if value is None else f"{value:.4g}"
 
     def seconds_left(self) -> float | None:
-        """From the runs of the same cell that are finished, or of all cells; None before."""
+        """Estimate the time left from finished runs of the same cell, or of all; None before."""
         todo = [run for run in self.runs if run not in self.results and run not in self.broken]
-        expected = {}
+        expected: dict[Run, float] = {}
         for run in todo:
             share, seconds = (read_progress(run)[key] for key in ("share", "seconds"))
             same = [
                 result["seconds"] for done, result in self.results.items() if done.cell == run.cell
             ]
-            every = [result["seconds"] for result in self.results.values()]
-            known = same or every
+            known = same or [result["seconds"] for result in self.results.values()]
             if known:
                 expected[run] = sum(known) / len(known) * (1 - share)
             elif share > 0.02:
@@ -135,52 +168,61 @@ class Table:
         return max(total / self.jobs, max(expected.values()))
 
     def _say(self, line: str) -> None:
-        if not self.live:
+        if not self.on_terminal:
             print(line, flush=True)
 
 
 def clock(seconds: float) -> str:
-    """2.4 s, 41 s, 12 min, 3 h 20 min."""
+    """Format a duration: 2.4 s, 41 s, 12 min, 3 h 20 min."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def costs(
+COST_COLUMNS = ("cell", "parameters", "MACs/image", "steps", "images", "time/step", "time/run")
+
+
+def cost_table(
     study: Study,
     cells: list[str],
-    inspections: "dict[str, Inspection]",
+    preflights: "dict[str, Preflight]",
     seeds: Iterable[int],
     waiting: list[Run],
     jobs: int,
 ) -> str:
-    """What a study would cost, by cell; a dash where that is not known here."""
-    seeds = list(seeds)
-    width = max(map(len, [*cells, "cell"]))
-    head = f"{'cell':<{width}}{'parameters':>14}{'MACs/image':>14}{'steps':>9}{'images':>12}"
-    lines = [f"{head}{'time/step':>12}{'time/run':>12}"]
+    """Format the expected cost of a study by cell; a dash marks what is not known here.
+
+    Args:
+        study: the expanded study file.
+        cells: names of the rows.
+        preflights: cost by name of the cell.
+        seeds: the requested seeds.
+        waiting: runs that are not finished.
+        jobs: number of runs at a time.
+    """
+    rows: list[list[str]] = [list(COST_COLUMNS)]
     for cell in cells:
-        one = inspections[cell]
+        one = preflights[cell]
         images = None if one.steps is None else one.steps * one.images
-        row = "".join(
-            f"{'-' if value is None else f'{value:,}':>{columns}}"
-            for value, columns in (
-                (one.parameters, 14),
-                (one.macs, 14),
-                (one.steps, 9),
-                (images, 12),
-            )
+        counts = (one.parameters, one.macs, one.steps, images)
+        times = (one.step_seconds, one.seconds)
+        rows.append(
+            [
+                cell,
+                *("-" if count is None else f"{count:,}" for count in counts),
+                *("-" if seconds is None else clock(seconds) for seconds in times),
+            ]
         )
-        times = "".join(
-            f"{'-' if seconds is None else clock(seconds):>12}"
-            for seconds in (one.step_seconds, one.seconds)
-        )
-        lines.append(f"{cell:<{width}}{row}{times}")
-    words = f"{len(cells)} cells x {len(seeds)} seeds, {len(waiting)} runs to do, {jobs} at a time"
-    known = [inspections[run.cell].seconds for run in waiting]
-    if known and None not in known:
-        words += f": about {clock(sum(known) / jobs)} of training steps, validations not counted"
-    elif known:
-        words += "; steps of epochs are counted where the data is"
-    return "\n".join([*lines, words])
+    table = aligned(rows, right=range(1, len(COST_COLUMNS)))
+    total = (
+        f"{len(cells)} cells x {len(list(seeds))} seeds, {len(waiting)} runs to do,"
+        f" {jobs} at a time"
+    )
+    seconds = [preflights[run.cell].seconds for run in waiting]
+    known = [one for one in seconds if one is not None]
+    if known and len(known) == len(seconds):
+        total += f": about {clock(sum(known) / jobs)} of training steps, without validation"
+    elif seconds:
+        total += "; steps of epochs are counted if the data is here"
+    return f"{table}\n{total}"

@@ -1,7 +1,7 @@
-"""Runs what of a study is not finished yet: forked workers, or jobs of a cluster.
+"""Runs the unfinished runs of a study in forked workers or as cluster jobs.
 
-The parent imports torch and Lightning once; whatever is done with them happens in forked children,
-so that a run costs no start-up, and nothing that one run leaves in memory reaches another.
+The parent process imports torch and Lightning once and uses them in forked children only: a run
+has no start-up time, and the memory of one run does not affect another.
 """
 
 import multiprocessing
@@ -15,12 +15,13 @@ from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import yaml
 
 from attention_vision.errors import InputError
 from attention_vision.study.definition import Study, merge, read_definition
+from attention_vision.study.exit_code import ExitCode
 from attention_vision.study.folder import (
     Run,
     check_same_study,
@@ -29,27 +30,27 @@ from attention_vision.study.folder import (
     runs_of,
     write_study,
 )
-from attention_vision.study.progress_table import Table, costs
+from attention_vision.study.progress_table import ProgressTable, cost_table
 from attention_vision.yaml_json import Config, read_yaml, write_atomically
 
 if TYPE_CHECKING:
-    from attention_vision.study.preflight import Inspection
+    from attention_vision.study.preflight import Preflight
 
 WANDB = "WeightsAndBiases"
-FINISHED, FAILED, NO_METRIC, ELSEWHERE = 0, 1, 3, 4  # exit codes of a worker
-RETRY_SECONDS = 2.0  # until a run that another runner holds is asked for again
+RETRY_SECONDS = 2.0  # until a run that another runner holds is tried again
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a user asks of a study.
+class StudyRequest:
+    """Arguments of `attention-vision study run`.
 
     Args:
         file: the study file.
-        folder: of the study; None is runs/studies/NAME.
-        jobs: runs at a time; None is one per GPU, or one per core that a run's threads leave.
-        seeds: in place of the file's.
-        only: names of cells; all where none is given.
+        folder: folder of the study; None is runs/studies/NAME.
+        jobs: runs at a time; None is one per GPU, or as many as the cores and a run's threads
+            allow.
+        seeds: seeds in place of those of the file.
+        only: names of the cells to run; None is all.
         profiles: files that are merged into every config, as a second -c of fit.
         launcher: local, slurm, or submitit (its local executor).
         submit: parameters of submitit's executor.
@@ -66,87 +67,98 @@ class Order:
 
 
 class Launcher(Protocol):
-    """Starts runs, somewhere, and hears of their ends."""
+    """Interface that starts runs and reports their ends."""
 
     def free(self) -> bool:
-        """Whether one more can be started now."""
+        """Whether another run can be started now."""
+        ...
 
-    def start(self, run: Run, cost: dict[str, Any]) -> None: ...
+    def start(self, run: Run, cost: dict[str, Any]) -> None:
+        """Start a run; `cost` is what is known of its cell, see `worker.train`."""
+        ...
 
     def ended(self, timeout: float) -> list[tuple[Run, int]]:
-        """Runs that ended, with a worker's exit code; waits for one up to `timeout` seconds."""
+        """Return ended runs with their exit codes; wait up to `timeout` seconds for one."""
+        ...
 
     def stop(self) -> None:
-        """Ends all that are running; they go on from their last checkpoint in another call."""
+        """Stop all running runs; another call resumes them from their last checkpoints."""
+        ...
 
 
-class Forked:
-    """Workers on this machine, forked from this process; each GPU's jobs see that GPU alone.
+class LocalLauncher:
+    """Launcher of workers on this machine, forked from this process.
 
     Args:
-        jobs: at a time.
-        threads: CPU threads of each.
-        gpus: names for CUDA_VISIBLE_DEVICES; none on a CPU.
+        jobs: runs at a time.
+        threads: CPU threads per run.
+        gpus: names for CUDA_VISIBLE_DEVICES, one per run in turn; empty on a CPU.
     """
 
     def __init__(self, jobs: int, threads: int, gpus: list[str]):
-        self.places = list(range(jobs))
+        self.slots = list(range(jobs))
         self.threads, self.gpus = threads, gpus
         self.running: dict[BaseProcess, tuple[Run, int]] = {}
 
     def free(self) -> bool:
-        return bool(self.places)
+        return bool(self.slots)
 
     def start(self, run: Run, cost: dict[str, Any]) -> None:
-        from attention_vision.study.worker import forked
+        from attention_vision.study.worker import worker_process
 
-        place = self.places.pop(0)
+        slot = self.slots.pop(0)
         environment = {"OMP_NUM_THREADS": str(self.threads)}
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[place % len(self.gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         arguments = (run, cost, environment, os.getpid())
-        process = multiprocessing.get_context("fork").Process(target=forked, args=arguments)
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=worker_process, args=arguments)
         process.start()
-        self.running[process] = run, place
+        self.running[process] = run, slot
 
     def ended(self, timeout: float) -> list[tuple[Run, int]]:
         ended = []
-        sentinels = {process.sentinel: process for process in self.running}
+        sentinels: dict[Any, BaseProcess] = {one.sentinel: one for one in self.running}
         for sentinel in wait(list(sentinels), timeout):
             process = sentinels[sentinel]
             process.join()
-            run, place = self.running.pop(process)
-            self.places.append(place)
-            if process.exitcode < 0:
-                name = signal.Signals(-process.exitcode).name
-                write_atomically(run.error, f"ended by {name}: out of memory, perhaps\n")
-            ended.append((run, process.exitcode))
+            run, slot = self.running.pop(process)
+            self.slots.append(slot)
+            code = cast(int, process.exitcode)  # of a process that has ended
+            if code < 0:
+                name = signal.Signals(-code).name
+                write_atomically(run.error, f"killed by {name}, perhaps out of memory\n")
+            ended.append((run, code))
         return ended
 
     def stop(self) -> None:
         for process in self.running:
             try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:  # it has no group of its own yet, or is gone
+                os.killpg(cast(int, process.pid), signal.SIGKILL)
+            except ProcessLookupError:  # not yet the leader of a group, or ended
                 process.kill()
         for process in self.running:
             process.join()
 
 
-def run_study(order: Order, dry_run: bool = False) -> int:
-    """Runs a study to its end; returns 0, or 1 where runs failed.
+def run_study(request: StudyRequest, dry_run: bool = False) -> int:
+    """Run all unfinished runs of a study; return 0, or 1 if runs failed.
 
-    Every config is parsed and built, and the folder compared with the study, before anything is
-    written. Finished runs are never run again; others go on from their last checkpoint. A run that
-    another runner is at is left to it.
+    Every config is parsed and built, and the folder is compared with the study, before anything is
+    written. Finished runs are skipped, others resume from their last checkpoint. A run that another
+    runner holds is left to it.
+
+    Args:
+        request: the study file and the options of the command.
+        dry_run: print the expected cost, run nothing.
 
     Raises:
-        InputError: whatever is wrong with the study, its folder or the call.
+        InputError: a mistake in the study file, its folder or the request.
     """
-    study = read_definition(order.file)
-    folder = order.folder or Path("runs/studies") / study.name
+    study = read_definition(request.file)
+    folder = request.folder or Path("runs/studies") / study.name
     check_same_study(study, folder)
-    seeds, cells = chosen(study, order)
+    seeds, cells = select_runs(study, request)
     runs = list(runs_of(study, folder, seeds, cells))
     waiting = [run for run in runs if read_result(run) is None]
     if not waiting and not dry_run:
@@ -154,76 +166,83 @@ def run_study(order: Order, dry_run: bool = False) -> int:
         return 0
 
     profile: Config = {}
-    for file in order.profiles:
+    for file in request.profiles:
         profile = merge(profile, read_yaml(file))
     configs = {name: merge(study.cells[name].config, profile) for name in cells}
-    jobs, threads, gpus = share_machine(configs.values(), order.jobs, len(waiting))
+    jobs, threads, gpus = share_machine(configs.values(), request.jobs, len(waiting))
     preload(study.task, threads)
     needed = cells if dry_run else [name for name in cells if any(name == r.cell for r in waiting)]
-    asked = {name: configs[name] for name in needed}
-    inspections, facts = inspect_all(study, asked, jobs, without_data=dry_run)
+    checked = {name: configs[name] for name in needed}
+    preflights, facts = run_preflights(study, checked, jobs, without_data=dry_run)
     if dry_run:
-        print(costs(study, needed, inspections, seeds, waiting, jobs))
+        print(cost_table(study, needed, preflights, seeds, waiting, jobs))
         return 0
 
-    known = {}
-    for name, inspection in inspections.items():
+    costs = {}
+    for name, preflight in preflights.items():
         if "flops" in study.budget:
-            configs[name]["trainer"] |= {"max_epochs": -1, "max_steps": inspection.steps}
+            configs[name]["trainer"] |= {"max_epochs": -1, "max_steps": preflight.steps}
         keys = ("parameters", "macs", "peak_memory")
-        known[name] = {key: getattr(inspection, key) for key in keys}
+        costs[name] = {key: getattr(preflight, key) for key in keys}
     write_study(study, folder, seeds, facts)
     for run in waiting:
-        config = of_run(configs[run.cell], run, threads)
+        config = run_config(configs[run.cell], run, threads)
         write_atomically(run.config, yaml.safe_dump(config, sort_keys=False))
-    launcher = choose_launcher(order, folder, jobs, threads, gpus)
-    code = work_through(launcher, Table(study, runs, jobs), waiting, known)
+    launcher = make_launcher(request, folder, jobs, threads, gpus)
+    code = execute_runs(launcher, ProgressTable(study, runs, jobs), waiting, costs)
     print(f"tables, intervals, verdicts: attention-vision study report {folder}")
     return code
 
 
-def chosen(study: Study, order: Order) -> tuple[tuple[int, ...], list[str]]:
-    """The seeds and cells to run.
+def select_runs(study: Study, request: StudyRequest) -> tuple[tuple[int, ...], list[str]]:
+    """Return the seeds and cells to run.
 
     Raises:
-        InputError: an unknown cell, or a seed that is given twice.
+        InputError: an unknown cell, or a duplicate seed.
     """
-    seeds = order.seeds or study.seeds
+    seeds = request.seeds or study.seeds
     if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
-        raise InputError(f"--seeds: {twice[0]} is there twice")
-    for name in order.only or ():
+        raise InputError(f"--seeds: duplicate seed {twice[0]}")
+    for name in request.only or ():
         if name not in study.cells:
             raise InputError(
-                f"--only {name}: {study.file} has no such cell: {', '.join(study.cells)}"
+                f"--only {name}: {study.file} has no such cell, only {', '.join(study.cells)}"
             )
-    return seeds, [name for name in study.cells if not order.only or name in order.only]
+    return seeds, [name for name in study.cells if not request.only or name in request.only]
 
 
 def share_machine(
     configs: Iterable[Config], jobs: int | None, runs: int
 ) -> tuple[int, int, list[str]]:
-    """Runs at a time, threads of each, and the GPUs they take turns on.
+    """Return the number of runs at a time, the threads of each, and the GPUs they use in turn.
 
-    A base that sets `threads` keeps it where the cores allow it: more threads add up numbers in
-    another order, and a study should not depend on `--jobs`.
+    A base that sets `threads` keeps them if the cores suffice: the number of threads changes the
+    order of sums, and results should not depend on `--jobs`.
+
+    Args:
+        configs: complete configs of the cells.
+        jobs: requested number of runs at a time; None for as many as this machine allows.
+        runs: number of runs to do.
     """
     configs = list(configs)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    wish = max((config.get("threads") or 0 for config in configs), default=0)
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    requested = max((config.get("threads") or 0 for config in configs), default=0)
     trainers = [config.get("trainer") or {} for config in configs]
     on_gpu = all(one.get("accelerator", "auto") in ("auto", "gpu", "cuda") for one in trainers)
     gpus = visible_gpus() if on_gpu else []
-    if jobs is None:
-        jobs = len(gpus) or max(1, cores // max(1, wish))
-    if jobs < 1:
-        raise InputError(f"--jobs {jobs} is not positive")
-    jobs = max(1, min(jobs, runs))
-    threads = max(1, cores // jobs)
-    return jobs, min(threads, wish) if wish else threads, gpus
+    wanted = len(gpus) or max(1, cores // max(1, requested)) if jobs is None else jobs
+    if wanted < 1:
+        raise InputError(f"--jobs {wanted} is not positive")
+    at_a_time = max(1, min(wanted, runs))
+    threads = max(1, cores // at_a_time)
+    return at_a_time, min(threads, requested) if requested else threads, gpus
 
 
 def visible_gpus() -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES, found without a CUDA context: forked processes need that."""
+    """Return names for CUDA_VISIBLE_DEVICES, without a CUDA context: it does not survive forks."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
     devices = Path("/proc/driver/nvidia/gpus")
@@ -231,7 +250,7 @@ def visible_gpus() -> list[str]:
 
 
 def preload(task: str, threads: int) -> None:
-    """Imports what all workers need, before they are forked; no thread must be started here."""
+    """Import what all workers need before they are forked; this must not start a thread."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import_module("attention_vision.study.worker")
@@ -240,67 +259,78 @@ def preload(task: str, threads: int) -> None:
         import_module("sklearn.datasets")  # the embedded digits
 
 
-def inspect_all(
+def run_preflights(
     study: Study, configs: dict[str, Config], jobs: int, without_data: bool
-) -> tuple[dict[str, "Inspection"], dict[str, Any]]:
-    """Each cell parsed, built and counted in a process of its own, `jobs` at a time.
+) -> tuple[dict[str, "Preflight"], dict[str, Any]]:
+    """Parse, build and measure each cell in its own process, `jobs` at a time.
 
-    The first is alone: it may download the data. Returns what was found by name of the cell, and
-    with what it was found: versions, hardware.
+    The first process runs alone, since it may download the data.
+
+    Args:
+        study: the expanded study file.
+        configs: complete configs by name of the cell.
+        jobs: processes at a time.
+        without_data: whether missing data is accepted.
+
+    Returns:
+        The preflights by name of the cell; versions, hardware and commit.
 
     Raises:
-        InputError: the first cell, in the order of the study, that does not parse or build.
+        InputError: a cell does not parse or build; the first one in the order of the study.
     """
     context = multiprocessing.get_context("fork")
-    answers: dict[str, Any] = {}
-    waiting, running = list(configs), {}
+    received: dict[str, Any] = {}
+    waiting: list[str] = list(configs)
+    running: dict[Any, tuple[str, BaseProcess]] = {}
     while waiting or running:
-        while waiting and len(running) < (jobs if answers else 1):
+        while waiting and len(running) < (jobs if received else 1):
             name = waiting.pop(0)
             reader, writer = context.Pipe(duplex=False)
             process = context.Process(
-                target=answer, args=(writer, study, configs[name], without_data)
+                target=send_preflight, args=(writer, study, configs[name], without_data)
             )
             process.start()
             writer.close()
             running[reader] = name, process
-        for reader in wait(list(running)):
+        ready: list[Any] = wait(list(running))
+        for reader in ready:
             name, process = running.pop(reader)
             try:
-                answers[name] = reader.recv()
+                received[name] = reader.recv()
             except EOFError:
-                answers[name] = InputError("the process that built it died")
+                received[name] = InputError("the process that built it died")
             process.join()
     for name in configs:
-        if isinstance(error := answers[name], Exception):
+        if isinstance(error := received[name], Exception):
             paths = ", ".join(study.cells[name].paths)
             raise InputError(f"{study.file}: cell {name}{f' ({paths})' if paths else ''}: {error}")
-    return {name: found for name, (found, _) in answers.items()}, answers[next(iter(answers))][1]
+    _, facts = next(iter(received.values()))
+    return {name: preflight for name, (preflight, _) in received.items()}, facts
 
 
-def answer(writer: Connection, study: Study, config: Config, without_data: bool) -> None:
-    """Sends the inspection of a cell, or the one line of its error."""
+def send_preflight(writer: Connection, study: Study, config: Config, without_data: bool) -> None:
+    """Send the preflight of a cell with `worker.facts`, or its error as one line."""
     import tempfile
 
     from attention_vision.errors import one_line
-    from attention_vision.study.preflight import inspect
-    from attention_vision.study.worker import facts, to_log
+    from attention_vision.study.preflight import run_preflight
+    from attention_vision.study.worker import facts, redirect_output
 
-    to_log(Path(os.devnull))
+    redirect_output(Path(os.devnull))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "cell.yaml")
         file.write_text(yaml.safe_dump(config, sort_keys=False))
         try:
             flops = study.budget.get("flops")
-            writer.send((inspect(study.task, file, flops, without_data), facts()))
+            writer.send((run_preflight(study.task, file, flops, without_data), facts()))
         except InputError as error:
             writer.send(InputError(one_line(error).replace(str(file), str(study.file))))
         except Exception as error:
             writer.send(InputError(f"{type(error).__name__}: {' '.join(str(error).split())}"))
 
 
-def of_run(config: Config, run: Run, threads: int) -> Config:
-    """The complete config of one run: its seed, its threads, its name in W&B."""
+def run_config(config: Config, run: Run, threads: int) -> Config:
+    """Return the complete config of a run, with its seed, threads and W&B name."""
     config = {"seed_everything": run.seed, **config, "threads": threads}
     logger = (config.get("trainer") or {}).get("logger")
     if isinstance(logger, dict) and str(logger.get("class_path")).endswith(WANDB):
@@ -310,25 +340,32 @@ def of_run(config: Config, run: Run, threads: int) -> Config:
     return config
 
 
-def choose_launcher(
-    order: Order, folder: Path, jobs: int, threads: int, gpus: list[str]
+def make_launcher(
+    request: StudyRequest, folder: Path, jobs: int, threads: int, gpus: list[str]
 ) -> Launcher:
-    if order.launcher == "local":
-        return Forked(jobs, threads, gpus)
-    from attention_vision.study.slurm import Submitted
+    """Build the launcher of a request."""
+    if request.launcher == "local":
+        return LocalLauncher(jobs, threads, gpus)
+    from attention_vision.study.slurm import SubmititLauncher
 
-    return Submitted(folder / "jobs", order.launcher, order.jobs, order.submit)
+    return SubmititLauncher(folder / "jobs", request.launcher, request.jobs, request.submit)
 
 
-def work_through(
-    launcher: Launcher, table: Table, waiting: list[Run], known: dict[str, dict[str, Any]]
+def execute_runs(
+    launcher: Launcher, table: ProgressTable, waiting: list[Run], costs: dict[str, dict[str, Any]]
 ) -> int:
-    """Starts, waits, shows; returns the exit code.
+    """Start the runs, wait for their ends and show the progress; return the exit code.
+
+    Args:
+        launcher: starts the runs.
+        table: shows the progress.
+        waiting: the runs to do, in this order.
+        costs: what is known of each cell, by its name, see `worker.train`.
 
     Raises:
         InputError: no run logs the study's metric.
     """
-    later: list[tuple[float, Run]] = []  # held by another runner: asked for again from then on
+    later: list[tuple[float, Run]] = []  # held by another runner, with the time of the next try
     failed: list[Run] = []
     try:
         while waiting or later or table.running:
@@ -337,15 +374,15 @@ def work_through(
             later = [(due, run) for due, run in later if due > now]
             while waiting and launcher.free():
                 run = waiting.pop(0)
-                launcher.start(run, known[run.cell])
+                launcher.start(run, costs[run.cell])
                 table.started(run)
             for run, code in launcher.ended(timeout=0.5):
-                if code == ELSEWHERE:
+                if code == ExitCode.LOCKED:
                     later.append((time.monotonic() + RETRY_SECONDS, run))
                     table.elsewhere(run)
-                elif code == NO_METRIC:
+                elif code == ExitCode.NO_METRIC:
                     raise InputError(last_error(run))
-                elif code == FINISHED and run.result.is_file():
+                elif code == ExitCode.FINISHED and run.result.is_file():
                     table.finished(run)
                 else:
                     failed.append(run)

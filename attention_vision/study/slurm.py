@@ -1,44 +1,44 @@
-"""Runs of a study as jobs of a cluster, through submitit."""
+"""Launcher of study runs as cluster jobs, through submitit."""
 
 import time
 from pathlib import Path
 from typing import Any
 
 from attention_vision.errors import InputError
+from attention_vision.study.exit_code import ExitCode
 from attention_vision.study.folder import Run, last_error
 from attention_vision.yaml_json import write_atomically
 
-DONE, FAILED = 0, 1
-
 
 class RunJob:
-    """What a job does; where SLURM preempts it or its time is up, the same is queued again."""
+    """Job of one run; submitit queues it again after a preemption or the time limit."""
 
     def __call__(self, run: Run, cost: dict[str, Any]) -> int:
-        from attention_vision.study.worker import main
+        from attention_vision.study.worker import run_worker
 
-        return main(run, cost, {})
+        return run_worker(run, cost, {})
 
     def checkpoint(self, run: Run, cost: dict[str, Any]) -> Any:
+        """Return the submission that replaces an interrupted job."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, run, cost)
 
 
-class Submitted:
-    """A launcher, see `runner.Launcher`: every job is handed over at once, the cluster queues them.
+class SubmititLauncher:
+    """Launcher (`runner.Launcher`) that submits all jobs at once; the cluster queues them.
 
-    `stop` leaves the jobs alone where they are SLURM's: this process may end, another call finds
-    what they finished, and the lock of a run keeps a second job from it.
+    `stop` does not cancel SLURM jobs: this process may end, another call finds the results, and
+    the lock of a run prevents a second job.
 
     Args:
-        folder: for submitit's scripts and logs.
+        folder: folder for submitit's scripts and logs.
         launcher: "slurm", or "submitit" for jobs on this machine.
-        jobs: at a time; as many as the cluster gives where it is None.
-        submit: KEY=VALUE for submitit's executor.
+        jobs: runs at a time; None is unlimited.
+        submit: KEY=VALUE pairs for submitit's executor.
 
     Raises:
-        InputError: submitit is not installed, or does not know a parameter.
+        InputError: submitit is not installed, or rejects a parameter.
     """
 
     def __init__(self, folder: Path, launcher: str, jobs: int | None, submit: tuple[str, ...]):
@@ -50,7 +50,7 @@ class Submitted:
             ) from None
         self.local = launcher == "submitit"
         self.jobs = jobs
-        parameters = {"timeout_min": 24 * 60, **dict(map(parameter, submit))}
+        parameters = {"timeout_min": 24 * 60, **dict(map(parse_parameter, submit))}
         try:
             self.executor = AutoExecutor(str(folder), cluster="local" if self.local else "slurm")
             self.executor.update_parameters(**parameters)
@@ -72,7 +72,7 @@ class Submitted:
             error = job.exception()
             if error is not None and not last_error(run):
                 write_atomically(run.error, f"job {job.job_id}: {' '.join(str(error).split())}\n")
-            ended.append((run, FAILED if error is not None else job.result()))
+            ended.append((run, ExitCode.FAILED if error is not None else job.result()))
         return ended
 
     def stop(self) -> None:
@@ -81,7 +81,8 @@ class Submitted:
                 job.cancel(check=False)
 
 
-def parameter(word: str) -> tuple[str, int | str]:
+def parse_parameter(word: str) -> tuple[str, int | str]:
+    """Parse KEY=VALUE; digits become an integer."""
     key, equals, value = word.partition("=")
     if not equals:
         raise InputError(f"--submit {word}: give KEY=VALUE, such as timeout_min=240")

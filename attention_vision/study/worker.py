@@ -1,4 +1,4 @@
-"""What happens to one run of a study, in a process of its own: it trains, measures, writes."""
+"""Worker process of one run of a study: trains, evaluates and writes result.json."""
 
 import csv
 import fcntl
@@ -29,7 +29,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from attention_vision import __version__
 from attention_vision.errors import InputError, one_line
 from attention_vision.profiling.cost import hardware
-from attention_vision.runs.command import VERBS, Work, fit, prepare
+from attention_vision.runs.command import Work, evaluate, fit, prepare
+from attention_vision.study.exit_code import ExitCode
 from attention_vision.study.folder import Run, read_progress
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.optim import horizon
@@ -37,30 +38,27 @@ from attention_vision.training.progress import quiet
 from attention_vision.training.steps import step_number
 from attention_vision.yaml_json import to_json, write_atomically
 
-DONE, FAILED, NO_METRIC, ELSEWHERE = 0, 1, 3, 4  # exit codes of a worker
-
-
 LEFT_BY_FIT = ("config.yaml", "metrics.csv", "checkpoints", "pictures", "validate.json")
 
 
 class NoMetric(InputError):
-    """The study's metric is none of the keys that a run logs."""
+    """The run does not log the study's metric."""
 
 
 def prepare_run(run: Run, verb: str, words: list[str]) -> Work:
-    """The command for a run of a study; training ends at once if it does not log the metric.
+    """Prepare the command of a run; `fit` stops early if the metric is not logged.
 
     Args:
-        run: whose folder is trained in.
+        run: the run; its folder is the run folder of the command.
         verb: fit, validate or test.
-        words: besides the config and the folder.
+        words: arguments besides the config and the folder.
     """
     words = ["-c", str(run.config), "--run", str(run.folder), *words]
     return prepare(run.task, verb, words, [CheckMetric(run)] if verb == "fit" else [])
 
 
 class CheckMetric(Callback):
-    """Ends a run at its first validation, the sanity check included, if the metric is not there."""
+    """Stops a run at its first validation (or sanity check) if the metric is not logged."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -68,35 +66,36 @@ class CheckMetric(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         logged = sorted(key for key in trainer.callback_metrics if key.startswith("val/"))
         if logged and self.run.metric.startswith("val/") and self.run.metric not in logged:
-            raise no_metric(self.run, logged)
+            raise no_metric_error(self.run, logged)
 
 
-def train(run: Run, cost: dict[str, int | None]) -> None:
-    """Trains a run from its last checkpoint on, or from the start, and writes result.json.
+def train(run: Run, cost: dict[str, Any]) -> None:
+    """Train a run from its last checkpoint or from the start, and write result.json.
 
     Args:
-        cost: what is known of the cell, by result.json's names.
+        run: the run.
+        cost: costs of the cell that are known before training, by their keys in result.json.
 
     Raises:
         NoMetric: the run does not log the study's metric.
     """
     quiet()
     last = run.folder / "checkpoints" / "last.ckpt"
-    if not last.is_file():  # an attempt that was killed before its first checkpoint
-        clear(run.folder)
+    if not last.is_file():  # the attempt was killed before its first checkpoint
+        remove_attempt(run.folder)
     work = prepare_run(run, "fit", ["--ckpt_path", "last"] if last.is_file() else [])
-    with keeping_time(run, work.trainer):
+    with tracked_progress(run, work.trainer):
         fit(work)
         final = step_number(work.trainer) - 1
         step, metrics = last_validation(run.folder)
         if step != final:  # the run did not end with a validation
-            metrics = measured(run, "validate", ["--ckpt_path", "last"])
+            metrics = evaluated_metrics(run, "validate", ["--ckpt_path", "last"])
             epoch = max(0, work.trainer.current_epoch - 1)
             MetricsCSV(str(run.folder)).log_metrics(metrics | {"epoch": epoch}, final)
         if run.metric.startswith("test/"):
-            metrics |= measured(run, "test", [])
+            metrics |= evaluated_metrics(run, "test", [])
     if run.metric not in metrics:
-        raise no_metric(run, metrics)
+        raise no_metric_error(run, metrics)
     cost = cost | {"images_per_second": images_per_second(run.folder)}
     if torch.cuda.is_initialized():
         cost["peak_memory"] = torch.cuda.max_memory_allocated()
@@ -105,7 +104,7 @@ def train(run: Run, cost: dict[str, int | None]) -> None:
         "cell": run.cell,
         "seed": run.seed,
         "config_sha256": run.sha256,
-        "metrics": {key: finite(value) for key, value in metrics.items()},
+        "metrics": {key: finite_or_none(value) for key, value in metrics.items()},
         "seconds": read_progress(run)["seconds"],
         "cost": cost,
         "versions": versions(),
@@ -116,30 +115,30 @@ def train(run: Run, cost: dict[str, int | None]) -> None:
     run.error.unlink(missing_ok=True)
 
 
-def measured(run: Run, verb: str, arguments: list[str]) -> dict[str, float]:
-    """The metrics that validate or test leave."""
-    VERBS[verb](prepare_run(run, verb, arguments))
+def evaluated_metrics(run: Run, verb: str, arguments: list[str]) -> dict[str, float]:
+    """Run validate or test, and return its metrics."""
+    evaluate(prepare_run(run, verb, arguments))
     return json.loads((run.folder / f"{verb}.json").read_text())["metrics"]
 
 
 def last_validation(folder: Path) -> tuple[int, dict[str, float]]:
-    """Step and metrics of the last row of metrics.csv that holds a validation; -1 without one."""
+    """Return step and metrics of the last validation in metrics.csv; step -1 without one."""
     step, metrics = -1, {}
-    for row in rows(folder):
+    for row in read_rows(folder):
         if found := {key: float(cell) for key, cell in row.items() if key.startswith("val/")}:
             step, metrics = int(row["step"]), found
     return step, metrics
 
 
 def images_per_second(folder: Path) -> float | None:
-    """In training: the median of what was logged, without the first, slow one if there are more."""
+    """Return the median training throughput, without the first (slow) value if there are more."""
     key = "train/images_per_second"
-    rates = [float(row[key]) for row in rows(folder) if key in row]
+    rates = [float(row[key]) for row in read_rows(folder) if key in row]
     return median(rates[1:] or rates) if rates else None
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    """Of metrics.csv, without empty cells."""
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """Read the rows of metrics.csv, without empty cells."""
     file = folder / "metrics.csv"
     if not file.is_file():
         return []
@@ -147,21 +146,20 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(stream)]
 
 
-def no_metric(run: Run, logged: Iterable[str]) -> NoMetric:
+def no_metric_error(run: Run, logged: Iterable[str]) -> NoMetric:
+    """Build the error that suggests the most similar logged key."""
     near = get_close_matches(run.metric, list(logged), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return NoMetric(
-        f"study.metric {run.metric} is logged by no run: {hint}{run} logs {', '.join(logged)}"
-    )
+    return NoMetric(f"no run logs study.metric {run.metric}: {hint}{run} logs {', '.join(logged)}")
 
 
-def finite(value: float) -> float | None:
-    """JSON has no word for what is no number."""
+def finite_or_none(value: float) -> float | None:
+    """Return None for NaN and infinity, which JSON cannot represent."""
     return value if math.isfinite(value) else None
 
 
-def clear(folder: Path) -> None:
-    """Removes what an attempt left that cannot go on."""
+def remove_attempt(folder: Path) -> None:
+    """Remove the files of an attempt that cannot be resumed."""
     for name in LEFT_BY_FIT:
         path = folder / name
         if path.is_dir():
@@ -171,6 +169,7 @@ def clear(folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of this package and of the libraries that decide the numbers."""
     return {
         "attention_vision": __version__,
         "python": platform.python_version(),
@@ -181,12 +180,12 @@ def versions() -> dict[str, str]:
 
 
 def facts() -> dict[str, Any]:
-    """Where and with what a study is run."""
+    """Return versions, hardware and commit, as study.json records them."""
     return {"versions": versions(), "hardware": hardware(), "commit": commit()}
 
 
 def commit() -> str | None:
-    """Of the repository that holds this package; None where there is none."""
+    """Return the commit of the repository that contains this package; None without one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         found = subprocess.run(command, capture_output=True, text=True)
@@ -196,14 +195,14 @@ def commit() -> str | None:
 
 
 @contextmanager
-def keeping_time(run: Run, trainer: Trainer) -> Iterator[None]:
-    """Writes progress.json every second, so that also a killed attempt counts."""
+def tracked_progress(run: Run, trainer: Trainer) -> Iterator[None]:
+    """Write progress.json every second inside, so that the time of a killed attempt counts."""
     ended, start = threading.Event(), time.monotonic()
     before = read_progress(run)["seconds"]
 
     def write() -> None:
         seconds = before + time.monotonic() - start
-        progress = {"seconds": round(seconds, 3), "share": share(trainer)}
+        progress = {"seconds": round(seconds, 3), "share": finished_share(trainer)}
         write_atomically(run.progress, json.dumps(progress))
 
     def keep() -> None:
@@ -220,8 +219,8 @@ def keeping_time(run: Run, trainer: Trainer) -> Iterator[None]:
         write()
 
 
-def share(trainer: Trainer) -> float:
-    """Of the run that is done; 0 where its length is not known (yet)."""
+def finished_share(trainer: Trainer) -> float:
+    """Return the finished fraction of the run in 0..1; 0 while its length is not known."""
     try:
         total, _ = horizon(trainer)
         return min(1.0, round(step_number(trainer) / total, 4))
@@ -229,24 +228,25 @@ def share(trainer: Trainer) -> float:
         return 0.0
 
 
-def main(run: Run, cost: dict[str, int | None], environment: dict[str, str]) -> int:
-    """A worker's whole life; returns its exit code. Its output goes to log.txt.
+def run_worker(run: Run, cost: dict[str, Any], environment: dict[str, str]) -> ExitCode:
+    """Train a run with its output in log.txt, unless it is finished or another worker holds it.
 
     Args:
+        run: the run.
         cost: see `train`.
-        environment: variables of this worker alone, such as its GPU.
+        environment: environment variables of this worker only, such as its GPU.
     """
     os.environ.update(environment)
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / "lock").open("w") as lock:
-        # A lock of the process, not of the file's handle: loaders that it forks do not hold it.
+        # A lock of the process, not of the file handle: its forked data loaders do not inherit it.
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return ELSEWHERE
+            return ExitCode.LOCKED
         if run.result.is_file():
-            return DONE
-        to_log(run.folder / "log.txt")
+            return ExitCode.FINISHED
+        redirect_output(run.folder / "log.txt")
         try:
             train(run, cost)
         except BaseException as error:
@@ -255,16 +255,16 @@ def main(run: Run, cost: dict[str, int | None], environment: dict[str, str]) -> 
             if isinstance(error, InputError):
                 text = f"{one_line(error)}\n"
             write_atomically(run.error, text)
-            return NO_METRIC if isinstance(error, NoMetric) else FAILED
+            return ExitCode.NO_METRIC if isinstance(error, NoMetric) else ExitCode.FAILED
         finally:
             if "wandb" in sys.modules:
-                sys.modules["wandb"].finish()  # a forked process ends without the hooks of exit
+                sys.modules["wandb"].finish()  # atexit hooks do not run in a forked process
             sys.stdout.flush()
-    return DONE
+    return ExitCode.FINISHED
 
 
-def to_log(file: Path) -> None:
-    """From here on, what this process and its children print is appended to a file."""
+def redirect_output(file: Path) -> None:
+    """Append the output of this process and its children to a file from now on."""
     sys.stdout.flush()
     sys.stderr.flush()
     stream = file.open("a", buffering=1)
@@ -273,9 +273,18 @@ def to_log(file: Path) -> None:
     sys.stdout = sys.stderr = stream
 
 
-def forked(run: Run, cost: dict[str, int | None], environment: dict[str, str], parent: int) -> None:
-    """The process that `runner` forks: `main` in a group of its own, which dies with its parent."""
-    os.setpgrp()  # Ctrl-C is for the runner, which then ends the whole group
+def worker_process(
+    run: Run, cost: dict[str, Any], environment: dict[str, str], parent: int
+) -> None:
+    """Entry point of a forked worker, in its own process group, which ends with its parent.
+
+    Args:
+        run: the run.
+        cost: see `train`.
+        environment: see `run_worker`.
+        parent: process id of the runner.
+    """
+    os.setpgrp()  # Ctrl-C reaches the runner only, which then ends the whole group
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
@@ -284,4 +293,4 @@ def forked(run: Run, cost: dict[str, int | None], environment: dict[str, str], p
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=follow, daemon=True).start()
-    sys.exit(main(run, cost, environment))
+    sys.exit(run_worker(run, cost, environment))

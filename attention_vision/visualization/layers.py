@@ -22,6 +22,7 @@ from attention_vision.attention.recording import layers_under
 from attention_vision.attention.token_grid import grid_of
 from attention_vision.backbones.backbone import Backbone
 from attention_vision.errors import InputError
+from attention_vision.text_table import aligned
 from attention_vision.visualization.maps import line_map, query_row, window_map
 
 CENTRE = (0.5, 0.5)
@@ -259,5 +260,4 @@ def table(layers: dict[str, Layer]) -> str:
         (layer.name, "x".join(map(str, layer.weights.shape[1:])), layer.kind)
         for layer in layers.values()
     ]
-    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c}" for a, b, c in rows)
+    return aligned(rows, right=[1])

@@ -1,6 +1,6 @@
-"""A study of seconds, and the command in a process of its own that has imported all it needs.
+"""A study that takes seconds, and the command in a separate process with its imports done.
 
-Processes come from multiprocessing's fork server: each is as fresh as that of a shell, and can be
+The processes come from multiprocessing's fork server: they start fresh, as from a shell, and can be
 killed.
 """
 
@@ -51,7 +51,7 @@ ONE_SEED = ("seeds: [0, 1]", "seeds: [0]")
 
 
 def write_study(folder: Path, *changes: tuple[str, str]) -> Path:
-    """A study file beside its base, with parts of its text replaced."""
+    """Write a study file and its base, with parts of the text replaced."""
     (folder / "base.yaml").write_text(BASE)
     text = STUDY
     for old, new in changes:
@@ -62,7 +62,7 @@ def write_study(folder: Path, *changes: tuple[str, str]) -> Path:
 
 
 def command(*words: object, output: Path) -> BaseProcess:
-    """`attention-vision study WORDS`, started; what it prints goes to `output`."""
+    """Start `attention-vision study WORDS`; its output goes to the file `output`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["attention_vision.study.worker", "attention_vision.classification", "sklearn.datasets"]
@@ -84,25 +84,25 @@ def call(arguments: list[str], output: str) -> None:
 
 
 def run(*words: object, output: Path) -> tuple[int, str]:
-    """Its exit code and what it printed."""
+    """Run `attention-vision study run WORDS`; return its exit code and output."""
     process = command("run", *words, output=output)
     process.join()
     return process.exitcode, output.read_text()
 
 
 def kill_when(process: BaseProcess, moment: Callable[[], bool], seconds: float = 120) -> None:
-    """kill -9 as soon as the moment has come; waits until the workers have followed."""
+    """Send SIGKILL as soon as `moment()` is true, and wait for the end of the process."""
     end = time.monotonic() + seconds
     while not moment():
-        assert process.is_alive(), "it ended before the moment came"
-        assert time.monotonic() < end, "the moment never came"
+        assert process.is_alive(), "the process ended before the moment"
+        assert time.monotonic() < end, "the moment did not come in time"
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
 
 
 def workers_left(folder: Path) -> list[Path]:
-    """The runs that a process still holds, which is given some seconds to let go."""
+    """Return the locks that are still held after some seconds."""
     end = time.monotonic() + 10
     while held := [lock for lock in folder.glob("cells/*/*/lock") if not free(lock)]:
         if time.monotonic() > end:
@@ -121,7 +121,7 @@ def free(lock: Path) -> bool:
 
 
 def outcome(folder: Path) -> dict[str, tuple[dict, list]]:
-    """Metrics and curves by run, without what the clock decides."""
+    """Return metrics and curves by run, without those that depend on time."""
     outcomes = {}
     for run in sorted(folder.glob("cells/*/*")):
         with (run / "metrics.csv").open() as file:
@@ -135,11 +135,11 @@ def outcome(folder: Path) -> dict[str, tuple[dict, list]]:
 
 
 def attempts(folder: Path) -> dict[str, tuple[int, int]]:
-    """By run: how often it was begun, and how often of these from a checkpoint."""
+    """Return by run: the number of starts, and how many of them resumed a checkpoint."""
     logs = {run: (run / "log.txt").read_text() for run in sorted(folder.glob("cells/*/*"))}
     return {
         f"{run.parent.name} {run.name}": (
-            log.count("\nparameters: "),  # which fit prints, and the last validation does not
+            log.count("\nparameters: "),  # printed by fit, but not by the last validation
             log.count("Restored all states from the checkpoint"),
         )
         for run, log in logs.items()

@@ -1,4 +1,4 @@
-"""A study's folder and its results file as the runner leaves them, with numbers to check."""
+"""A study folder and a results file as the runner writes them, with known numbers."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def result(cell: str, seed: int, value: float) -> dict[str, Any]:
 
 
 def write_folder(folder: Path, values: dict[str, dict[int, float]] = VALUES) -> Path:
-    """With learning curves of three points that end in the values."""
+    """Write a study folder; learning curves have three points, the last one is the value."""
     cells = {cell: {"values": {"attention": cell}, "config_sha256": cell} for cell in VALUES}
     plan = {"name": "channel_attention", **STUDY, "seeds": [0, 1, 2], "cells": cells}
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Study files: what they expand to, and what is wrong with them in one line."""
+"""Study files: expansion to cells, and one-line errors."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from attention_vision.study.definition import (
     BUDGETS,
     Cell,
     flops_to_steps,
+    full_path,
     merge,
     read_definition,
     replace,
@@ -61,7 +62,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def cells(**changes) -> dict[str, Cell]:
-    """Those of the study with other top-level keys."""
+    """Expand the study with some top-level keys replaced."""
     content = yaml.safe_load(STUDY)
     content |= {key: value for key, value in changes.items() if key != "study"}
     content["study"] |= changes.get("study", {})
@@ -84,7 +85,7 @@ def test_product_of_the_axes():
 
 
 def test_a_node_replaces_what_stood_there():
-    """Merged, CBAM's reduction would reach SqueezeExcite in silence."""
+    """A merge would silently pass CBAM's reduction to SqueezeExcite."""
     attention = cells()["se-deep"].config["model"]["network"]["init_args"]["attention"]
     assert attention == {"class_path": "SqueezeExcite"}
     base = yaml.safe_load(BASE)["model"]["network"]["init_args"]["attention"]
@@ -93,8 +94,47 @@ def test_a_node_replaces_what_stood_there():
     assert config == {"a": {"b": base, "c": {"d": 1}}}
 
 
+@pytest.mark.parametrize(
+    ("short", "path"),
+    [
+        ("model.network.attention", ATTENTION),
+        ("model.network.attention.reduction", f"{ATTENTION}.init_args.reduction"),
+        (ATTENTION, ATTENTION),
+        ("model.network.class_path", "model.network.class_path"),
+        ("data.image_size", "data.init_args.image_size"),
+        ("data.dict_kwargs.a", "data.dict_kwargs.a"),
+        ("trainer.max_epochs", "trainer.max_epochs"),
+        ("model.new.key", "model.new.key"),  # nothing there yet
+        ("task.key", "task.key"),  # for `replace` to refuse
+    ],
+)
+def test_short_paths_are_those_of_flags(short, path):
+    assert full_path(yaml.safe_load(BASE), short) == path
+
+
+def test_a_short_path_gives_the_same_cells():
+    full = cells()
+    Path("study.yaml").write_text(STUDY.replace(".init_args", ""))
+    short = read_definition("study.yaml").cells
+    assert short == full
+    assert {name: cell.sha256 for name, cell in short.items()} == {
+        name: cell.sha256 for name, cell in full.items()
+    }
+
+
+def test_a_short_path_reaches_what_another_axis_set():
+    axes = yaml.safe_load(STUDY)["axes"]
+    axes["attention"]["none"] = {}
+    axes["depth"] = {"deep": {"model.network.attention.reduction": 2}, "flat": {}}
+    attention = cells(axes=axes)["se-deep"].config["model"]["network"]["init_args"]["attention"]
+    assert attention == {"class_path": "SqueezeExcite", "init_args": {"reduction": 2}}
+    axes["depth"]["deep"] = {"model.network.attention": "CBAM"}
+    with pytest.raises(InputError, match=f"{ATTENTION} replaces the value that was set at"):
+        cells(axes=axes)
+
+
 def test_cells_share_nothing():
-    """What one cell's node holds, another's does not."""
+    """A change in one cell does not affect another."""
     two = cells()
     two["se-deep"].config["model"]["network"]["init_args"]["attention"]["class_path"] = "changed"
     assert two["se-flat"].config["model"]["network"]["init_args"]["attention"] == {
@@ -165,35 +205,35 @@ def test_numbers_are_read_as_the_command_reads_them():
 # One-line errors: old -> new in the study file, and what the message says
 
 WRONG = [
-    ("axes:", "axis:", "there is no key axis; known: study, base, axes"),
-    ("metric:", "metrics:", "there is no key study.metrics"),
+    ("axes:", "axis:", "unknown key axis; known: study, base, axes"),
+    ("metric:", "metrics:", "unknown key study.metrics"),
     ("  baseline: none-deep\n", "", "missing: study.baseline"),
     ("base: base.yaml\n", "", "missing: base"),
     ("base.yaml", "nowhere.yaml", "no such file: nowhere.yaml"),
-    ("val/top1", "top1", "study.metric 'top1' is no logged key such as val/top1"),
-    ("baseline: none-deep", "baseline: none", "names 'none', which is no cell: none-deep,"),
-    ("[se-deep >", "[eca-deep >", "names 'eca-deep', which is no cell"),
-    ("se-deep > none-deep", "se-deep beats none-deep", "is no ordering such as"),
-    ("seeds: [0, 1]", "seeds: [0, 0]", "study.seeds: 0 is there twice"),
-    ("seeds: [0, 1]", "seeds: []", "study.seeds: give a list of whole numbers"),
-    ("seeds: [0, 1]", "seeds: [0, one]", "study.seeds: 'one' is no whole number"),
+    ("val/top1", "top1", "study.metric 'top1' is not a logged key such as val/top1"),
+    ("baseline: none-deep", "baseline: none", "names 'none', which is not a cell: none-deep,"),
+    ("[se-deep >", "[eca-deep >", "names 'eca-deep', which is not a cell"),
+    ("se-deep > none-deep", "se-deep beats none-deep", "is not an ordering such as"),
+    ("seeds: [0, 1]", "seeds: [0, 0]", "study.seeds: duplicate seed 0"),
+    ("seeds: [0, 1]", "seeds: []", "study.seeds: expected a list of integers"),
+    ("seeds: [0, 1]", "seeds: [0, one]", "study.seeds: 'one' is not an integer"),
     ("seeds: [0, 1]", "seeds: [0]\n  budget: {epochs: 1, steps: 2}", "give exactly one of epochs"),
     ("seeds: [0, 1]", "seeds: [0]\n  budget: {hours: 1}", "give exactly one of epochs"),
     ("seeds: [0, 1]", "seeds: [0]\n  budget: {epochs: 0}", "budget.epochs: 0 is not positive"),
-    ("seeds: [0, 1]", "seeds: [0]\n  budget: {epochs: many}", "'many' is no number"),
-    ("    flat: ", "    deep: ", "'deep' is there twice"),  # two cells of one name
-    ("    flat: ", "    flat/er: ", "axes.depth: 'flat/er' is no name of a folder"),
+    ("seeds: [0, 1]", "seeds: [0]\n  budget: {epochs: many}", "'many' is not a number"),
+    ("    flat: ", "    deep: ", "duplicate key 'deep'"),  # two cells of one name
+    ("    flat: ", "    flat/er: ", "axes.depth: 'flat/er' is not a valid folder name"),
     ("    flat: ", "    no: ", "quote words such as 'on' and 'no'"),
     (
         "{model.network.init_args.depth: 8}",
         "{seed_everything: 8}",
-        "seeds are given by study.seeds",
+        "seeds belong in study.seeds",
     ),
     ("{model.network.init_args.depth: 8}", "8", "axes.depth.flat: expected keys and values"),
     (
         "{model.network.init_args.depth: 8}",
         "{model.network.init_args: {}}",
-        "model.network.init_args replaces what was set at model.network.init_args.attention",
+        "model.network.init_args replaces the value that was set at model.network.init_args.atten",
     ),
     (
         "{model.network.init_args.depth: 8}",
@@ -256,9 +296,12 @@ def test_runs_go_seed_by_seed():
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ('{"study": "study", "metr', "is cut short or damaged: delete it"),
-        ("{}", "is cut short or damaged: delete it"),
-        ('{"metrics": {}, "config_sha256": "x"}', "is of another configuration of cell none-deep"),
+        ('{"study": "study", "metr', "is truncated or damaged: delete it"),
+        ("{}", "is truncated or damaged: delete it"),
+        (
+            '{"metrics": {}, "config_sha256": "x"}',
+            "belongs to another configuration of cell none-deep",
+        ),
     ],
 )
 def test_damaged_result(text, line):
@@ -329,7 +372,7 @@ def test_folder_of_another_study():
         same_study(axes=axes, study={"expect": []})
 
     Path("study.yaml").rename("renamed.yaml")
-    with pytest.raises(InputError, match="it is of study study, not renamed"):
+    with pytest.raises(InputError, match="it belongs to study study, not renamed"):
         check_same_study(read_definition("renamed.yaml"), folder)
 
 
@@ -340,5 +383,5 @@ def test_runs_made_elsewhere_are_copied_into_a_new_folder():
 
 def test_folder_of_something_else():
     write_atomically(Path("folder/thesis.tex"), "years of work")
-    with pytest.raises(InputError, match="holds something else than a study"):
+    with pytest.raises(InputError, match="is not a study folder"):
         check_same_study(read_definition("study.yaml"), Path("folder"))

@@ -1,4 +1,4 @@
-"""Studies past one process: jobs of submitit, sweeps of W&B, results as one file."""
+"""Studies beyond one machine: submitit jobs, W&B sweeps, results files."""
 
 import json
 import pickle
@@ -12,7 +12,7 @@ from attention_vision.__main__ import main
 from attention_vision.errors import InputError
 from attention_vision.study.definition import read_definition
 from attention_vision.study.folder import runs_of
-from attention_vision.study.slurm import RunJob, Submitted
+from attention_vision.study.slurm import RunJob, SubmititLauncher
 from attention_vision.yaml_json import write_atomically
 
 
@@ -48,7 +48,7 @@ def test_a_mistake_about_jobs(launcher, submit, line, tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError) as error:
-        Submitted(tmp_path / "jobs", launcher, None, tuple(submit))
+        SubmititLauncher(tmp_path / "jobs", launcher, None, tuple(submit))
     assert line in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -73,7 +73,7 @@ def test_wandb_takes_the_sweep(tmp_path, capsys):
 
 
 def test_an_agent_calls_study_run(tmp_path, capsys, monkeypatch):
-    """The command that W&B's own functions make of a job of the grid is one that is understood."""
+    """The command that W&B builds from a job of the grid parses."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
     config = sweep(tmp_path, capsys)
@@ -86,21 +86,21 @@ def test_an_agent_calls_study_run(tmp_path, capsys, monkeypatch):
     program, *arguments = [part for word in words for part in filled.get(word, [word])]
     assert program == "attention-vision"
 
-    orders = []
+    requests = []
     monkeypatch.setattr(
-        "attention_vision.study.runner.run_study", lambda order, _: orders.append(order) or 0
+        "attention_vision.study.runner.run_study", lambda request, _: requests.append(request) or 0
     )
     assert main(arguments) == 0
-    (order,) = orders
-    assert (order.seeds, order.only, order.file) == ((1,), ("se",), tmp_path / "study.yaml")
-    assert [path.name for path in order.profiles] == ["wandb.yaml"]
+    (request,) = requests
+    assert (request.seeds, request.only, request.file) == ((1,), ("se",), tmp_path / "study.yaml")
+    assert [path.name for path in request.profiles] == ["wandb.yaml"]
 
 
 # Results
 
 
 def finished(tmp_path: Path) -> Path:
-    """A study's folder with three of four results."""
+    """A study folder with three of four results."""
     study, folder = read_definition(write_study(tmp_path)), tmp_path / "folder"
     write_atomically(folder / "study.json", json.dumps(study.describe() | {"commit": "abc"}))
     for number, one in enumerate(list(runs_of(study, folder, study.seeds, study.cells))[:3]):
@@ -132,17 +132,17 @@ def test_results_file(tmp_path, capsys):
 
     before = file.read_bytes()
     assert main(["study", "export", str(folder), "--results", str(file)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "exists: give a new file" in capsys.readouterr().err
     assert file.read_bytes() == before
 
 
 def test_results_of_nothing(tmp_path, capsys):
     words = ["--results", str(tmp_path / "new.json")]
     assert main(["study", "export", str(tmp_path), *words]) == 1
-    assert "holds no study: give the folder" in capsys.readouterr().err
+    assert "is not a study folder: give one that" in capsys.readouterr().err
     folder = finished(tmp_path)
     result = folder / "cells/none/seed0/result.json"
     result.write_text(result.read_text()[:50])
     assert main(["study", "export", str(folder), *words]) == 1
-    assert "cut short or damaged" in capsys.readouterr().err
+    assert "truncated or damaged" in capsys.readouterr().err
     assert not (tmp_path / "new.json").exists()

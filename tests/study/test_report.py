@@ -1,4 +1,4 @@
-"""A study's report: right numbers, all forms, gaps said, bad input in one line, nothing heavy."""
+"""Reports of studies: numbers, formats, missing results, one-line errors, light imports."""
 
 import csv
 import json
@@ -11,8 +11,7 @@ import pytest
 from scipy import stats
 from study_folders import STUDY, VALUES, result, write, write_file, write_folder
 
-from attention_vision.cli.study_report import main
-from attention_vision.cli.study_report import write as write_report
+from attention_vision.cli.study_report import main, write_report
 from attention_vision.report import plots as figures
 from attention_vision.report import tables
 from attention_vision.report.results import read_study
@@ -164,10 +163,10 @@ def test_curves_end_where_the_shortest_seed_does(folder):
     file = folder / "cells/se/seed0/metrics.csv"
     file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
     study = read_study(folder)
-    steps, values = figures.common(study.curves("se", "val/top1"))
+    steps, values = figures.common_steps(study.curves("se", "val/top1"))
     assert steps == [9, 19]
     assert values.shape == (3, 2)
-    assert figures.common(study.curves("se", "val/else"))[0] == []
+    assert figures.common_steps(study.curves("se", "val/else"))[0] == []
 
 
 def short(file: Path) -> None:
@@ -184,24 +183,27 @@ SEED = "cells/se/seed0/result.json"
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (lambda f: (f / "study.json").unlink(), "is no study: there is no study.json in it"),
-        (lambda f: short(f / "study.json"), "study.json, line 1: not valid JSON: cut short"),
-        (lambda f: short(f / SEED), f"{SEED}, line 1: not valid JSON: cut short or damaged"),
-        (lambda f: change(f / SEED, study="x"), "is of another study or run: its study is x"),
-        (lambda f: change(f / SEED, config_sha256="x"), "its config_sha256 is x, se in"),
-        (lambda f: change(f / SEED, seed=1), "its seed is 1, 0 in"),
-        (lambda f: (f / "cells/eca/seed0").mkdir(parents=True), "cells/eca is no cell of"),
-        (lambda f: change(f / SEED, metrics={"val/top1": "x"}), "val/top1 is 'x', which is no num"),
+        (
+            lambda f: (f / "study.json").unlink(),
+            "is not a study folder: it does not contain study.json",
+        ),
+        (lambda f: short(f / "study.json"), "study.json, line 1: not valid JSON: truncated"),
+        (lambda f: short(f / SEED), f"{SEED}, line 1: not valid JSON: truncated or damaged"),
+        (lambda f: change(f / SEED, study="x"), "belongs to another study or run: its study is x"),
+        (lambda f: change(f / SEED, config_sha256="x"), "its config_sha256 is x, but se in"),
+        (lambda f: change(f / SEED, seed=1), "its seed is 1, but 0 in"),
+        (lambda f: (f / "cells/eca/seed0").mkdir(parents=True), "cells/eca is not a cell of"),
+        (lambda f: change(f / SEED, metrics={"val/top1": "x"}), "val/top1 is 'x', which is not a"),
         (
             lambda f: change(f / "study.json", metric="val/ap"),
             "no run logs val/ap; metrics logged: val/top1, val/loss",
         ),
         (
             lambda f: change(f / "study.json", baseline="nothing"),
-            "baseline names 'nothing', which is no cell: none, se, cbam",
+            "baseline names 'nothing', which is not a cell: none, se, cbam",
         ),
-        (lambda f: change(f / "study.json", expect=["se > a"]), "expect names 'a', which is no ce"),
-        (lambda f: change(f / "study.json", expect=["se"]), "expect: 'se' is no ordering such as"),
+        (lambda f: change(f / "study.json", expect=["se > a"]), "expect names 'a', which is not a"),
+        (lambda f: change(f / "study.json", expect=["se"]), "expect: 'se' is not an ordering such"),
         (lambda f: change(f / "study.json", seeds=[7]), "no run of this study has finished yet"),
     ],
 )
@@ -245,7 +247,7 @@ def test_bad_files(changes, line, tmp_path, capsys, monkeypatch):
 def test_a_file_cut_in_half_and_one_that_is_not_there(tmp_path, capsys):
     short(write_file(tmp_path / "results.json"))
     assert main([str(tmp_path / "results.json")]) == 1
-    assert "not valid JSON: cut short or damaged" in capsys.readouterr().err
+    assert "not valid JSON: truncated or damaged" in capsys.readouterr().err
     assert main([str(tmp_path / "nothing")]) == 1
     assert "nothing: no such folder or file" in capsys.readouterr().err
 

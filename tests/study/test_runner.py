@@ -1,11 +1,17 @@
-"""Studies that are really run: by forked workers, killed, by two runners at once, with mistakes."""
+"""Runs of studies: by forked workers, after kills, by two runners at once, with mistakes."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+# Before rich, as in the command: typing caches rich's Union[float, int] as equal to the Trainer's
+# Union[int, float], and jsonargparse would then read limit_val_batches 1 as 1.0, all batches.
+import lightning.pytorch  # noqa: F401
 import pytest
 import yaml
 from studies import ONE_SEED, attempts, command, kill_when, outcome, run, workers_left, write_study
@@ -13,8 +19,8 @@ from studies import ONE_SEED, attempts, command, kill_when, outcome, run, worker
 from attention_vision.__main__ import main
 from attention_vision.study.definition import read_definition
 from attention_vision.study.folder import Run, runs_of
-from attention_vision.study.progress_table import Table, clock
-from attention_vision.study.runner import of_run, share_machine
+from attention_vision.study.progress_table import ProgressTable, clock
+from attention_vision.study.runner import run_config, share_machine
 from attention_vision.yaml_json import write_atomically
 
 
@@ -44,7 +50,7 @@ def test_a_budget_in_steps_ends_with_a_validation(whole):
 
 
 def test_cells_of_a_seed_see_the_same_images(whole):
-    """The network without attention begins as the other: the data they see decides their losses."""
+    """Both cells of a seed have the same data, order and learning rate."""
     first = {name: rows[0]["train/lr"] for name, (_, rows) in outcome(whole).items()}
     assert len(set(first.values())) == 1
     batches = {
@@ -57,7 +63,7 @@ def test_cells_of_a_seed_see_the_same_images(whole):
 
 
 def test_killed_at_any_moment_it_goes_on(whole, tmp_path):
-    """By one worker: the numbers are those of two."""
+    """One worker, killed and restarted, gives the numbers of two uninterrupted ones."""
     file, folder = write_study(tmp_path, ONE_SEED), tmp_path / "killed"
     words = ("run", file, "--folder", folder, "--jobs", 1)
 
@@ -135,9 +141,9 @@ WRONG = [
         "model.network.attention: there is no class SqueezeExite; did you mean SqueezeExcite?",
     ),
     ([("reduction: 1", "reduction: 0")], SE, "SqueezeExcite: reduction 0 is not positive"),
-    ([("metric: val/top1", "metric: top1")], [], "study.metric 'top1' is no logged key"),
+    ([("metric: val/top1", "metric: top1")], [], "study.metric 'top1' is not a logged key"),
     ([], ["--only", "sse"], "--only sse: "),
-    ([], ["--seeds", "1", "1"], "--seeds: 1 is there twice"),
+    ([], ["--seeds", "1", "1"], "--seeds: duplicate seed 1"),
     ([], ["--jobs", "0"], "--jobs 0 is not positive"),
     ([], ["--profile", "nowhere.yaml"], "no such file: nowhere.yaml"),
 ]
@@ -161,7 +167,7 @@ def test_a_metric_that_no_run_logs(tmp_path):
     code, printed = run(file, *words, output=tmp_path / "printed")
     assert code == 1
     (line,) = [line for line in printed.splitlines() if "error" in line]
-    assert "study.metric val/topp1 is logged by no run: did you mean val/top1?" in line
+    assert "no run logs study.metric val/topp1: did you mean val/top1?" in line
     assert "val/loss, val/top1, val/top5" in line
     assert not list(folder.glob("cells/*/*/result.json"))
     assert workers_left(folder) == []
@@ -175,14 +181,14 @@ def test_a_result_cut_in_half(whole, capsys):
         words = ["study", "run", str(whole.parent / "study.yaml"), "--folder", str(whole)]
         assert main(words) == 1
         line = capsys.readouterr().err
-        assert f"{result} is cut short or damaged: delete it" in line
+        assert f"{result} is truncated or damaged: delete it" in line
         assert result.read_text() == text[:100]
     finally:
         write_atomically(result, text)
 
 
 def dry_run(file: Path) -> dict[str, list[str]]:
-    """Its numbers by cell: parameters, MACs, steps, images, and two times with their units."""
+    """Return by cell: parameters, MACs, steps, images, and two times with their units."""
     folder = file.parent / "dry"
     code, printed = run(file, "--folder", folder, "--dry-run", output=file.parent / "printed")
     assert code == 0, printed
@@ -202,7 +208,7 @@ def test_cost_under_a_budget_in_flops(tmp_path):
 
 
 def test_cost_without_a_budget(tmp_path):
-    """Steps, images and the time that are known of each end that a base can give a run."""
+    """Steps, images and time for each way in which a base can limit a run."""
     absent = "data: {class_path: CIFAR10, init_args: {root: nowhere, batch_size: 32}}"
     axes = f"""
 axes:
@@ -269,24 +275,26 @@ def test_a_run_in_wandb_has_the_studys_name(tmp_path):
         "class_path": "attention_vision.training.wandb_logger.WeightsAndBiases",
         "init_args": {"project": "p"},
     }
-    config = of_run({"trainer": {"logger": logger}}, a_run(tmp_path), threads=2)
+    config = run_config({"trainer": {"logger": logger}}, a_run(tmp_path), threads=2)
     names = {"project": "p", "group": "study", "name": "se-seed3"}
     assert config["trainer"]["logger"]["init_args"] == names
     assert (config["seed_everything"], config["threads"]) == (3, 2)
-    assert of_run({"trainer": {"logger": False}}, a_run(tmp_path), 1)["trainer"]["logger"] is False
+    assert (
+        run_config({"trainer": {"logger": False}}, a_run(tmp_path), 1)["trainer"]["logger"] is False
+    )
 
 
 def test_time_left(tmp_path, capsys):
     study = read_definition(write_study(tmp_path))
     runs = list(runs_of(study, tmp_path / "folder", (0, 1), study.cells))
-    table = Table(study, runs, jobs=1)
+    table = ProgressTable(study, runs, jobs=1)
     assert table.seconds_left() is None
     result = {"metrics": {"val/top1": 0.5}, "config_sha256": runs[0].sha256, "seconds": 10.0}
     write_atomically(runs[0].result, json.dumps(result))
     table.started(runs[0])
     table.finished(runs[0])
     assert table.seconds_left() == 30.0
-    assert Table(study, runs, jobs=2).seconds_left() == 15.0
+    assert ProgressTable(study, runs, jobs=2).seconds_left() == 15.0
     write_atomically(runs[1].progress, json.dumps({"seconds": 20.0, "share": 0.5}))
     table.started(runs[1])
     assert table.seconds_left() == 25.0
@@ -300,6 +308,39 @@ def test_time_left(tmp_path, capsys):
         "se             50%         .",
     ]
     assert printed[-1].startswith("failed: none seed 1: ValueError: no (see ")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [24, 80])
+def test_the_live_table_fits_the_terminal(width, tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    for name, value in (("COLUMNS", str(width)), ("LINES", "40"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    study = read_definition(write_study(tmp_path))
+    runs = list(runs_of(study, tmp_path / "folder", (0, 1), study.cells))
+    threads = threading.active_count()
+    table = ProgressTable(study, runs, jobs=1)
+    table.started(runs[0])
+    table.draw()
+    drawn = terminal.getvalue()
+    table.draw()
+    assert terminal.getvalue() == drawn  # at most once a second
+    result = {"metrics": {"val/top1": 0.5}, "config_sha256": runs[0].sha256, "seconds": 10.0}
+    write_atomically(runs[0].result, json.dumps(result))
+    table.finished(runs[0])
+    assert threading.active_count() == threads  # workers are forked from this process
+    table.close()
+    frames = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).split("\r")
+    lines = [line.rstrip() for frame in frames for line in frame.splitlines()]
+    assert max(map(len, lines)) <= width
+    if width == 80:
+        assert "none           0.5         ." in lines
+        assert "study: 1 of 4 runs finished, about 30 s left" in lines
 
 
 @pytest.mark.parametrize(

@@ -160,5 +160,5 @@ def test_an_expectation_is_an_ordering(line, parts):
 
 @pytest.mark.parametrize("line", ["cbam", "a >= b", "a > b > c", "> b", "a >", "", 3])
 def test_what_is_no_ordering(line):
-    with pytest.raises(InputError, match="is no ordering such as"):
+    with pytest.raises(InputError, match="is not an ordering such as"):
         Expectation.parse(line)

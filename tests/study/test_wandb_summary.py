@@ -1,4 +1,4 @@
-"""A report in W&B: offline without a key, in the group of its study, with tables, figures, page."""
+"""Reports in W&B: offline without a key, in the group of the study, with tables and figures."""
 
 import json
 import os

@@ -1,0 +1,26 @@
+"""Plain-text tables with aligned columns, for every command that prints one."""
+
+from collections.abc import Collection, Sequence
+
+from tabulate import DataRow, TableFormat, tabulate
+
+GAP = 3  # spaces between two columns
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = (), gap: int = GAP) -> str:
+    """Aligns the columns of a table, all of its rows alike.
+
+    Args:
+        rows: cells of each row, the same number in all of them.
+        right: columns that are flush right, such as those of numbers; the others are flush left.
+        gap: spaces between two columns.
+
+    Returns:
+        One line per row, without a line break at the end.
+    """
+    if not rows:
+        return ""
+    row = DataRow("", " " * gap, "")
+    layout = TableFormat(None, None, None, None, row, row, padding=0, with_header_hide=None)
+    sides = ["right" if column in right else "left" for column in range(len(rows[0]))]
+    return tabulate(rows, tablefmt=layout, colalign=sides, disable_numparse=True)
