@@ -44,6 +44,7 @@ from attention_vision.config.parser import (
 )
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs.tasks import TASKS, Task
+from attention_vision.text_table import aligned
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, say
 from attention_vision.training.resume import AtomicCheckpointIO, checkpoint_callbacks
@@ -476,10 +477,11 @@ def evaluate_again(work: Work, verb: Any, backend: Any) -> dict[str, float]:
 
 def print_fp8(rounded: dict[str, float], exact: dict[str, float]) -> None:
     """What fp8 attention changes in each metric."""
-    say(f"{'attention in':<24}{'fp8':>12}{'fused':>12}{'difference':>12}")
+    rows = [["attention in", "fp8", "fused", "difference"]]
     for key, value in exact.items():
         change = rounded[key] - value
-        say(f"{key:<24}{rounded[key]:>12.5f}{value:>12.5f}{change:>+12.5f}")
+        rows.append([key, f"{rounded[key]:.5f}", f"{value:.5f}", f"{change:+.5f}"])
+    say(aligned(rows, right=(1, 2, 3)))
 
 
 def evaluated_images(work: Work) -> tuple[int, int]:
