@@ -477,4 +477,4 @@ def test_other_folders_are_one_line(run: Path, tmp_path: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert "config.yaml" in error(run)
     (run / "config.yaml").write_text("task: detection\n")
-    assert "no run of classification, but of detection" in error(run)
+    assert "not a run of classification, but of detection" in error(run)
