@@ -45,6 +45,7 @@ from attention_vision.config.parser import (
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.text_table import aligned
+from attention_vision.training.logging import RunFolderLogger
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, say
 from attention_vision.training.resume import AtomicCheckpointIO, checkpoint_callbacks
@@ -338,7 +339,7 @@ def make_trainer(
     if fits:
         loggers = [MetricsCSV(str(run.folder)), *as_list(options.logger, Logger)]
     for logger in loggers:
-        if hasattr(logger, "write_to"):  # W&B's, which is imported by those alone who use it
+        if isinstance(logger, RunFolderLogger):
             logger.write_to(run.folder)
     options.callbacks = [*as_list(options.callbacks, Callback), *callbacks]
     if fits and options.enable_checkpointing is not False:
