@@ -1,8 +1,9 @@
 """What a task may ask of any backbone, the plain pool, and the contract of attention slots."""
 
 from collections.abc import Mapping
+from copy import copy
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,22 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, num_classes)."""
         return self.head(self.pool(self.tokens(images)))
+
+    def without_head(self) -> Self:
+        """A backbone for its maps alone, sharing all other parameters with this one.
+
+        Parameters that no loss reaches must not be there: data-parallel training waits for their
+        gradient. So the head goes, and with it a pool that has weights of its own; a pool that adds
+        a class token stays, since the token takes part in the attention before it. This backbone
+        still classifies.
+        """
+        bare = copy(self)
+        tables = {name: table for name, table in vars(self).items() if isinstance(table, dict)}
+        vars(bare).update({name: table.copy() for name, table in tables.items()})
+        bare.num_classes, bare.head = 0, nn.Identity()
+        if not bare.prefix:
+            bare.pool = MeanPool(bare.channels[-1])
+        return bare
 
     def layers(self) -> list[list[str]]:
         """Names of the parameters, layer by layer from the stem to the head: `layers_by_depth`."""

@@ -16,7 +16,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from attention_vision.attention import AttentionPool, LearnedPosition
 from attention_vision.backbones import ResNet
-from attention_vision.backbones.backbone import Backbone, MeanPool
+from attention_vision.backbones.backbone import Backbone
 from attention_vision.detection.boxes import to_pixels
 from attention_vision.detection.criterion import without_crowds
 from attention_vision.detection.matcher import name
@@ -197,11 +197,7 @@ class AttentionRCNN(nn.Module):
                 f"strides {', '.join(map(str, levels))}; give one per level"
             )
 
-        # What no loss reaches must not be there: data-parallel training waits for its gradient.
-        backbone.num_classes, backbone.head = 0, nn.Identity()
-        if not backbone.prefix:  # a class token takes part in the maps
-            backbone.pool = MeanPool(backbone.channels[-1])
-        self.backbone = backbone
+        self.backbone = backbone.without_head()
         self.pyramid = FeaturePyramidNetwork(
             list(backbone.channels[first_stage - 1 :]), pyramid_channels, LastLevelMaxPool()
         )

@@ -9,7 +9,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from attention_vision.attention import LearnedPosition, SinePosition2d
 from attention_vision.backbones import ResNet
-from attention_vision.backbones.backbone import Backbone, MeanPool
+from attention_vision.backbones.backbone import Backbone
 from attention_vision.detection.transformer import Transformer
 from attention_vision.errors import InputError
 
@@ -105,11 +105,7 @@ class DETR(nn.Module):
         self.num_classes = num_classes
         self.mask_padding = mask_padding
 
-        # What no loss reaches must not be there: data-parallel training waits for its gradient.
-        backbone.num_classes, backbone.head = 0, nn.Identity()
-        if not backbone.prefix:  # a class token takes part in the attention before it
-            backbone.pool = MeanPool(backbone.channels[-1])
-        self.backbone = backbone
+        self.backbone = backbone.without_head()
         self.projection = nn.Conv2d(backbone.channels[-1], width, 1)
         self.position = SinePosition2d(width) if position == "sine" else LearnedPosition2d(width)
         self.queries = nn.Embedding(num_queries, width)
