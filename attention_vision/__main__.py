@@ -7,12 +7,9 @@ takes seconds, and `--help`, `--version` and a misspelt command must not wait fo
 import sys
 
 from attention_vision import __version__
+from attention_vision.runs.tasks import TASKS
 
-COMMANDS = {
-    "classification": "train, validate, test and apply image classifiers",
-    "detection": "the same for object detectors: DETR, Faster R-CNN and Attention R-CNN",
-    "generation": "the same for image generators: SAGAN, and Attention U-Net from image to image",
-}
+COMMANDS = {name: task.summary for name, task in TASKS.items()}
 TOOLS = {
     "explain": "where the network of a run looks, as pictures and arrays",
     "profile": "measure what networks and mechanisms cost: parameters, operations, time, memory",

@@ -29,6 +29,8 @@ LIGHT = {  # start in no time: neither torch nor Lightning
     *(path for path in FILES if path.parts[1] == "cli" and path.stem in ("claims", "study_report")),
     Path(PACKAGE, "yaml_json.py"),
     Path(PACKAGE, "errors.py"),
+    Path(PACKAGE, "runs", "__init__.py"),
+    Path(PACKAGE, "runs", "tasks.py"),
     Path(PACKAGE, "study", "definition.py"),
 }
 HEAVY = {"torch", "lightning", "torchvision", "torchmetrics", "wandb"}

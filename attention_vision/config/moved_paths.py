@@ -34,6 +34,13 @@ MOVED_PATHS = {  # below attention_vision; moved in 0.2
     "progress": "training.progress",
     "progressive": "classification.progressive",
     "wandb_logger": "training.wandb_logger",
+    "generation.image_to_image.data.PairData": "generation.image_to_image.data.ImageToImageData",
+    "generation.image_to_image.figures.PairPanel": (
+        "generation.image_to_image.figures.ImageToImagePanel"
+    ),
+    "generation.image_to_image.predictions.PairResults": (
+        "generation.image_to_image.predictions.ImageToImageResults"
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Timer
 from attention_vision.errors import InputError
 from attention_vision.profiling.cost import Cost, macs, measure
 from attention_vision.runs.command import build, parse
-from attention_vision.runs.workloads import experiment_works, image_size
+from attention_vision.runs.tasks import Task
 from attention_vision.study.definition import flops_to_steps
 
 
@@ -65,7 +65,7 @@ def inspect(task: str, config: Path, flops: float | None, without_data: bool) ->
     objects = build(parsed)
     module, data, trainer = objects.module, objects.data, parsed.config.trainer
     images, accumulate = data.batch_size, trainer.accumulate_grad_batches
-    costs = costs_of(module, data, device_of(trainer.accelerator))
+    costs = costs_of(parsed.task, module, data, device_of(trainer.accelerator))
     if flops is not None:
         if len(costs) != 1:
             raise InputError("a budget in FLOPs needs one network whose cost is known: take steps")
@@ -116,16 +116,16 @@ def steps_of(batches: int | None, trainer: Namespace) -> int | None:
 
 
 def costs_of(
-    module: LightningModule, data: LightningDataModule, device: torch.device
+    task: Task, module: LightningModule, data: LightningDataModule, device: torch.device
 ) -> list[Cost]:
     """Of the module's networks for a batch of the data's size, or as much as takes seconds."""
     try:
-        size = image_size(data)
-        (one, *_) = experiment_works("", module.to(device), size, 1)
+        tools = task.tools()
+        size = tools.image_size(data)
+        (one, *_) = tools.workloads("", module.to(device), size, 1)
         affordable = data.batch_size if device.type == "cuda" else int(2e10 / max(1, macs(one)))
         batch = max(1, min(data.batch_size, affordable))
-        works = experiment_works("", module, size, batch)
-        return measure(works, repeats=1)
+        return measure(tools.workloads("", module, size, batch), repeats=1)
     except (InputError, AttributeError):  # a module or data that `profile` does not know
         return []
 

@@ -11,8 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from attention_vision.attention import record_attention
+from attention_vision.data.samples import evenly_spaced
 from attention_vision.generation.image_to_image.unet import AttentionUNet
-from attention_vision.visualization.drawing import overlay, scaled, sheet, spread
+from attention_vision.visualization.drawing import overlay, scaled, sheet
 
 MOST_PIXELS = 320  # of a picture's side in the panel; whole images may have thousands
 COLOURS = torch.tensor(matplotlib.colormaps["tab10"].colors)
@@ -104,7 +105,7 @@ def smaller(pictures: Tensor) -> Tensor:
     return small.movedim(1, -1).clamp(0, 1)
 
 
-class PairPanel(Callback):
+class ImageToImagePanel(Callback):
     """Logs `val/panel` once per validation, to every logger that has `log_image`.
 
     Args:
@@ -135,7 +136,7 @@ class PairPanel(Callback):
         source = getattr(trainer.datamodule, "val_images", None)
         if source is None:
             return tuple(part[: self.images] for part in batch)
-        pairs = spread(source, self.images)
-        same = [pair for pair in pairs if pair[0].shape == pairs[0][0].shape]
+        samples = evenly_spaced(source, self.images)
+        same = [sample for sample in samples if sample[0].shape == samples[0][0].shape]
         inputs, targets = zip(*same, strict=True)
         return torch.stack(inputs).to(batch[0].device), torch.stack(targets).to(batch[1].device)

@@ -15,14 +15,13 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from torchmetrics.segmentation import DiceScore
 
 from attention_vision.errors import InputError
-from attention_vision.generation.image_to_image.figures import PairPanel
-from attention_vision.generation.image_to_image.predictions import PairResults
+from attention_vision.generation.data import Batch
+from attention_vision.generation.image_to_image.figures import ImageToImagePanel
+from attention_vision.generation.image_to_image.predictions import ImageToImageResults
 from attention_vision.generation.image_to_image.unet import AttentionUNet
 from attention_vision.generation.module import GenerationModule
 from attention_vision.training.logging import EpochMean, log_epoch_mean
 from attention_vision.training.optim import WarmupCosine, configure
-
-Pair = tuple[Tensor, Tensor]
 
 
 class RestorationMetrics(nn.Module):
@@ -177,7 +176,7 @@ def dice_loss(logits: Tensor, targets: Tensor, smooth: float = 0.01) -> Tensor:
 
 
 class ImageToImage(GenerationModule):
-    """Trains a network on (input, target) pairs of images or volumes.
+    """Trains a network that maps images or volumes to images, or to the class of each pixel.
 
     Logs `val/score`, which is `val/psnr` (dB) or `val/dice`, and what else the objective measures.
 
@@ -227,7 +226,7 @@ class ImageToImage(GenerationModule):
             )
 
     def configure_callbacks(self) -> list[Callback]:
-        callbacks = [*super().configure_callbacks(), PairPanel(), PairResults()]
+        callbacks = [*super().configure_callbacks(), ImageToImagePanel(), ImageToImageResults()]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
         return callbacks
@@ -238,7 +237,7 @@ class ImageToImage(GenerationModule):
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
 
-    def training_step(self, batch: Pair, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch
         loss = self.objective.loss(self(inputs), targets)
         self.train_loss.update(loss.detach(), len(inputs))
@@ -247,10 +246,10 @@ class ImageToImage(GenerationModule):
     def on_train_epoch_end(self) -> None:
         log_epoch_mean(self, "train/loss", self.train_loss)
 
-    def validation_step(self, batch: Pair, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", *batch)
 
-    def test_step(self, batch: Pair, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("test", *batch)
 
     def _evaluate(self, split: str, inputs: Tensor, targets: Tensor) -> None:

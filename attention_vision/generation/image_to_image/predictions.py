@@ -18,7 +18,7 @@ from attention_vision.training.logging import run_folder
 RESULTS = "results"
 
 
-class PairResults(Callback):
+class ImageToImageResults(Callback):
     """Writes results/NAME.png, or .npy for volumes, and pictures/NAME.png.
 
     A result is a restored image, or a mask with the grey levels of `data.values` (class numbers

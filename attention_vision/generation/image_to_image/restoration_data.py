@@ -12,11 +12,11 @@ from attention_vision.data.digits import single_digits
 from attention_vision.data.image_files import image_files, read_image
 from attention_vision.data.loading import random_stream
 from attention_vision.data.torchvision_sets import published
-from attention_vision.generation.image_to_image.data import EVALUATION, PairData, cut
+from attention_vision.generation.image_to_image.data import EVALUATION, ImageToImageData, cut
 from attention_vision.generation.image_to_image.degradations import Degradation
 
 
-class DegradedImages(PairData):
+class DegradedImages(ImageToImageData):
     """Base of data for restoration: a subclass gives `pictures`.
 
     A training patch is cut, flipped and degraded anew in every epoch, by (seed, epoch, index); an
@@ -27,7 +27,7 @@ class DegradedImages(PairData):
         flip: mirror half of the training patches.
         images: folder to predict, of images that are degraded already.
         degrade: degrade them first.
-        size, batch_size, num_workers, seed: see `PairData`.
+        size, batch_size, num_workers, seed: see `ImageToImageData`.
     """
 
     def __init__(

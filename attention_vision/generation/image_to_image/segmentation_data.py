@@ -14,11 +14,14 @@ from attention_vision.data.digits import single_digits
 from attention_vision.data.image_files import EXTENSIONS, image_files, read_image
 from attention_vision.data.loading import random_stream
 from attention_vision.errors import InputError
-from attention_vision.generation.image_to_image.data import EVALUATION, PairData, by
-from attention_vision.generation.image_to_image.mask_folders import PairFolders, Pairs
+from attention_vision.generation.image_to_image.data import EVALUATION, ImageToImageData, by
+from attention_vision.generation.image_to_image.mask_folders import (
+    SegmentationFolders,
+    ImagesAndMasks,
+)
 
 
-class MaskFolder(PairFolders):
+class MaskFolder(SegmentationFolders):
     """RGB images and masks, whose grey levels are the classes.
 
     Args:
@@ -27,7 +30,7 @@ class MaskFolder(PairFolders):
         size: side of the training patches after shrinking, in pixels.
         in_memory: keep what was read; for small sets.
         train_images, train_masks, val_images, val_masks, val_names, class_names,
-            patches_per_image, flips, batch_size, num_workers, seed, images: see `PairFolders`.
+            patches_per_image, flips, batch_size, num_workers, seed, images: see `SegmentationFolders`.
     """
 
     extensions = EXTENSIONS
@@ -65,7 +68,7 @@ class MaskFolder(PairFolders):
         self.values, self.shrink, self.in_memory = values, shrink, in_memory
         self.patch = (size, size)
 
-    def pairs(self, files: list[tuple[Path, Path]]) -> Pairs:
+    def images_and_masks(self, files: list[tuple[Path, Path]]) -> ImagesAndMasks:
         return MaskedImages(files, self.values, self.shrink, self.in_memory)
 
     def inputs(self, folder: str) -> Dataset:
@@ -169,12 +172,12 @@ def shrunk_classes(classes: np.ndarray, count: int, factor: float) -> np.ndarray
     return np.argmax(np.stack(shares), 0).astype(np.uint8)
 
 
-class DigitMasks(PairData):
+class DigitMasks(ImageToImageData):
     """scikit-learn's digits in noise, and their ink as the mask; 1,442 to train on, 355 held out.
 
     Args:
         sigma: of the noise, where ink is 1.
-        size, batch_size, num_workers, seed, images: see `PairData`.
+        size, batch_size, num_workers, seed, images: see `ImageToImageData`.
     """
 
     class_names = ("background", "ink")

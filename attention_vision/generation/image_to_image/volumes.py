@@ -10,12 +10,15 @@ from torch.utils.data import Dataset
 
 from attention_vision.errors import InputError
 from attention_vision.generation.image_to_image.data import by
-from attention_vision.generation.image_to_image.mask_folders import PairFolders, Pairs
+from attention_vision.generation.image_to_image.mask_folders import (
+    SegmentationFolders,
+    ImagesAndMasks,
+)
 
 VOLUMES = (".npy", ".npz")
 
 
-class VolumeFolder(PairFolders):
+class VolumeFolder(SegmentationFolders):
     """Volumes of one channel and their masks, .npy or .npz files of arrays (D, H, W).
 
     A mask holds class numbers 0..num_classes-1. An .npy is not read whole for a patch.
@@ -25,7 +28,7 @@ class VolumeFolder(PairFolders):
             units.
         patch: depth, height and width of the training patches.
         train_images, train_masks, val_images, val_masks, val_names, class_names,
-            patches_per_image, flips, batch_size, num_workers, seed, images: see `PairFolders`.
+            patches_per_image, flips, batch_size, num_workers, seed, images: see `SegmentationFolders`.
     """
 
     extensions = VOLUMES
@@ -56,7 +59,7 @@ class VolumeFolder(PairFolders):
             raise InputError(f"data.window {list(window)} is no range")
         self.window, self.patch = window, patch
 
-    def pairs(self, files: list[tuple[Path, Path]]) -> Pairs:
+    def images_and_masks(self, files: list[tuple[Path, Path]]) -> ImagesAndMasks:
         return MaskedVolumes(files, self.num_classes, self.window)
 
     def inputs(self, folder: str) -> Dataset:
