@@ -26,7 +26,10 @@ SEPARATE = {("generation", "gan"), ("generation", "image_to_image")}  # never im
 LIGHT = {  # start in no time: neither torch nor Lightning
     *(path for path in FILES if path.parts[1] in ("report", "__main__.py", "__init__.py")),
     *(path for path in FILES if path.parts[1] == "claims" and path.stem != "check"),
-    *(path for path in FILES if path.parts[1] == "cli" and path.stem in ("claims", "study_report")),
+    *(
+        Path(PACKAGE, "cli", f"{name}.py")
+        for name in ("claims", "explain", "profile", "study_report", "tool_parser")
+    ),
     Path(PACKAGE, "yaml_json.py"),
     Path(PACKAGE, "errors.py"),
     Path(PACKAGE, "runs", "__init__.py"),

@@ -11,14 +11,14 @@ from attention_vision.data.image_files import path_below
 Sample = TypeVar("Sample", covariant=True)
 
 
-class Samples(Protocol[Sample]):
-    """A data set that is indexed by number."""
+class MapDataset(Protocol[Sample]):
+    """A map-style data set that has a length."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Sample: ...
 
 
-def evenly_spaced(source: Samples[Sample], count: int) -> list[Sample]:
+def evenly_spaced(source: MapDataset[Sample], count: int) -> list[Sample]:
     """Up to `count` samples at equal distances of a data set that may be sorted by class."""
     count = min(count, len(source))
     return [source[number * len(source) // count] for number in range(count)]

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from attention_vision.generation.gan.figures import (
     attention_sheet,
-    between,
     grid,
+    interpolate,
     sample_rows,
     shown_classes,
-    to_bytes,
+    to_pixel_arrays,
 )
 from attention_vision.training.logging import run_folder
 
@@ -44,7 +44,7 @@ class GeneratedImages(Callback):
         folder = run_folder(trainer) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         indices, labels = (part.tolist() for part in batch)
-        for pixels, index, label in zip(to_bytes(outputs), indices, labels, strict=True):
+        for pixels, index, label in zip(to_pixel_arrays(outputs), indices, labels, strict=True):
             name = f"_{file_name(trainer, label)}" if module.average.num_classes else ""
             Image.fromarray(pixels).save(folder / f"{index:06}{name}.png")
 
@@ -71,7 +71,7 @@ def pages(trainer: Trainer, module: LightningModule) -> dict[str, np.ndarray]:
     labels = shown_classes(num_classes).to(device)
     rows = len(labels)
     ends = torch.stack([module.noise(torch.arange(rows) + start) for start in (0, rows)])
-    found["interpolation"] = grid(between(generator, ends, labels, steps=9), 9)
+    found["interpolation"] = grid(interpolate(generator, ends, labels, steps=9), 9)
 
     titles = [str(trainer.datamodule.class_names[label]) for label in labels] if num_classes else []
     page = attention_sheet(generator, ends[0], labels, module.attention_points, titles)

@@ -16,8 +16,8 @@ from attention_vision.data.loading import random_stream
 from attention_vision.errors import InputError
 from attention_vision.generation.image_to_image.data import EVALUATION, ImageToImageData, by
 from attention_vision.generation.image_to_image.mask_folders import (
-    SegmentationFolders,
     ImagesAndMasks,
+    SegmentationFolders,
 )
 
 
@@ -30,7 +30,8 @@ class MaskFolder(SegmentationFolders):
         size: side of the training patches after shrinking, in pixels.
         in_memory: keep what was read; for small sets.
         train_images, train_masks, val_images, val_masks, val_names, class_names,
-            patches_per_image, flips, batch_size, num_workers, seed, images: see `SegmentationFolders`.
+            patches_per_image, flips: see `SegmentationFolders`.
+        batch_size, num_workers, seed, images: see `ImageToImageData`.
     """
 
     extensions = EXTENSIONS

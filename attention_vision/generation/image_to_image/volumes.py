@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 from attention_vision.errors import InputError
 from attention_vision.generation.image_to_image.data import by
 from attention_vision.generation.image_to_image.mask_folders import (
-    SegmentationFolders,
     ImagesAndMasks,
+    SegmentationFolders,
 )
 
 VOLUMES = (".npy", ".npz")
@@ -28,7 +28,8 @@ class VolumeFolder(SegmentationFolders):
             units.
         patch: depth, height and width of the training patches.
         train_images, train_masks, val_images, val_masks, val_names, class_names,
-            patches_per_image, flips, batch_size, num_workers, seed, images: see `SegmentationFolders`.
+            patches_per_image, flips: see `SegmentationFolders`.
+        batch_size, num_workers, seed, images: see `ImageToImageData`.
     """
 
     extensions = VOLUMES
