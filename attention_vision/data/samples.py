@@ -1,13 +1,12 @@
-"""Which samples of a data set are shown, and under which titles."""
+"""Samples of a data set to show, and their titles."""
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
-
-from lightning.pytorch import LightningDataModule
+from typing import Any, Literal, Protocol, TypeVar
 
 from attention_vision.data.image_files import path_below
 
+Split = Literal["train", "val"]
 Sample = TypeVar("Sample", covariant=True)
 
 
@@ -24,11 +23,12 @@ def evenly_spaced(source: MapDataset[Sample], count: int) -> list[Sample]:
     return [source[number * len(source) // count] for number in range(count)]
 
 
-def titled_samples(data: LightningDataModule, images: str | None, count: int) -> dict[str, Any]:
+def titled_samples(data: Any, images: str | None, count: int) -> dict[str, Any]:
     """Title -> sample of a task's data: up to `count`, evenly spaced.
 
     Args:
-        data: any whose `setup` sets `val_images`, or `predict_images` with their `files`.
+        data: a LightningDataModule whose `setup` sets `val_images`, or `predict_images` with
+            their `files`.
         images: a folder of images or one image; the validation images where none is given.
         count: samples, at most.
 
@@ -37,7 +37,7 @@ def titled_samples(data: LightningDataModule, images: str | None, count: int) ->
     """
     if images is None:
         data.setup("validate")
-        source: Any = data.val_images
+        source = data.val_images
         titles = [f"val_{number:05}" for number in range(len(source))]
     else:
         data.images = images

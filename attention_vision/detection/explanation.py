@@ -102,7 +102,8 @@ class DetectorExplainer:
         self, images: Tensor, padding_mask: Tensor, names: Sequence[str]
     ) -> tuple[np.ndarray, dict[str, Tensor], dict[str, np.ndarray]]:
         """Picture of the detections, the detections, and arrays of what they attended to."""
-        network, image, mask = self.module.network, images[0], padding_mask[0]
+        network: Any = self.module.network
+        image, mask = images[0], padding_mask[0]
         if POOL in names:
             found, proposals, maps = proposal_attention(network, image, mask)
             picture = proposal_sheet(image, found, proposals, maps, self.names, SHOWN)

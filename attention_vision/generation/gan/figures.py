@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from math import isqrt
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from attention_vision.attention import record_attention
@@ -137,7 +138,7 @@ def attention_sheet(
 class SampleGrid(Callback):
     """Logs `val/samples`, a row of images per class, once per validation from rank zero.
 
-    The noise is the same in every validation, so that one sees the images change. Goes to every
+    The noise is the same in every validation, so that the images can be compared. They go to every
     logger that has `log_image`: W&B, and the run folder's pictures/.
 
     Args:
@@ -147,8 +148,8 @@ class SampleGrid(Callback):
     def __init__(self, columns: int = 8):
         self.columns = columns
 
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        loggers: list[Any] = [one for one in trainer.loggers if hasattr(one, "log_image")]
         if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
         with torch.no_grad():
@@ -157,7 +158,7 @@ class SampleGrid(Callback):
             logger.log_image("val/samples", [page])
 
 
-def sample_rows(module: LightningModule, columns: int) -> Tensor:
-    """Images (rows · columns, 3, H, W) of the module's fixed noise, a row per class."""
+def sample_rows(module: Any, columns: int) -> Tensor:
+    """Images (rows · columns, 3, H, W) of a SAGAN's fixed noise, a row per class."""
     labels = shown_classes(module.average.num_classes).repeat_interleave(columns)
     return module.draw(torch.arange(len(labels)), labels.to(module.device))

@@ -305,7 +305,8 @@ class SAGAN(GenerationModule):
 
     def _log_step(self, numbers: dict[str, Tensor]) -> None:
         self.log_dict({f"train/{name}": value for name, value in numbers.items()}, logger=False)
-        if (step_number(self.trainer) + 1) % self.trainer.log_every_n_steps:
+        trainer: Any = self.trainer  # Lightning sets this number on it without declaring it
+        if (step_number(trainer) + 1) % trainer.log_every_n_steps:
             return
         row = {f"train/{name}": value.item() for name, value in numbers.items()}
         for part, network in (("generator", self.generator), ("discriminator", self.discriminator)):
@@ -313,7 +314,7 @@ class SAGAN(GenerationModule):
                 row[f"train/spectral_norm_{part}/{name}"] = sigma
             for name, gamma in gammas(network).items():
                 row[f"train/gamma_{part}/{name}"] = gamma
-        log_now(self.trainer, row)
+        log_now(trainer, row)
 
     def draw(self, indices: Tensor, labels: Tensor) -> Tensor:
         """Images (n, 3, H, W) of the averaged generator, from `noise`."""
@@ -352,7 +353,8 @@ class SAGAN(GenerationModule):
         self._log_scores("test")
 
     def _log_scores(self, split: str) -> None:
-        if self.trainer.sanity_checking or self.trainer.fast_dev_run:  # of too few images
+        trainer: Any = self.trainer
+        if trainer.sanity_checking or trainer.fast_dev_run:  # of too few images
             return
         for name, value in self.scorer.compute().items():  # of all processes
             self.log(f"{split}/{name}", value, prog_bar=name == "score")

@@ -34,7 +34,7 @@ class ConditionalBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         x = self.norm(x)
-        if self.scale is None:
+        if self.scale is None or self.shift is None:
             return x
         scale, shift = self.scale[labels], self.shift[labels]  # (B, C)
         return x * scale[..., None, None] + shift[..., None, None]
@@ -316,8 +316,9 @@ def _start(network: nn.Module, init: Start) -> None:
         if isinstance(layer, nn.Linear | _ConvNd | nn.Embedding):
             if layer.weight.any():
                 start(layer.weight)
-            if getattr(layer, "bias", None) is not None:
-                nn.init.zeros_(layer.bias)
+            bias = getattr(layer, "bias", None)
+            if bias is not None:
+                nn.init.zeros_(bias)
 
 
 def _check_labels(network: Generator | Discriminator, labels: Tensor | None) -> Tensor | None:

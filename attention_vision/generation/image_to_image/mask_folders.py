@@ -1,4 +1,4 @@
-"""Folders of images and of their masks: which file goes with which, patches of them, whole ones."""
+"""Folders of images and of their masks: files of equal names, patches and whole images."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -16,20 +16,22 @@ from attention_vision.generation.image_to_image.data import ImageToImageData, cu
 
 
 class ImagesAndMasks(Protocol):
-    """Images with masks as arrays; cut first, then made tensors."""
+    """Images with masks as arrays, which are cut first and converted to tensors then."""
 
     def __len__(self) -> int: ...
     def open(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (*size, ...) and mask (*size)."""
+        ...
 
     def tensors(self, image: np.ndarray, mask: np.ndarray, index: int) -> tuple[Tensor, Tensor]:
         """Input (C, *size) float and classes (*size) int64, of the whole or of a part."""
+        ...
 
 
 class Patches(Dataset):
-    """Patches cut out at random and flipped at random, several of an image per epoch.
+    """Random patches, flipped at random, several of an image per epoch.
 
-    What is drawn follows from (seed, epoch, index).
+    The randomness follows from (seed, epoch, index).
 
     Raises:
         InputError: from `dataset[...]`, an image that is smaller than a patch.
@@ -54,9 +56,9 @@ class Patches(Dataset):
         number = index // self.per_image
         image, mask = self.source.open(number)
         with random_stream(self.seed, epoch, index):
-            place = cut(mask.shape, self.size)
+            patch = cut(mask.shape, self.size)
             flipped = (torch.rand(len(self.size)) < 0.5) & self.flips
-        inputs, target = self.source.tensors(image[place], mask[place], number)
+        inputs, target = self.source.tensors(image[patch], mask[patch], number)
         axes = [axis - len(self.size) for axis, flip in enumerate(flipped.tolist()) if flip]
         return inputs.flip(axes), target.flip(axes)
 
@@ -80,18 +82,18 @@ class SegmentationFolders(ImageToImageData):
     Trains on patches, evaluates whole images one by one.
 
     Args:
-        train_images, train_masks: folders; a mask has the name of its image, up to the ending.
-        val_images, val_masks: of the evaluation, where it has folders of its own.
-        val_names: names or patterns such as `case_1*`, without the ending, of those in the training
-            folders that are held out for the evaluation.
-        class_names: of the classes, the first one is the background.
-        patches_per_image: in an epoch.
+        train_images, train_masks: folders; a mask has the name of its image, up to the suffix.
+        val_images, val_masks: folders of the evaluation, if it has its own.
+        val_names: names or patterns such as `case_1*`, without the suffix, of images in the
+            training folders that are held out for the evaluation.
+        class_names: names of the classes, the background first.
+        patches_per_image: number of patches in an epoch.
         flips: flip patches, each axis with probability 0.5.
         batch_size, num_workers, seed, images: see `ImageToImageData`.
 
     Raises:
-        InputError: from `setup`, a folder that is missing or empty, an image without its mask or
-            the reverse, or nothing to evaluate.
+        InputError: a folder that is missing or empty, an image without its mask or the reverse, or
+            nothing to evaluate; from `setup`.
     """
 
     evaluation_batch = 1

@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from attention_vision.data.digits import single_digits
 from attention_vision.data.image_files import EXTENSIONS, image_files, read_image
 from attention_vision.data.loading import random_stream
+from attention_vision.data.samples import Split
 from attention_vision.errors import InputError
 from attention_vision.generation.image_to_image.data import EVALUATION, ImageToImageData, by
 from attention_vision.generation.image_to_image.mask_folders import (
@@ -166,11 +167,9 @@ def shrunk_classes(classes: np.ndarray, count: int, factor: float) -> np.ndarray
     if factor == 1:
         return classes
     size = [max(1, round(length / factor)) for length in reversed(classes.shape)]
-    shares = [
-        Image.fromarray((classes == number).astype(np.float32)).resize(size, Image.Resampling.BOX)
-        for number in range(count)
-    ]
-    return np.argmax(np.stack(shares), 0).astype(np.uint8)
+    masks = (Image.fromarray((classes == number).astype(np.float32)) for number in range(count))
+    fractions = [np.asarray(mask.resize(size, Image.Resampling.BOX)) for mask in masks]
+    return np.argmax(np.stack(fractions), 0).astype(np.uint8)
 
 
 class DigitMasks(ImageToImageData):
@@ -195,7 +194,7 @@ class DigitMasks(ImageToImageData):
         super().__init__(size, batch_size, num_workers, seed, images)
         self.sigma = sigma
 
-    def dataset(self, split: str, seed: int) -> Dataset:
+    def dataset(self, split: Split, seed: int) -> Dataset:
         digits, _ = single_digits(split, self.size)
         return NoisyDigits(digits, self.sigma, seed if split == "train" else EVALUATION)
 

@@ -162,9 +162,11 @@ class AttentionUNet(nn.Module):
         self.decoder = nn.ModuleList(
             block(fine + coarse, fine) for fine, coarse in pairwise(widths)
         )
-        self.head = head(widths[:depth], num_classes or out_channels, dimensions, deep_supervision)
+        self.head = build_head(
+            widths[:depth], num_classes or out_channels, dimensions, deep_supervision
+        )
         for module in self.modules():
-            if isinstance(module, CONV[dimensions]):
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight)
         if residual:
             for parameter in self.head.last.parameters():
@@ -253,7 +255,9 @@ class DeepSupervision(nn.Module):
         return self.last(torch.cat(outputs, 1))
 
 
-def head(widths: Sequence[int], outputs: int, dimensions: int, deep_supervision: bool) -> nn.Module:
+def build_head(
+    widths: Sequence[int], outputs: int, dimensions: int, deep_supervision: bool
+) -> Head | DeepSupervision:
     if deep_supervision:
         return DeepSupervision(widths, outputs, dimensions)
     return Head(widths[0], outputs, dimensions)
