@@ -1,4 +1,4 @@
-"""What a task may ask of any backbone, the plain pool, and the contract of attention slots."""
+"""Base of all backbones, global average pooling, and the check of attention slots."""
 
 from collections.abc import Mapping
 from copy import copy
@@ -12,14 +12,14 @@ from attention_vision.backbones.layer_groups import layers_by_depth
 
 
 class Backbone(nn.Module):
-    """A network that gives feature maps, and classifies images by pooling the last of them.
+    """Base of networks that compute feature maps and classify images by pooling the last map.
 
-    Its subclasses are what `network:` and `backbone:` accept in a configuration file. They set
+    `network:` and `backbone:` in a configuration file accept its subclasses, which set
 
-    * `num_classes`: number of logits, 0 for none (then `forward` gives the pooled features);
-    * `channels`: channels of each map that `features` gives;
+    * `num_classes`: number of logits, 0 for none (then `forward` returns the pooled features);
+    * `channels`: channels of each map that `features` returns;
     * `strides`: pixels of the image per pixel of each of these maps;
-    * `prefix`: tokens before those of the last map, 1 with a class token;
+    * `prefix`: number of tokens before those of the last map, 1 with a class token;
     * `pool`: maps tokens (B, N, C) -> (B, C);
     * `head`: maps (B, C) -> (B, num_classes).
     """
@@ -32,17 +32,17 @@ class Backbone(nn.Module):
     head: nn.Module
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> maps (B, C_i, H / S_i, W / S_i), fine to coarse."""
+        """Feature maps, fine to coarse: (B, 3, H, W) -> (B, C_i, H / S_i, W / S_i)."""
         raise NotImplementedError
 
     def tokens(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, prefix + N, C): what is pooled, the last map row by row."""
+        """Tokens to pool, the last map row by row: (B, 3, H, W) -> (B, prefix + N, C)."""
         # Not flatten(2).mT: of a single image its gradient has strides that torch 2.15's batch norm
         # misreads on the CPU, and what stands before the norm gets a wrong gradient.
         return self.features(images)[-1].permute(0, 2, 3, 1).flatten(1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, num_classes)."""
+        """Logits: (B, 3, H, W) -> (B, num_classes)."""
         return self.head(self.pool(self.tokens(images)))
 
     def without_head(self) -> Self:
@@ -62,12 +62,12 @@ class Backbone(nn.Module):
         return bare
 
     def layers(self) -> list[list[str]]:
-        """Names of the parameters, layer by layer from the stem to the head: `layers_by_depth`."""
+        """Names of the parameters of each layer, from the stem to the head: `layers_by_depth`."""
         return layers_by_depth(self, class_token=bool(self.prefix))
 
 
 class MeanPool(nn.Module):
-    """The mean over tokens: global average pooling. Shape: (B, N, C) -> (B, C)."""
+    """Global average pooling, the mean over tokens. Shape: (B, N, C) -> (B, C)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -76,22 +76,22 @@ class MeanPool(nn.Module):
         return tokens.mean(1)
 
 
-def misfit(
+def shape_error(
     attention: nn.Module, x: Tensor, named: Mapping[str, Any] = MappingProxyType({})
 ) -> str | None:
-    """Why a built mechanism does not map `x` to its shape; None where it does.
+    """Reason why a mechanism does not map `x` to its shape; None if it does.
 
     Neither the random state nor the module's own state (running means, mode) is changed.
 
     Args:
-        named: what its forward is given besides, such as a bias of the scores.
+        named: keyword arguments of its forward, such as a bias of the attention logits.
     """
     modes = {module: module.training for module in attention.modules()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             attention.eval()
             y = attention(x, **named)
-    except Exception as error:  # any mechanism, put where it does not belong
+    except Exception as error:  # a mechanism in the wrong slot may raise anything
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     finally:
         for module, training in modes.items():

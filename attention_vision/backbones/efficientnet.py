@@ -11,7 +11,7 @@ from torchvision.models.efficientnet import MBConv, MBConvConfig
 from torchvision.ops import Conv2dNormActivation
 
 from attention_vision.attention import FeatureAttention, SqueezeExcite
-from attention_vision.backbones.backbone import Backbone, MeanPool, misfit
+from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
 from attention_vision.errors import InputError
 
 # Expansion, kernel, stride, channels in, channels out, blocks: of B0 (arXiv 1905.11946, Table 1).
@@ -166,7 +166,7 @@ class EfficientNet(Backbone):
         """Raises InputError when the first block's attention does not map maps to maps."""
         block = self.stages[0][0].block
         shape = (1, block.depthwise.out_channels, 4, 4)
-        if reason := misfit(block.attention, torch.zeros(shape)):
+        if reason := shape_error(block.attention, torch.zeros(shape)):
             raise InputError(
                 f"EfficientNet: attention {type(block.attention).__name__} does not map {shape} to"
                 f" itself: {reason}"

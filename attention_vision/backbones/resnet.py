@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from attention_vision.attention import FeatureAttention
-from attention_vision.backbones.backbone import Backbone, MeanPool, misfit
+from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
 from attention_vision.errors import InputError
 
 Norm = Callable[[int], nn.Module]
@@ -296,7 +296,7 @@ class ResNet(Backbone):
             if isinstance(attention, nn.Identity):
                 continue
             shape = (1, channels, 4, 4)
-            if reason := misfit(attention, torch.zeros(shape)):
+            if reason := shape_error(attention, torch.zeros(shape)):
                 raise InputError(
                     f"ResNet: attention {type(attention).__name__} does not map {shape} to itself:"
                     f" {reason}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attention_vision.attention import TokenAttention, WindowAttention
 from attention_vision.attention.window import pad_to_windows
-from attention_vision.backbones.backbone import Backbone, MeanPool, misfit
+from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
 from attention_vision.backbones.vit import TransformerBlock, initialise
 from attention_vision.errors import InputError
 
@@ -176,7 +176,7 @@ class Swin(Backbone):
         """Raises InputError when the first block's attention does not map tokens to tokens."""
         attention = self.stages[0].blocks[0].attention
         tokens = torch.zeros(1, 16, self.channels[0])
-        if reason := misfit(attention, tokens):
+        if reason := shape_error(attention, tokens):
             raise InputError(
                 f"Swin: attention {type(attention).__name__} does not map {tuple(tokens.shape)} to"
                 f" itself: {reason}"

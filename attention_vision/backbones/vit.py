@@ -15,7 +15,7 @@ from attention_vision.attention import (
     RelativePositionBias,
     TokenAttention,
 )
-from attention_vision.backbones.backbone import Backbone, misfit
+from attention_vision.backbones.backbone import Backbone, shape_error
 from attention_vision.errors import InputError
 
 
@@ -125,9 +125,9 @@ def check_attention(
     """Raises InputError when an attention of the blocks does not map tokens to tokens."""
     for block in network.blocks[:2]:
         attention, asked = block.attention, block.asked(grid, bias)
-        if reason := misfit(attention, tokens, asked):
+        if reason := shape_error(attention, tokens, asked):
             hint, prefix = "", network.prefix
-            if prefix and not misfit(attention, tokens[:, prefix:], asked):
+            if prefix and not shape_error(attention, tokens[:, prefix:], asked):
                 hint = "; pool: MeanPool leaves out the class token"
             raise InputError(
                 f"{type(network).__name__}: attention {type(attention).__name__} does not map"

@@ -14,7 +14,7 @@ from attention_vision.attention import (
     WindowAttention,
 )
 from attention_vision.backbones import MeanPool, ResNet, ViT
-from attention_vision.backbones.backbone import misfit
+from attention_vision.backbones.backbone import shape_error
 from attention_vision.errors import InputError
 
 small_vit = partial(ViT, 16, 4, width=16, depth=2, heads=2, num_classes=3)
@@ -84,7 +84,7 @@ def test_asking_changes_nothing():
     modes = {name: module.training for name, module in attention.named_modules()}
     before = {name: value.clone() for name, value in attention.state_dict().items()}
     random = torch.get_rng_state()
-    assert misfit(attention, torch.zeros(1, 8, 4, 4)) is None
+    assert shape_error(attention, torch.zeros(1, 8, 4, 4)) is None
     assert torch.equal(torch.get_rng_state(), random)
     assert modes == {name: module.training for name, module in attention.named_modules()}
     assert all(torch.equal(value, before[name]) for name, value in attention.state_dict().items())

@@ -1,4 +1,4 @@
-"""Labelled images for GANs, and the noise that validation and predict draw from."""
+"""Labeled images for GANs, and the indices of the images that validation and predict generate."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -191,8 +191,8 @@ class DigitImages(LabelledImages):
     """The 8x8 digits of scikit-learn, upscaled; the 1,442 that are not held out, see `digits`.
 
     Args:
-        size, flip, balanced, batch_size, num_workers, seed, count: see `LabelledImages`. A flip
-            would make other digits.
+        size, flip, balanced, batch_size, num_workers, seed, count: see `LabelledImages`. A flipped
+            digit would be another symbol.
     """
 
     class_names = CLASS_NAMES
@@ -248,10 +248,10 @@ class CIFAR10Images(LabelledImages):
 
 
 class FolderImages(LabelledImages):
-    """ROOT/CLASS/*.jpg, or ROOT/train/CLASS/*.jpg where there is ROOT/train.
+    """Images in ROOT/CLASS/*.jpg, or in ROOT/train/CLASS/*.jpg if there is ROOT/train.
 
-    The middle square of each image, resized; grey, palette and transparent images become RGB.
-    Images beside class folders are not read; a folder of images alone has no classes: the networks
+    The center square of each image, resized; gray, palette and transparent images become RGB.
+    Images beside class folders are not read. A folder of images alone has no classes: the networks
     are unconditional.
 
     Args:
@@ -280,7 +280,7 @@ class FolderImages(LabelledImages):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """Read when first asked for: a missing root is no error of the configuration."""
+        """Read on first access: a missing root is not an error of the configuration."""
         if not self.folder.is_dir():
             raise InputError(
                 f"no folder {self.root}: set data.root to one that holds CLASS/*.jpg, or *.jpg"

@@ -297,7 +297,7 @@ class SAGAN(GenerationModule):
         with frozen_spectral_norm(self.generator):
             for name, old in chain(self.average.named_parameters(), self.average.named_buffers()):
                 layer, _, attribute = name.rpartition(".")
-                new = getattr(self.generator.get_submodule(layer), attribute)  # normalised
+                new = getattr(self.generator.get_submodule(layer), attribute)  # normalized
                 if decay and old.is_floating_point():
                     old.lerp_(new, 1 - decay)
                 else:

@@ -1,4 +1,4 @@
-"""Data for restoration: images of any kind, degraded, with the images themselves as targets."""
+"""Data for restoration: degraded images as inputs, the images themselves as targets."""
 
 from collections.abc import Sequence
 
@@ -18,16 +18,16 @@ from attention_vision.generation.image_to_image.degradations import Degradation
 
 
 class DegradedImages(ImageToImageData):
-    """Base of data for restoration: a subclass gives `pictures`.
+    """Base of data for restoration: a subclass implements `pictures`.
 
     A training patch is cut, flipped and degraded anew in every epoch, by (seed, epoch, index); an
-    evaluation image is whole and degraded always in the same way, by its index alone.
+    evaluation image is whole and always degraded in the same way, by its index alone.
 
     Args:
-        degradation: what is to be undone.
+        degradation: the degradation to undo.
         flip: mirror half of the training patches.
         images: folder to predict, of images that are degraded already.
-        degrade: degrade them first.
+        degrade: degrade the images to predict first.
         size, batch_size, num_workers, seed: see `ImageToImageData`.
     """
 
@@ -61,7 +61,7 @@ class DegradedImages(ImageToImageData):
 
 
 class DegradedPatches(Dataset):
-    """(input, image in 0..1) for training; what is drawn follows from (seed, epoch, index)."""
+    """(input, image in 0..1) for training; randomness follows from (seed, epoch, index)."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class DegradedPatches(Dataset):
 
 
 class DegradedWhole(Dataset):
-    """(input, image in 0..1) for evaluation; what is drawn follows from the index."""
+    """(input, image in 0..1) for evaluation; randomness follows from the index."""
 
     def __init__(self, pictures: Sequence[Tensor] | Tensor, degradation: Degradation):
         self.pictures, self.degradation = pictures, degradation
@@ -149,11 +149,11 @@ class DegradedFolder(DegradedImages):
         self.folders = {"train": train_images, "val": val_images}
 
     def pictures(self, split: Split) -> Sequence[Tensor] | Tensor:
-        return Files(self.folders[split])
+        return FilePictures(self.folders[split])
 
 
-class Files(Sequence):
-    """Image files below a folder, read when asked for."""
+class FilePictures(Sequence):
+    """Image files below a folder, each read on access."""
 
     def __init__(self, folder: str):
         self.files = image_files(folder)

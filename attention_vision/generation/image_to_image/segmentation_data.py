@@ -23,13 +23,14 @@ from attention_vision.generation.image_to_image.mask_folders import (
 
 
 class MaskFolder(SegmentationFolders):
-    """RGB images and masks, whose grey levels are the classes.
+    """RGB images, and masks whose gray levels are the classes.
 
     Args:
-        values: grey level of each class in the masks.
-        shrink: divides the sides of images and masks; a pixel gets the class that covers most.
+        values: gray level of each class in the masks.
+        shrink: divisor of the sides of images and masks; a pixel has the class that covers most of
+            it.
         size: side of the training patches after shrinking, in pixels.
-        in_memory: keep what was read; for small sets.
+        in_memory: keep images and masks in memory; for small sets.
         train_images, train_masks, val_images, val_masks, val_names, class_names,
             patches_per_image, flips: see `SegmentationFolders`.
         batch_size, num_workers, seed, images: see `ImageToImageData`.
@@ -81,7 +82,7 @@ class MaskedImages:
     """Image files with mask files, as uint8 arrays (H, W, 3) and class numbers (H, W).
 
     Raises:
-        InputError: from `open`, sizes that differ, or a grey level that is no class.
+        InputError: from `open`, sizes that differ, or a gray level that is not a class.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class MaskedImages:
         if index in self._kept:
             return self._kept[index]
         image_file, mask_file = self.files[index]
-        image, mask = read_image(str(image_file)), np.asarray(read_grey(mask_file))
+        image, mask = read_image(str(image_file)), np.asarray(read_gray(mask_file))
         if (image.height, image.width) != mask.shape:
             raise InputError(
                 f"{image_file} is {by((image.height, image.width))}, its mask {mask_file}"
@@ -112,13 +113,13 @@ class MaskedImages:
         classes = np.zeros(mask.shape, np.uint8)
         for number, value in enumerate(self.values):
             classes[mask == value] = number
-        pair = (
+        arrays = (
             np.asarray(shrunk(image, self.shrink)),
             shrunk_classes(classes, len(self.values), self.shrink),
         )
         if self.in_memory:
-            self._kept[index] = pair
-        return pair
+            self._kept[index] = arrays
+        return arrays
 
     def tensors(self, image: np.ndarray, mask: np.ndarray, index: int) -> tuple[Tensor, Tensor]:
         # Copies: a part of an array is neither contiguous nor ours to write.
@@ -140,18 +141,18 @@ class ImagesToSegment(Dataset):
         return pil_to_tensor(shrunk(image, self.shrink)) / 255, self.files[index], size
 
 
-def read_grey(file: Path) -> Image.Image:
-    """A mask, whose numbers stay as they are: palette images keep the palette's indices.
+def read_gray(file: Path) -> Image.Image:
+    """Read a mask with its numbers as they are: of a palette image the palette's indices.
 
-    Raises InputError for a file that cannot be read, or has colours.
+    Raises InputError for a file that cannot be read, or has colors.
     """
     try:
         with Image.open(file) as image:
             if image.mode in ("L", "P"):
                 return image.copy()
-            grey = image.convert("L")
-            if image.mode == "1" or image.convert("RGB") == grey.convert("RGB"):
-                return grey
+            gray = image.convert("L")
+            if image.mode == "1" or image.convert("RGB") == gray.convert("RGB"):
+                return gray
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"cannot read the mask {file}: repair it ({error})") from None
     raise InputError(f"{file}: a mask is a grey image whose levels are the classes, not a coloured")
@@ -163,7 +164,7 @@ def shrunk(image: Image.Image, factor: float) -> Image.Image:
 
 
 def shrunk_classes(classes: np.ndarray, count: int, factor: float) -> np.ndarray:
-    """(H, W) uint8, smaller by the factor: each pixel has the class that covers most of it."""
+    """Shrink class numbers (H, W) uint8: each pixel has the class that covers most of it."""
     if factor == 1:
         return classes
     size = [max(1, round(length / factor)) for length in reversed(classes.shape)]
