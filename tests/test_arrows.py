@@ -139,6 +139,16 @@ def test_rooms_of_plumbing_export_nothing(room):
     assert not list(imports(tree, (PACKAGE, room)))
 
 
+def test_only_the_table_of_tasks_knows_the_tasks():
+    """A further task is a folder and a row in runs/tasks.py."""
+    tasks = {"classification", "detection", "generation"}
+    above = FLOORS[floor_of("runs") :]
+    for path in FILES:
+        if any(room_of(path) in rooms for rooms in above) and path.name != "tasks.py":
+            names = imports(ast.parse(FILES[path].read_text()), path.parent.parts)
+            assert not {name.split(".")[1] for name in names if name.startswith(PACKAGE)} & tasks
+
+
 @pytest.mark.parametrize("path", sorted(LIGHT), ids=str)
 def test_light_files_import_nothing_heavy(path):
     """Followed through the imports of this package that run at once."""

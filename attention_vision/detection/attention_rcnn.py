@@ -136,8 +136,9 @@ class AttentionRCNN(nn.Module):
 
     Args:
         num_classes: without background.
-        backbone: gives the maps of the pyramid; its classifier, if it has one, is cut off. When
-            not given, ResNet-50 with frozen norms, the stem and the first stage not trained.
+        backbone: computes the maps of the pyramid. Its parameters are shared, but for a
+            classifier; it stays as it is. By default ResNet-50 with frozen norms, the stem and the
+            first stage not trained.
         head: the factory of the slot, (channels, classes with background) -> module: `PlainBoxHead`
             or `AttentionBoxHead`.
         pyramid_channels: channels of every level.

@@ -59,9 +59,9 @@ class DETR(nn.Module):
     Args:
         num_classes: without no-object. COCO's ids as they are need 91.
         num_queries: Q, the most objects that an image can have.
-        backbone: its last map is what the transformer sees; its classifier, if it has one, is cut
-            off. When not given, the ResNet-50 of the paper: frozen norms, the stem and the first
-            stage not trained.
+        backbone: computes the map that the transformer attends to, its last. Its parameters are
+            shared, but for a classifier; it stays as it is. By default the ResNet-50 of the paper:
+            frozen norms, the stem and the first stage not trained.
         position: sines of the place in the unpadded image, or a learned table, added to queries
             and keys of every layer.
         width: C of the transformer, a multiple of 4 and of `heads`.

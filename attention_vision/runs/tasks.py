@@ -80,7 +80,7 @@ class Task:
 
     @property
     def nodes(self) -> dict[str, Node]:
-        """What the keys `model` and `data` of a config build."""
+        """Classes that the keys `model` and `data` of a config build."""
         from attention_vision.config.build import Node
 
         return {"model": Node(self.model, self.choose_model), "data": Node(self.data)}

@@ -14,7 +14,7 @@ from torch import Tensor
 def scaled(maps: Tensor) -> Tensor:
     """Scale each map (n, H, W) to 0..1; a uniform map is 0 everywhere.
 
-    A map is uniform if it differs by no more than sums differ by rounding.
+    A map is uniform if its values differ by no more than the rounding error of sums.
     """
     least, most = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     uniform = most - least <= 1e-5 * torch.maximum(most.abs(), least.abs())

@@ -37,7 +37,7 @@ Kind = Literal["attention", "spatial gate", "channel gate", "objects", "none"]
 
 @dataclass(frozen=True)
 class Layer:
-    """What one attention layer did with B images.
+    """Weights of one attention layer for B images, and how they are drawn.
 
     Attributes:
         name: as in `model.named_modules()`.
@@ -201,7 +201,7 @@ def rows_over_image(
         try:
             grid = grid_of(keys - prefix, size)
         except ValueError:
-            return f"{keys} keys are no map in the proportions of the image", None, None
+            return f"{keys} keys are not a map in the proportions of the image", None, None
         of_query = grid if queries == keys else None
     else:
         prefix, of_query = 0, call.grid
@@ -209,7 +209,7 @@ def rows_over_image(
         grids = [grid for grid in (call.source, call.grid, halves) if grid]
         grid = next((grid for grid in grids if prod(grid) == keys), None)
         if grid is None:
-            return f"{keys} keys are no map of the image", None, None
+            return f"{keys} keys are not a map of the image", None, None
         point = point or CENTER
     if of_query and point:
         title = f"from {point[0]:g}, {point[1]:g}"

@@ -64,7 +64,7 @@ class LabelledImages(GenerationData):
         raise NotImplementedError
 
     def dataset(self, split: str, seed: int) -> Dataset:
-        """The images of "train"; there are no others, but see `val_dataloader`."""
+        """Images of "train", whatever the split: `val_dataloader` generates its images."""
         return FlippedDataset(self.source(), self.flip, seed)
 
     def setup(self, stage: str) -> None:
