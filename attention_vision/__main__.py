@@ -8,14 +8,11 @@ import os
 import sys
 
 from attention_vision import __version__
+from attention_vision.runs.tasks import TASKS
 
-COMMANDS = {
-    "classification": "train, validate, test and apply image classifiers",
-    "detection": "the same for object detectors: DETR, Faster R-CNN and Attention R-CNN",
-    "generation": "the same for image generators: SAGAN, and Attention U-Net from image to image",
-}
+COMMANDS = {name: task.summary for name, task in TASKS.items()}
 TOOLS = {
-    "explain": "where the network of a run looks, as pictures and arrays",
+    "explain": "visualize the attention of a trained run, as pictures and arrays",
     "profile": "measure what networks and mechanisms cost: parameters, operations, time, memory",
     "study": "run, report and export a study: cells of an experiment, with seeds and statistics",
     "claims": "what papers and articles claim, and what became of it here",

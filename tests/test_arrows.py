@@ -26,10 +26,15 @@ SEPARATE = {("generation", "gan"), ("generation", "image_to_image")}  # never im
 LIGHT = {  # start in no time: neither torch nor Lightning
     *(path for path in FILES if path.parts[1] in ("report", "__main__.py", "__init__.py")),
     *(path for path in FILES if path.parts[1] == "claims" and path.stem != "check"),
-    *(path for path in FILES if path.parts[1] == "cli" and path.stem in ("claims", "study_report")),
+    *(
+        Path(PACKAGE, "cli", f"{name}.py")
+        for name in ("claims", "explain", "profile", "study_report", "tool_parser")
+    ),
     Path(PACKAGE, "text_table.py"),
     Path(PACKAGE, "yaml_json.py"),
     Path(PACKAGE, "errors.py"),
+    Path(PACKAGE, "runs", "__init__.py"),
+    Path(PACKAGE, "runs", "tasks.py"),
     Path(PACKAGE, "study", "definition.py"),
 }
 HEAVY = {"torch", "lightning", "torchvision", "torchmetrics", "wandb"}
@@ -133,6 +138,16 @@ def test_rooms_of_plumbing_export_nothing(room):
     """An export would pull Lightning into every `--help`."""
     tree = ast.parse((ROOT / PACKAGE / room / "__init__.py").read_text())
     assert not list(imports(tree, (PACKAGE, room)))
+
+
+def test_only_the_table_of_tasks_knows_the_tasks():
+    """A further task is a folder and a row in runs/tasks.py."""
+    tasks = {"classification", "detection", "generation"}
+    above = FLOORS[floor_of("runs") :]
+    for path in FILES:
+        if any(room_of(path) in rooms for rooms in above) and path.name != "tasks.py":
+            names = imports(ast.parse(FILES[path].read_text()), path.parent.parts)
+            assert not {name.split(".")[1] for name in names if name.startswith(PACKAGE)} & tasks
 
 
 @pytest.mark.parametrize("path", sorted(LIGHT), ids=str)

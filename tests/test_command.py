@@ -606,7 +606,7 @@ def test_load_run_needs_no_data(run):
 def test_load_run_names_what_is_missing(run, checkpoint):
     with pytest.raises(InputError, match=r"no checkpoint .*: .* has best, last"):
         load_run(run, checkpoint)
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="does not contain a run"):
         load_run("nowhere")
 
 

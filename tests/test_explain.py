@@ -130,7 +130,7 @@ def build_run(run: Path, task: str, data: dict, model: dict) -> None:
     (run / "checkpoints").mkdir(parents=True)
     config = {"task": task, "data": data, "model": model}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    module = build(config, {"model": TASKS[task]().nodes["model"]})["model"]
+    module = build({"model": model}, {"model": TASKS[task].nodes["model"]})["model"]
     redraw(module, 0)
     torch.save({"state_dict": module.state_dict()}, run / "checkpoints" / "best.ckpt")
 
@@ -212,7 +212,7 @@ def test_photographs_of_a_folder_or_one(trained):
 @pytest.mark.parametrize(
     ("run", "options", "line"),
     [
-        ("nowhere", [], "nowhere holds no run: there is no config.yaml"),
+        ("nowhere", [], "nowhere does not contain a run: there is no config.yaml"),
         ("vit", ["--layers", "blokcs.1"], "no attention layer 'blokcs.1'; nearest: blocks.1"),
         ("vit", ["--layers", "head"], "no attention layer 'head'"),
         ("vit", ["--images", "missing"], "--images missing: there is no such folder or file"),
@@ -220,7 +220,7 @@ def test_photographs_of_a_folder_or_one(trained):
         ("vit", ["--images", "vit/config.yaml"], "cannot read the image .*config.yaml"),
         ("vit", ["--count", "0"], "--count: invalid count value: '0'; see .* --help"),
         ("plain", [], "no attention that can be shown; --layers grad_cam"),
-        ("gan", ["--images", "photographs"], "a GAN makes its images from noise"),
+        ("gan", ["--images", "photographs"], "a GAN generates its images from noise"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(run, options, line, trained, capsys):

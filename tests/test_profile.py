@@ -19,9 +19,9 @@ from attention_vision.classification import Classifier
 from attention_vision.detection import AttentionRCNN, RCNNDetector
 from attention_vision.generation import AttentionUNet, ImageToImage
 from attention_vision.generation.image_to_image.module import Restoration, Segmentation
-from attention_vision.profiling.cost import cost, growth, macs, measure, peak_memory, work
-from attention_vision.profiling.mechanisms import mechanism_works, mechanisms
-from attention_vision.runs.workloads import experiment_works
+from attention_vision.profiling.cost import Workload, cost, growth, macs, measure, peak_memory
+from attention_vision.profiling.mechanisms import mechanism_workloads, mechanisms
+from attention_vision.runs.tasks import TASKS
 
 DEMO = Path(__file__).parents[1] / "experiments" / "demo"
 MIB = 2**20
@@ -30,15 +30,18 @@ MIB = 2**20
 def test_multiply_adds_are_those_of_products():
     x = torch.zeros(3, 4, 6, 5)
     network = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.ReLU(), nn.BatchNorm2d(8))
-    assert macs(work("", network, x)) == 8 * 2 * 9 * 30  # per image
+    assert macs(Workload.of_network("", network, x)) == 8 * 2 * 9 * 30  # per image
     attention = MultiHeadAttention(8, 2)
-    assert macs(work("", attention, torch.zeros(2, 10, 8))) == 10 * 4 * 8 * 8 + 2 * 10 * 10 * 8
+    assert (
+        macs(Workload.of_network("", attention, torch.zeros(2, 10, 8)))
+        == 10 * 4 * 8 * 8 + 2 * 10 * 10 * 8
+    )
 
 
 def test_zeros_for_the_fused_kernel_are_no_multiply_adds():
     x = torch.zeros(1, 16, 8, 8)  # 64 queries and 16 keys of 2 channels, values of 8
     projections = 64 * 16 * (2 + 2 + 8 + 8)
-    assert macs(work("", SelfAttention2d(16), x)) == projections + 64 * 16 * (2 + 8)
+    assert macs(Workload.of_network("", SelfAttention2d(16), x)) == projections + 64 * 16 * (2 + 8)
 
 
 class Square(nn.Module):
@@ -52,10 +55,10 @@ def test_memory_is_that_of_the_worst_moment():
     x = torch.randn(1, 1024, requires_grad=True)  # a map takes 4 MiB
     # Product, exponential; backward the product is gone, the exponential and its gradient stand
     # beside the gradients of both factors at most.
-    assert 8 * MIB < peak_memory(work("", Square(), x)) < 17 * MIB
-    assert peak_memory(work("", Square(), x.detach())) > 8 * MIB  # forward alone
+    assert 8 * MIB < peak_memory(Workload.of_network("", Square(), x)) < 17 * MIB
+    assert peak_memory(Workload.of_network("", Square(), x.detach())) > 8 * MIB  # forward alone
     weights = nn.Linear(1024, 1024, bias=False)  # 4 MiB, and 4 of its gradient
-    assert 8 * MIB < peak_memory(work("", weights, x.detach())) < 9 * MIB
+    assert 8 * MIB < peak_memory(Workload.of_network("", weights, x.detach())) < 9 * MIB
 
 
 def test_attention_takes_a_fifth_of_the_memory_of_stored_weights():
@@ -110,20 +113,20 @@ def test_networks_take_turns():
             order.append((self.name, self.training))
             return super().forward(x)
 
-    works = []
+    workloads = []
     for name in "ab":
         network = Named(2, 2)
         network.name = name
-        works.append(work(name, network, torch.zeros(1, 2)))
-    measure(works, repeats=2)
+        workloads.append(Workload.of_network(name, network, torch.zeros(1, 2)))
+    measure(workloads, repeats=2)
     timed = [name for name, training in order if not training][2:]  # the first two were counted
     assert "".join(timed) == "baab"
 
 
 def test_every_mechanism_is_fed_on_a_map_that_is_not_square():
-    works = list(mechanism_works([(8, 6, 4)], 2, torch.device("cpu")))
-    assert sorted(one.name for one in works) == sorted(mechanisms())
-    for one in works:
+    workloads = list(mechanism_workloads([(8, 6, 4)], 2, torch.device("cpu")))
+    assert sorted(one.name for one in workloads) == sorted(mechanisms())
+    for one in workloads:
         assert macs(one) > 0, one.name
         one.step()
 
@@ -147,23 +150,33 @@ def test_experiments_of_all_tasks_become_rows(tmp_path, capsys):
 
 
 MODELS = {
-    "two heads": lambda: Classifier(ViT(16, 4, 8, 1, 2, 3, pool=DistilledToken)),
-    "R-CNN": lambda: RCNNDetector(
-        AttentionRCNN(3, ResNet(8, width=4, num_classes=0), pyramid_channels=8)
+    "two heads": (
+        "classification",
+        lambda: Classifier(ViT(16, 4, 8, 1, 2, 3, pool=DistilledToken)),
     ),
-    "segmentation": lambda: ImageToImage(
-        AttentionUNet(1, 3, width=2, depth=1, gated_levels=(1,)), Segmentation()
+    "R-CNN": (
+        "detection",
+        lambda: RCNNDetector(
+            AttentionRCNN(3, ResNet(8, width=4, num_classes=0), pyramid_channels=8)
+        ),
     ),
-    "restoration": lambda: ImageToImage(
-        AttentionUNet(width=2, depth=1, gated_levels=(1,)), Restoration()
+    "segmentation": (
+        "generation",
+        lambda: ImageToImage(
+            AttentionUNet(1, 3, width=2, depth=1, gated_levels=(1,)), Segmentation()
+        ),
+    ),
+    "restoration": (
+        "generation",
+        lambda: ImageToImage(AttentionUNet(width=2, depth=1, gated_levels=(1,)), Restoration()),
     ),
 }
 
 
-@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_networks_with_losses_of_their_own_take_a_step(make):
+@pytest.mark.parametrize(("task", "make"), MODELS.values(), ids=MODELS)
+def test_networks_with_losses_of_their_own_take_a_step(task, make):
     module = make()
-    (one,) = experiment_works("name", module, (32, 32), 2)
+    (one,) = TASKS[task].tools().workloads("name", module, (32, 32), 2)
     one.evaluate()
     parameters = dict(module.network.named_parameters())
     one.network.train()
@@ -187,7 +200,7 @@ WRONG = [
     (["--mechanisms", "a.yaml"], "give files of experiments, or --mechanisms"),
     (["nowhere.yaml"], "nowhere.yaml: there is no such file"),
     (["text.yaml"], "text.yaml: expected keys and values"),
-    (["other.yaml"], "other.yaml is no experiment"),
+    (["other.yaml"], "other.yaml is not an experiment"),
     (["typo.yaml"], "typo.yaml: .*did you mean"),
     (["refused.yaml"], "refused.yaml: ViT: depth 0 is not positive"),
     (["a.yaml", "--size", "1", "2", "3"], "--size is for --mechanisms"),

@@ -1,8 +1,9 @@
-"""Interface of all backbones, mean pooling, and the check of attention slots."""
+"""Base of all backbones, global average pooling, and the check of attention slots."""
 
 from collections.abc import Mapping
+from copy import copy
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,9 @@ from attention_vision.backbones.layer_groups import layers_by_depth
 
 
 class Backbone(nn.Module):
-    """A network that returns feature maps, and classifies images by pooling the last of them.
+    """Base of networks that compute feature maps and classify images by pooling the last map.
 
-    `network:` and `backbone:` in a configuration file accept its subclasses. They set
+    `network:` and `backbone:` in a configuration file accept its subclasses, which set
 
     * `num_classes`: number of logits, 0 for none (then `forward` returns the pooled features);
     * `channels`: channels of each map that `features` returns;
@@ -31,7 +32,7 @@ class Backbone(nn.Module):
     head: nn.Module
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> maps (B, C_i, H / S_i, W / S_i), fine to coarse."""
+        """Feature maps, fine to coarse: (B, 3, H, W) -> (B, C_i, H / S_i, W / S_i)."""
         raise NotImplementedError
 
     def tokens(self, images: Tensor) -> Tensor:
@@ -41,8 +42,24 @@ class Backbone(nn.Module):
         return self.features(images)[-1].permute(0, 2, 3, 1).flatten(1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, num_classes)."""
+        """Logits: (B, 3, H, W) -> (B, num_classes)."""
         return self.head(self.pool(self.tokens(images)))
+
+    def without_head(self) -> Self:
+        """A backbone for its maps alone, sharing all other parameters with this one.
+
+        Parameters that no loss reaches must not be there: data-parallel training waits for their
+        gradient. So the head goes, and with it a pool that has weights of its own; a pool that adds
+        a class token stays, since the token takes part in the attention before it. This backbone
+        still classifies.
+        """
+        bare = copy(self)
+        tables = {name: table for name, table in vars(self).items() if isinstance(table, dict)}
+        vars(bare).update({name: table.copy() for name, table in tables.items()})
+        bare.num_classes, bare.head = 0, nn.Identity()
+        if not bare.num_prefix_tokens:
+            bare.pool = MeanPool(bare.channels[-1])
+        return bare
 
     def layers(self) -> list[list[str]]:
         """Names of the parameters, layer by layer from the stem to the head: `layers_by_depth`."""
@@ -50,7 +67,7 @@ class Backbone(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """The mean over tokens: global average pooling. Shape: (B, N, C) -> (B, C)."""
+    """Global average pooling, the mean over tokens. Shape: (B, N, C) -> (B, C)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -62,21 +79,21 @@ class MeanPool(nn.Module):
 def shape_error(
     attention: nn.Module, x: Tensor, named: Mapping[str, Any] = MappingProxyType({})
 ) -> str | None:
-    """Reason why a built mechanism does not map `x` to its shape; None if it does.
+    """Reason why a mechanism does not map `x` to its shape; None if it does.
 
     Neither the random state nor the module's own state (running means, mode) is changed.
 
     Args:
         attention: the mechanism.
         x: its input.
-        named: further arguments of its forward, such as a bias of the scores.
+        named: keyword arguments of its forward, such as a bias of the attention logits.
     """
     modes = {module: module.training for module in attention.modules()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             attention.eval()
             y = attention(x, **named)
-    except Exception as error:  # any mechanism, put where it does not belong
+    except Exception as error:  # a mechanism in the wrong slot may raise anything
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     finally:
         for module, training in modes.items():

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from attention_vision.attention import AttentionPool, MultiHeadAttention, record_attention
 from attention_vision.backbones import Backbone, ClassToken, ViT
-from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet, spread
+from attention_vision.data.samples import evenly_spaced
+from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet
 
 
 def look(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
@@ -111,7 +112,7 @@ class ImagePanel(Callback):
         source = getattr(trainer.datamodule, "val_images", None)
         if source is None:
             return tuple(part[: self.images] for part in batch)
-        images, labels = zip(*spread(source, self.images), strict=True)
+        images, labels = zip(*evenly_spaced(source, self.images), strict=True)
         return torch.stack(images).to(batch[0]), torch.tensor(labels).to(batch[1])
 
     def names(self, trainer: Trainer) -> list[str]:

@@ -1,4 +1,4 @@
-"""`attention-vision profile`: what the networks of experiments, or all mechanisms, cost here."""
+"""`attention-vision profile`: cost of the networks of experiments, or of all mechanisms."""
 
 import csv
 import sys
@@ -14,13 +14,13 @@ from attention_vision.text_table import aligned
 if TYPE_CHECKING:  # imported when something is measured: `--help` must not wait for torch
     from torch import device
 
-    from attention_vision.profiling.cost import Cost, Work
+    from attention_vision.profiling.cost import Cost, Workload
 
 DESCRIPTION = """\
 Parameters, multiply-adds, time and memory of the networks of experiments, or of every attention
 mechanism, on this machine."""
 NOTES = """\
-Networks are measured alone, on random images: no data is read, no optimiser steps; a GAN's two
+Networks are measured alone, on random images: no data is read, no optimizer steps; a GAN's two
 networks are two rows. MACs are multiply-adds of convolutions and products of matrices per image,
 half the FLOPs that torch counts; norms, activations, softmax and gates are left out. "forward" is a
 pass in evaluation, "step" forward and backward in training, medians over repeats in which all rows
@@ -39,7 +39,7 @@ def parser() -> ToolParser:
     options.add_argument("--mechanisms", action="store_true", help="measure every mechanism")
     options.add_argument(
         "--size", type=positive, nargs=3, action="append", metavar=("C", "H", "W"),
-        help="of the map, for --mechanisms; may be given several times "
+        help="size of the map, for --mechanisms; may be given several times "
         f"(default: {' and '.join(' '.join(map(str, size)) for size in SIZES)})",
     )  # fmt: skip
     options.add_argument(
@@ -67,7 +67,7 @@ def positive(text: str) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     try:
         run(check(parser().parse_args(arguments)))
     except InputError as error:
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
 
 
 def check(options: Namespace) -> Namespace:
-    """Raises InputError for options that do not go together, before anything is measured."""
+    """Raise InputError for options that do not go together, before anything is measured."""
     if options.mechanisms == bool(options.experiments):
         raise InputError("profile: give files of experiments, or --mechanisms")
     for option, needs in (("size", True), ("image_size", False)):
@@ -103,14 +103,14 @@ def run(options: Namespace) -> None:
     quiet()
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = chosen_device(options.device)
+    device = find_device(options.device)
     torch.manual_seed(0)
-    works, notes = collect(options, device)
+    workloads, notes = collect(options, device)
     print(
         f"{hardware(device)}; torch {torch.__version__}; batches of {options.batch_size}, median of"
         f" {options.repeats}\n"
     )
-    rows = list(zip(works, measure(works, options.repeats), strict=True))
+    rows = list(zip(workloads, measure(workloads, options.repeats), strict=True))
     print(table(rows))
     for note in notes:
         print(f"\n{note}", end="")
@@ -121,8 +121,8 @@ def run(options: Namespace) -> None:
         plot(rows, options.plot)
 
 
-def chosen_device(name: str) -> "device":
-    """Raises InputError when there is no such device."""
+def find_device(name: str) -> "device":
+    """The device of a name. Raises InputError if there is no such device."""
     import torch
 
     try:
@@ -136,24 +136,30 @@ def chosen_device(name: str) -> "device":
     return device
 
 
-def collect(options: Namespace, device: "device") -> "tuple[list[Work], list[str]]":
-    """What is to be measured, and what to say about it."""
-    from attention_vision.runs import workloads
-
+def collect(options: Namespace, device: "device") -> "tuple[list[Workload], list[str]]":
+    """The networks to measure, and notes to print below their table."""
     if options.mechanisms:
+        from attention_vision.profiling.mechanisms import mechanism_workloads
+
         sizes = options.size or SIZES
-        return list(workloads.mechanism_works(sizes, options.batch_size, device)), []
+        return list(mechanism_workloads(sizes, options.batch_size, device)), []
+
+    from attention_vision.runs.load import load_experiment
+
     stems = [Path(file).stem for file in options.experiments]
-    works, notes = [], []
+    workloads, notes = [], []
     for file, stem in zip(options.experiments, stems, strict=True):
         name = stem if stems.count(stem) == 1 else file
-        module, data, known = workloads.read_experiment(file)
-        size = options.image_size or workloads.image_size(data)
+        experiment = load_experiment(file)
+        tools, module = experiment.task.tools(), experiment.module.to(device)
+        size = options.image_size or tools.image_size(experiment.data)
         size = tuple(size) * 2 if len(size) == 1 else tuple(size)
-        works += workloads.experiment_works(name, module.to(device), size, options.batch_size)
-        if not known:
-            notes.append(f"{name}: its data is not here; the network has its default of classes")
-    return works, notes
+        workloads += tools.workloads(name, module, size, options.batch_size)
+        if not experiment.classes_known:
+            notes.append(
+                f"{name}: its data is not here; the network has its default number of classes"
+            )
+    return workloads, notes
 
 
 COLUMNS = (
@@ -169,41 +175,42 @@ COLUMNS = (
 )
 
 
-def table(rows: "Sequence[tuple[Work, Cost]]") -> str:
-    lines = [COLUMNS, *(cells(work, cost) for work, cost in rows)]
+def table(rows: "Sequence[tuple[Workload, Cost]]") -> str:
+    lines = [COLUMNS, *(cells(workload, cost) for workload, cost in rows)]
     return aligned(lines, right=range(2, len(COLUMNS)))
 
 
-def cells(work: "Work", cost: "Cost") -> tuple[str, ...]:
-    trained = cost.step_seconds is not None
+def cells(workload: "Workload", cost: "Cost") -> tuple[str, ...]:
+    step, trained = cost.step_seconds, cost.trained_images_per_second
     return (
-        work.name,
-        shape(work),
+        workload.name,
+        input_size(workload),
         f"{cost.parameters:,}",
         f"{cost.macs / 1e6:,.1f}",
         f"{1e3 * cost.forward_seconds:,.2f}",
         f"{cost.images_per_second:,.1f}",
-        f"{1e3 * cost.step_seconds:,.2f}" if trained else "-",
-        f"{cost.trained_images_per_second:,.1f}" if trained else "-",
+        "-" if step is None else f"{1e3 * step:,.2f}",
+        "-" if trained is None else f"{trained:,.1f}",
         f"{cost.peak_memory / 2**20:,.1f}",
     )
 
 
-def shape(work: "Work") -> str:
-    return "x".join(map(str, work.batch[0].shape[1:]))
+def input_size(workload: "Workload") -> str:
+    """Size of an input in words, such as 3x32x32."""
+    return "x".join(map(str, workload.batch[0].shape[1:]))
 
 
-def write_csv(rows: "Sequence[tuple[Work, Cost]]", file: str) -> None:
+def write_csv(rows: "Sequence[tuple[Workload, Cost]]", file: str) -> None:
     from dataclasses import asdict
 
     lines = [
-        {"name": work.name, "input": shape(work)}
+        {"name": workload.name, "input": input_size(workload)}
         | asdict(cost)
         | {
             "images_per_second": cost.images_per_second,
             "trained_images_per_second": cost.trained_images_per_second,
         }
-        for work, cost in rows
+        for workload, cost in rows
     ]
     with open(file, "w", newline="") as stream:
         writer = csv.DictWriter(stream, list(lines[0]))
@@ -211,34 +218,34 @@ def write_csv(rows: "Sequence[tuple[Work, Cost]]", file: str) -> None:
         writer.writerows(lines)
 
 
-def plot(rows: "Sequence[tuple[Work, Cost]]", file: str) -> None:
-    """Bars of multiply-adds, times and memory, a row each."""
+def plot(rows: "Sequence[tuple[Workload, Cost]]", file: str) -> None:
+    """Draw bars of multiply-adds, times and memory, a row per workload."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [f"{work.name}  {shape(work)}" for work, _ in rows]
-    places = list(range(len(rows)))
+    names = [f"{workload.name}  {input_size(workload)}" for workload, _ in rows]
+    positions = list(range(len(rows)))
     figure = Figure(figsize=(11, 1.2 + 0.3 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3, sharey=True)
     costs = [cost for _, cost in rows]
-    panels[0].barh(places, [cost.macs for cost in costs])
+    panels[0].barh(positions, [cost.macs for cost in costs])
     panels[0].set_title("multiply-adds per image")
     for label, shift, times in (
         ("forward", -0.2, [cost.forward_seconds for cost in costs]),
         ("step", 0.2, [cost.step_seconds or 0 for cost in costs]),
     ):
         milliseconds = [1e3 * seconds for seconds in times]
-        panels[1].barh([place + shift for place in places], milliseconds, 0.4, label=label)
+        panels[1].barh([position + shift for position in positions], milliseconds, 0.4, label=label)
     panels[1].set_title(f"ms per batch of {costs[0].images}")
     panels[1].legend()
-    panels[2].barh(places, [cost.peak_memory / 2**20 for cost in costs])
+    panels[2].barh(positions, [cost.peak_memory / 2**20 for cost in costs])
     panels[2].set_title("MiB in a step")
     for panel in panels:
         panel.grid(axis="x", alpha=0.3)
         panel.margins(y=0.01)
     for panel in panels[:2]:
         panel.set_xscale("log")
-    panels[0].set_yticks(places, names)
+    panels[0].set_yticks(positions, names)
     panels[0].invert_yaxis()
     figure.savefig(file, dpi=150)

@@ -1,12 +1,13 @@
-"""The arguments of the commands that take no verb. Imports nothing heavy."""
+"""Argument parser of the commands without a verb. Imports nothing heavy."""
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from typing import NoReturn
 
 from attention_vision.errors import InputError
 
 
 class ToolParser(ArgumentParser):
-    """Parses for `attention-vision NAME`; raises InputError in place of a usage text."""
+    """Parser of `attention-vision NAME`; raises InputError instead of printing a usage text."""
 
     def __init__(self, name: str, description: str, notes: str):
         super().__init__(
@@ -15,5 +16,5 @@ class ToolParser(ArgumentParser):
         )  # fmt: skip
         self.name = name
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.name}: {message}; see {self.prog} --help")

@@ -38,6 +38,13 @@ MOVED_PATHS = {  # below attention_vision; moved in 0.2
     "training.steps.StepSeed": "training.steps.SeedEveryStep",
     "backbones.resnet.PlainBottleneck": "attention.controls.PlainBottleneck",
     "generation.gan.sagan.ResidualBlock2d": "attention.controls.ResidualBlock2d",
+    "generation.image_to_image.data.PairData": "generation.image_to_image.data.ImageToImageData",
+    "generation.image_to_image.figures.PairPanel": (
+        "generation.image_to_image.figures.ImageToImagePanel"
+    ),
+    "generation.image_to_image.predictions.PairResults": (
+        "generation.image_to_image.predictions.ImageToImageResults"
+    ),
 }
 
 

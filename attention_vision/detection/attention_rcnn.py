@@ -16,7 +16,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from attention_vision.attention import AttentionPool, LearnedPosition
 from attention_vision.backbones import ResNet
-from attention_vision.backbones.backbone import Backbone, MeanPool
+from attention_vision.backbones.backbone import Backbone
 from attention_vision.detection.boxes import to_pixels
 from attention_vision.detection.criterion import without_crowds
 from attention_vision.detection.matcher import name
@@ -136,8 +136,9 @@ class AttentionRCNN(nn.Module):
 
     Args:
         num_classes: without background.
-        backbone: gives the maps of the pyramid; its classifier, if it has one, is cut off. When
-            not given, ResNet-50 with frozen norms, the stem and the first stage not trained.
+        backbone: computes the maps of the pyramid. Its parameters are shared, but for a
+            classifier; it stays as it is. By default ResNet-50 with frozen norms, the stem and the
+            first stage not trained.
         head: the factory of the slot, (channels, classes with background) -> module: `PlainBoxHead`
             or `AttentionBoxHead`.
         pyramid_channels: channels of every level.
@@ -197,11 +198,7 @@ class AttentionRCNN(nn.Module):
                 f"strides {', '.join(map(str, levels))}; give one per level"
             )
 
-        # What no loss reaches must not be there: data-parallel training waits for its gradient.
-        backbone.num_classes, backbone.head = 0, nn.Identity()
-        if not backbone.num_prefix_tokens:  # a class token takes part in the maps
-            backbone.pool = MeanPool(backbone.channels[-1])
-        self.backbone = backbone
+        self.backbone = backbone.without_head()
         self.pyramid = FeaturePyramidNetwork(
             list(backbone.channels[first_stage - 1 :]), pyramid_channels, LastLevelMaxPool()
         )

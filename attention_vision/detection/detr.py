@@ -9,7 +9,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from attention_vision.attention import LearnedPosition, SinePosition2d
 from attention_vision.backbones import ResNet
-from attention_vision.backbones.backbone import Backbone, MeanPool
+from attention_vision.backbones.backbone import Backbone
 from attention_vision.detection.transformer import Transformer
 from attention_vision.errors import InputError
 
@@ -59,9 +59,9 @@ class DETR(nn.Module):
     Args:
         num_classes: without no-object. COCO's ids as they are need 91.
         num_queries: Q, the most objects that an image can have.
-        backbone: its last map is what the transformer sees; its classifier, if it has one, is cut
-            off. When not given, the ResNet-50 of the paper: frozen norms, the stem and the first
-            stage not trained.
+        backbone: computes the map that the transformer attends to, its last. Its parameters are
+            shared, but for a classifier; it stays as it is. By default the ResNet-50 of the paper:
+            frozen norms, the stem and the first stage not trained.
         position: sines of the place in the unpadded image, or a learned table, added to queries
             and keys of every layer.
         width: C of the transformer, a multiple of 4 and of `heads`.
@@ -105,11 +105,7 @@ class DETR(nn.Module):
         self.num_classes = num_classes
         self.mask_padding = mask_padding
 
-        # What no loss reaches must not be there: data-parallel training waits for its gradient.
-        backbone.num_classes, backbone.head = 0, nn.Identity()
-        if not backbone.num_prefix_tokens:  # a class token takes part in the attention before it
-            backbone.pool = MeanPool(backbone.channels[-1])
-        self.backbone = backbone
+        self.backbone = backbone.without_head()
         self.projection = nn.Conv2d(backbone.channels[-1], width, 1)
         self.position = SinePosition2d(width) if position == "sine" else LearnedPosition2d(width)
         self.queries = nn.Embedding(num_queries, width)

@@ -1,13 +1,16 @@
-"""Where a detector looks, for `attention-vision explain`."""
+"""Attention of a detector, for `attention-vision explain`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from attention_vision.data.samples import titled_samples
 from attention_vision.detection.attention_figures import (
     attention_sheet,
     proposal_attention,
@@ -17,80 +20,90 @@ from attention_vision.detection.data import Target, collate
 from attention_vision.detection.detr import DETR
 from attention_vision.detection.figures import name
 from attention_vision.detection.module import Detector
-from attention_vision.visualization.layer_figures import Page, Wish, panels, stacked
-from attention_vision.visualization.layers import Layer, last_of_each, looked
+from attention_vision.visualization.explainer import DrawOptions, ExplainedImage
+from attention_vision.visualization.layer_figures import layer_sheet, stack_pictures
+from attention_vision.visualization.layers import Layer, last_of_each, record_layers
 
 POOL = "roi_heads.box_head.pool"
-SHOWN = 4  # detections of an image, the best
+SHOWN = 4  # best detections of an image
 
 
-class DetectorExplanation:
-    """The best detections of an image, what each attended to, and maps of other layers.
+class DetectorExplainer:
+    """Draws the best detections of an image, what each attended to, and maps of other layers.
 
-    Of DETR each detection has the cross-attention of its query, of Attention R-CNN what its class
-    attended to inside its proposal.
+    A detection of DETR has the cross-attention of its query, one of Attention R-CNN the attention
+    of its class inside its proposal.
 
     Args:
         names: of the labels; without any, their numbers are written.
     """
 
-    def __init__(self, module: Detector, names: Sequence[str], wish: Wish):
-        self.module, self.names, self.wish = module, names, wish
+    def __init__(self, module: Detector, names: Sequence[str], options: DrawOptions):
+        self.module, self.names, self.options = module, names, options
+
+    def samples(self, data: LightningDataModule, images: str | None, count: int) -> dict[str, Any]:
+        return titled_samples(data, images, count)
 
     def layers(self, sample: tuple[Tensor, Target]) -> dict[str, Layer]:
         images, padding_mask, _ = collate([sample])
-        network, point = self.module.network, self.wish.point
-        _, layers = looked(network, lambda: network(images, padding_mask), images, None, point)
+        network, point = self.module.network, self.options.point
+        _, layers = record_layers(
+            network, lambda: network(images, padding_mask), images, None, point
+        )
         return {name: self.of_objects(layer, images) for name, layer in layers.items()}
 
     def of_objects(self, layer: Layer, images: Tensor) -> Layer:
-        """A layer as it is, or, where its queries are objects, with maps for each of them."""
+        """A layer as it is, or, if its queries are objects, with maps for each of them."""
         network = self.module.network
         if layer.name == POOL:
-            return replace(layer, kind="the class of each detection, in its proposal")
+            title = "the class of each detection, in its proposal"
+            return replace(layer, kind="objects", title=title)
         if not isinstance(network, DETR) or ".decoder." not in layer.name:
             return layer
         if layer.name.endswith(".self_attention"):
-            return replace(layer, kind="queries among themselves: no map over the image", maps=None)
+            title = "queries among themselves: no map over the image"
+            return replace(layer, kind="none", title=title, maps=None)
         stride = network.backbone.strides[-1]
         grid = [ceil(length / stride) for length in images.shape[2:]]
         maps = layer.weights.float().mean(1).unflatten(2, grid)  # (1, Q, h, w)
-        return replace(layer, kind="the query of each detection", maps=maps)
+        return replace(layer, kind="objects", title="the query of each detection", maps=maps)
 
-    def usual(self, layers: dict[str, Layer]) -> list[str]:
-        """What the detections attend to, in the last layer; of others the last of each kind."""
-        objects = [name for name, layer in layers.items() if of_detections(layer)]
+    def default_layers(self, layers: dict[str, Layer]) -> list[str]:
+        """The last layer that the detections attend by, or the last layer of each mechanism."""
+        objects = [name for name, layer in layers.items() if layer.kind == "objects"]
         return objects[-1:] or last_of_each(layers)
 
-    def page(self, sample: tuple[Tensor, Target], names: list[str]) -> Page:
+    def explain(self, sample: tuple[Tensor, Target], names: list[str]) -> ExplainedImage:
         images, padding_mask, _ = collate([sample])
-        (top, found, arrays), layers = looked(
+        (top, found, arrays), layers = record_layers(
             self.module.network,
             lambda: self.detections(images, padding_mask, names),
             images,
             names,
-            self.wish.point,
+            self.options.point,
         )
         layers = {one: self.of_objects(layers[one], images) for one in names}
         arrays |= {key: found[key].float().cpu().numpy() for key in ("boxes", "scores", "labels")}
         for layer in layers.values():
             arrays |= layer.arrays()
         pictures, line = [top], "nothing detected"
-        if others := [one for one in layers.values() if one.shown and not of_detections(one)]:
-            pictures.append(panels(images[0], "", others, self.wish.heads))
+        others = [one for one in layers.values() if one.can_be_drawn and one.kind != "objects"]
+        if others:
+            pictures.append(layer_sheet(images[0], "", others, self.options.heads))
         best = found["scores"].argsort(descending=True, stable=True)[:SHOWN]
         if len(best):
             line = ", ".join(
-                f"{name(self.names, int(found['labels'][place]))} {found['scores'][place]:.2f}"
-                for place in best
+                f"{name(self.names, int(found['labels'][index]))} {found['scores'][index]:.2f}"
+                for index in best
             )
-        return Page(stacked(pictures), arrays, line)
+        return ExplainedImage(stack_pictures(pictures), arrays, line)
 
     def detections(
         self, images: Tensor, padding_mask: Tensor, names: Sequence[str]
     ) -> tuple[np.ndarray, dict[str, Tensor], dict[str, np.ndarray]]:
-        """Their picture, they themselves, and arrays of what they attended to."""
-        network, image, mask = self.module.network, images[0], padding_mask[0]
+        """Picture of the detections, the detections, and arrays of what they attended to."""
+        network: Any = self.module.network
+        image, mask = images[0], padding_mask[0]
         if POOL in names:
             found, proposals, maps = proposal_attention(network, image, mask)
             picture = proposal_sheet(image, found, proposals, maps, self.names, SHOWN)
@@ -98,12 +111,7 @@ class DetectorExplanation:
         (found,) = self.module(images, padding_mask)
         if isinstance(network, DETR):
             cross = [one for one in names if one.endswith(".cross_attention")]
-            heads = self.wish.heads
+            heads = self.options.heads
             return attention_sheet(network, image, mask, self.names, SHOWN, cross, heads), found, {}
         none = torch.empty(0)
         return proposal_sheet(image, found, none, none, self.names, SHOWN), found, {}
-
-
-def of_detections(layer: Layer) -> bool:
-    """Whether it is drawn below the detections."""
-    return layer.name == POOL or layer.name.endswith(".cross_attention")

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from torch import Tensor
 
+from attention_vision.data.samples import evenly_spaced
 from attention_vision.detection.attention_figures import attention_sheet
 from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.data import Batch, collate
@@ -23,7 +24,7 @@ from attention_vision.detection.figures import (
     name,
     picture_of,
 )
-from attention_vision.visualization.drawing import rgb, spread
+from attention_vision.visualization.drawing import rgb
 
 INTERACTIVE = 30  # boxes an image that W&B gets, whatever their scores: its slider hides them
 
@@ -89,7 +90,7 @@ class DetectionPanel(Callback):
         if source is None:
             count = min(self.images, len(batch[2]))
             return [tuple(part[place : place + 1] for part in batch) for place in range(count)]
-        alone = [collate([sample]) for sample in spread(source, self.images)]
+        alone = [collate([sample]) for sample in evenly_spaced(source, self.images)]
         return [
             (images.to(batch[0]), padding_mask.to(batch[1]), targets)
             for images, padding_mask, targets in alone

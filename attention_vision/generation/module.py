@@ -1,5 +1,7 @@
 """Base of the modules of generation: callbacks, and the check of classes against the data."""
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule
 from torch import nn
 
@@ -9,9 +11,9 @@ from attention_vision.training.steps import SeedEveryStep
 
 
 class GenerationModule(LightningModule):
-    """What every module of this task shares: the check of classes and the callbacks of steps.
+    """Base of every module of this task: the check of classes and the callbacks of steps.
 
-    A subclass names its `networks`, adds its pictures to `configure_callbacks`, and logs
+    A subclass returns its `networks`, adds its pictures to `configure_callbacks`, and logs
     `val/score`, which chooses the best checkpoint: more is better. Without it there is none.
     """
 
@@ -19,10 +21,15 @@ class GenerationModule(LightningModule):
         """The networks whose `num_classes` must be that of the data."""
         raise NotImplementedError
 
+    @property
+    def datamodule(self) -> Any:
+        """The trainer's data; None where it was handed loaders alone."""
+        return getattr(self.trainer, "datamodule", None)
+
     def setup(self, stage: str) -> None:
-        """Raises InputError when a network and the data disagree about the number of classes."""
+        """Raise InputError if a network and the data disagree about the number of classes."""
         for network in self.networks():
-            check_classes(network, self.trainer.datamodule)
+            check_classes(network, self.datamodule)
 
     def configure_callbacks(self) -> list[Callback]:
         return [SeedEveryStep(), StepLogger()]

@@ -1,4 +1,4 @@
-"""What networks cost on this machine: parameters, multiply-adds, time and memory."""
+"""Cost of networks on this machine: parameters, multiply-adds, time and memory."""
 
 import os
 import platform
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import median
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +24,15 @@ class Cost:
     """The cost of a network for a batch of `images`.
 
     Attributes:
-        parameters: numbers that are learned, frozen ones included.
+        parameters: number of parameters, frozen ones included.
         macs: multiply-adds of a forward pass per image, which papers call FLOPs, see `macs`.
-        images: of the batch that is measured.
-        forward_seconds: of a forward pass of the batch in evaluation.
-        step_seconds: of a forward and a backward pass in training, without the optimiser; None
-            where nothing is trained.
-        peak_memory: bytes that tensors take at the worst moment of that step (of the forward pass
-            where nothing is trained): weights, batch, activations, gradients, kernels' scratch;
-            no state of an optimiser.
+        images: size of the batch that is measured.
+        forward_seconds: duration of a forward pass of the batch in evaluation.
+        step_seconds: duration of a forward and a backward pass in training, without the optimizer;
+            None if nothing is trained.
+        peak_memory: bytes of all tensors at the worst moment of that step (of the forward pass if
+            nothing is trained): weights, batch, activations, gradients, scratch memory of kernels;
+            without the state of an optimizer.
     """
 
     parameters: int
@@ -52,15 +53,15 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A network and what it does to a batch.
 
     Attributes:
-        name: of the row in a table.
-        network: whose parameters and mode count.
+        name: title of its row in a table.
+        network: the module that has the parameters and the mode.
         forward: a forward pass, for evaluation.
         loss: a forward pass of training, to a scalar whose gradient is taken.
-        batch: the tensors that are fed.
+        batch: the tensors that the network is fed.
     """
 
     name: str
@@ -68,6 +69,16 @@ class Work:
     forward: Callable[[], object]
     loss: Callable[[], Tensor]
     batch: tuple[Tensor, ...]
+
+    @classmethod
+    def of_network(cls, name: str, network: nn.Module, *batch: Tensor) -> Self:
+        """`network(*batch)`, with the mean square of its output as the loss."""
+
+        def loss() -> Tensor:
+            squares = [x.float().square().mean() for x in tensors_in(network(*batch))]
+            return torch.stack(squares).mean()
+
+        return cls(name, network, lambda: network(*batch), loss, batch)
 
     @property
     def trained(self) -> bool:
@@ -86,106 +97,100 @@ class Work:
             tensor.grad = None
 
 
-def cost(network: nn.Module, images: Tensor, repeats: int = 5) -> Cost:
-    """What a network of images alone costs on the device that both are on.
-
-    The loss is the mean square of all that the network gives. Weights, running statistics,
-    gradients, mode and random state stay as they are: a copy is measured.
-
-    Args:
-        network: images -> a tensor, or tensors in lists and dicts.
-        images: (B, C, H, W), or whatever the network takes; the first axis is the batch.
-        repeats: passes that each time is the median of.
-    """
-    network = deepcopy(network)
-    devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        return measure([work("", network, images)], repeats)[0]
-
-
-def work(name: str, network: nn.Module, *batch: Tensor) -> Work:
-    """`network(*batch)`, and the mean square of what it gives as a loss."""
-
-    def loss() -> Tensor:
-        outputs = list(tensors(network(*batch)))
-        return sum(output.float().square().mean() for output in outputs) / len(outputs)
-
-    return Work(name, network, lambda: network(*batch), loss, batch)
-
-
-def tensors(output: object) -> Iterator[Tensor]:
+def tensors_in(output: object) -> Iterator[Tensor]:
+    """All tensors in lists, tuples and dicts."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, dict | list | tuple):
         for part in output.values() if isinstance(output, dict) else output:
-            yield from tensors(part)
+            yield from tensors_in(part)
 
 
-def measure(works: Sequence[Work], repeats: int = 5) -> list[Cost]:
-    """The costs of several networks, which take turns.
+def cost(network: nn.Module, images: Tensor, repeats: int = 5) -> Cost:
+    """Measure a network of images alone, on the device that both are on.
+
+    The loss is the mean square of all outputs. Weights, running statistics, gradients, mode and
+    random state stay as they are: a copy is measured.
+
+    Args:
+        network: images -> a tensor, or tensors in lists and dicts.
+        images: (B, C, H, W), or whatever the network takes; the first axis is the batch.
+        repeats: number of passes that each time is the median of.
+    """
+    network = deepcopy(network)
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        return measure([Workload.of_network("", network, images)], repeats)[0]
+
+
+def measure(workloads: Sequence[Workload], repeats: int = 5) -> list[Cost]:
+    """Measure the costs of several networks, which take turns.
 
     A machine that is busy for a while slows all of them down alike: each repeat goes through all
     networks, every second one backwards. Times are medians over repeats, after a warm-up.
     """
-    counts = [macs(one) for one in works]
-    memory = [peak_memory(one) for one in works]  # warms up, too: two steps
-    forward: list[list[float]] = [[] for _ in works]
-    steps: list[list[float]] = [[] for _ in works]
+    counts = [macs(one) for one in workloads]
+    memory = [peak_memory(one) for one in workloads]  # warms up, too: two steps
+    forward: list[list[float]] = [[] for _ in workloads]
+    steps: list[list[float]] = [[] for _ in workloads]
     for repeat in range(repeats):
-        order = range(len(works)) if repeat % 2 else reversed(range(len(works)))
-        for place in order:
-            one = works[place]
-            forward[place].append(seconds(one.evaluate, one.batch[0].device))
+        order = range(len(workloads)) if repeat % 2 else reversed(range(len(workloads)))
+        for number in order:
+            one = workloads[number]
+            forward[number].append(seconds(one.evaluate, one.batch[0].device))
             if one.trained:
-                steps[place].append(seconds(one.step, one.batch[0].device))
+                steps[number].append(seconds(one.step, one.batch[0].device))
     return [
         Cost(
             parameters=sum(parameter.numel() for parameter in one.network.parameters()),
-            macs=counts[place],
+            macs=counts[number],
             images=len(one.batch[0]),
-            forward_seconds=median(forward[place]),
-            step_seconds=median(steps[place]) if one.trained else None,
-            peak_memory=memory[place],
+            forward_seconds=median(forward[number]),
+            step_seconds=median(steps[number]) if one.trained else None,
+            peak_memory=memory[number],
         )
-        for place, one in enumerate(works)
+        for number, one in enumerate(workloads)
     ]
 
 
-def macs(one: Work) -> int:
-    """Multiply-adds of a forward pass in evaluation, per image.
+def macs(workload: Workload) -> int:
+    """Count the multiply-adds of a forward pass in evaluation, per image.
 
     Those of convolutions and of products of matrices, attention included, half of what torch's
-    `FlopCounterMode` counts. What goes element by element (norms, activations, softmax, gates,
-    pooling, resizing) is left out, as papers do. Attention is counted as it is written: the zeros
-    that fill up narrow heads for the fused kernel cost time, not multiply-adds.
+    `FlopCounterMode` counts. Elementwise operations (norms, activations, softmax, gates, pooling,
+    resizing) are left out, as in papers. Attention is counted as it is written: the zeros that pad
+    narrow heads for the fused kernel cost time, not multiply-adds.
     """
-    one.network.eval()
+    workload.network.eval()
     counter = FlopCounterMode(display=False)
-    leaves = [x for x in (*one.network.parameters(), *one.batch) if x.requires_grad]
+    inputs = (*workload.network.parameters(), *workload.batch)
+    leaves = [x for x in inputs if x.requires_grad]
     for leaf in leaves:  # the counter stumbles over their views under no_grad
         leaf.requires_grad_(False)
     try:
         with attention_backend("eager"), torch.no_grad(), counter:
-            one.forward()
+            workload.forward()
     finally:
         for leaf in leaves:
             leaf.requires_grad_(True)
-    return counter.get_total_flops() // (2 * len(one.batch[0]))
+    return counter.get_total_flops() // (2 * len(workload.batch[0]))
 
 
-def peak_memory(one: Work) -> int:
-    """See `Cost`."""
-    held = (*one.network.parameters(), *one.network.buffers(), *one.batch)
+def peak_memory(workload: Workload) -> int:
+    """Bytes of all tensors at the worst moment of a step, see `Cost`."""
+    network = workload.network
+    held = (*network.parameters(), *network.buffers(), *workload.batch)
     own = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    return own + growth(one.step if one.trained else one.evaluate, one.batch[0].device)
+    run = workload.step if workload.trained else workload.evaluate
+    return own + growth(run, workload.batch[0].device)
 
 
 def growth(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes that tensors take at the worst moment of `run`, above what they took before.
+    """Bytes of all tensors at the worst moment of `run`, less those before it.
 
-    On a GPU its allocator knows; on a CPU all is added up that torch's allocator hands out and gets
-    back, scratch memory inside of kernels included. `run` is called twice: what the first call
-    allocates once and for all does not count.
+    A GPU's allocator counts them; on a CPU this adds up all that torch's allocator hands out and
+    receives back, scratch memory inside of kernels included. `run` is called twice: what the first
+    call allocates for good does not count.
     """
     run()
     if device.type == "cuda":
@@ -196,7 +201,9 @@ def growth(run: Callable[[], object], device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run()
     now = most = 0
-    for event in record.profiler.kineto_results.events():  # in the order of time
+    assert record.profiler is not None
+    results: Any = record.profiler.kineto_results  # torch's stub lacks `nbytes`
+    for event in results.events():  # in the order of time
         if event.name() == "[memory]":
             now += event.nbytes()
             most = max(most, now)
@@ -204,19 +211,20 @@ def growth(run: Callable[[], object], device: torch.device) -> int:
 
 
 def seconds(run: Callable[[], None], device: torch.device) -> float:
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
-    synchronise(device)
+    """Duration of `run`, until the device has finished."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
+    synchronize(device)
     start = time.perf_counter()
     run()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
 def hardware(device: torch.device | None = None) -> str:
-    """Names the GPU, or the processor, its cores and the threads that torch uses.
+    """Name of the GPU, or of the processor with its cores and the threads that torch uses.
 
     Args:
-        device: what is measured on; by default the GPU where there is one.
+        device: the one in question; by default the GPU if there is one.
     """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from attention_vision import attention
-from attention_vision.profiling.cost import Work, work
+from attention_vision.profiling.cost import Workload
 
 
 def mechanisms() -> dict[str, type[nn.Module]]:
-    """Every mechanism of the attention package by its name; positions are none."""
+    """Name -> every mechanism of the attention package, without the position embeddings."""
     return {
         name: kind
         for name, kind in vars(attention).items()
@@ -23,7 +23,7 @@ def mechanisms() -> dict[str, type[nn.Module]]:
 
 
 def contract(kind: type[nn.Module]) -> str:
-    """`feature`, `token`, `pool` or `cross`, by what its constructor must be given."""
+    """`feature`, `token`, `pool` or `cross`, by the required arguments of the constructor."""
     required = [
         parameter.name
         for parameter in signature(kind).parameters.values()
@@ -33,44 +33,46 @@ def contract(kind: type[nn.Module]) -> str:
     return contracts.get(tuple(required), "cross")
 
 
-def place(item: tuple[str, type[nn.Module]]) -> int:
-    """Of a mechanism in a table, by contract."""
+def contract_order(item: tuple[str, type[nn.Module]]) -> int:
+    """Sort key of a (name, mechanism) in a table: by contract."""
     return ("feature", "token", "pool", "cross").index(contract(item[1]))
 
 
-def mechanism_works(
+def mechanism_workloads(
     sizes: Sequence[tuple[int, int, int]], batch_size: int, device: torch.device
-) -> Iterator[Work]:
+) -> Iterator[Workload]:
     """Every mechanism at each (C, H, W), with its defaults; heads have 64 channels, or C if fewer.
 
-    Inputs ask for their gradient, as inside a network. `CrossAttention2d` looks at a map of the
-    same shape, `AttentionGate` is steered by one of 2 C channels and half the side.
+    Inputs require their gradient, as inside a network. `CrossAttention2d` attends to a map of the
+    same shape; the gating signal of `AttentionGate` has 2 C channels and half the side.
     """
+    build = Workload.of_network
     for channels, height, width in sizes:
         shape = (batch_size, channels, height, width)
-        for name, kind in sorted(mechanisms().items(), key=place):
+        for name, kind in sorted(mechanisms().items(), key=contract_order):
             x = torch.randn(shape, device=device, requires_grad=True)
             tokens = x.detach().flatten(2).mT.contiguous().requires_grad_()
             match contract(kind), name:
                 case "feature", _:
-                    yield work(name, kind(channels).to(device), x)
+                    yield build(name, kind(channels).to(device), x)
                 case "token", _:
                     module = kind(channels, max(1, channels // 64)).to(device)
-                    on_grid = "grid" in signature(kind.forward).parameters
-                    yield work(name, OnGrid(module, (height, width)) if on_grid else module, tokens)
+                    if "grid" in signature(kind.forward).parameters:
+                        module = OnGrid(module, (height, width))
+                    yield build(name, module, tokens)
                 case "pool", _:
-                    yield work(name, kind(channels).to(device), tokens)
+                    yield build(name, kind(channels).to(device), tokens)
                 case _, "CrossAttention2d":
-                    yield work(name, kind(channels, channels).to(device), x, torch.randn_like(x))
+                    yield build(name, kind(channels, channels).to(device), x, torch.randn_like(x))
                 case _, "AttentionGate":
                     coarse = torch.randn(batch_size, 2 * channels, -(-height // 2), -(-width // 2))
-                    yield work(name, kind(channels, 2 * channels).to(device), x, coarse.to(device))
+                    yield build(name, kind(channels, 2 * channels).to(device), x, coarse.to(device))
                 case _:
-                    raise NotImplementedError(f"mechanism_works: say what {name} is fed")
+                    raise NotImplementedError(f"mechanism_workloads: add a case for {name}")
 
 
 class OnGrid(nn.Module):
-    """A mechanism for tokens of a map that need not be square."""
+    """A token mechanism with the size of its map, which need not be square."""
 
     def __init__(self, attention: nn.Module, grid: tuple[int, int]):
         super().__init__()

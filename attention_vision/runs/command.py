@@ -135,7 +135,7 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
     Raises:
         ConfigError: they do not parse, or a file is of another task.
     """
-    task = TASKS[name]()
+    task = TASKS[name]
     given = list(read_words(words))
     for file, content in given:
         if file is not None and (other := content.get("task", name)) != name:

@@ -1,21 +1,24 @@
-"""`load_run`: the trained module of a run folder."""
+"""From files back to objects: the module of a run folder, module and data of an experiment."""
 
 import warnings
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from attention_vision.config.build import build
-from attention_vision.errors import InputError
-from attention_vision.runs.tasks import TASKS
+from attention_vision.errors import ConfigError, InputError
+from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.training.run_folder import best_or_last, find_checkpoint, read_state
 from attention_vision.yaml_json import read_yaml
 
 
 def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
-    """The trained module of a run folder, on the CPU and in eval mode.
+    """Build the trained module of a run folder, on the CPU and in eval mode.
 
-    Neither the data nor the official weights that the run began with are needed: the config holds
+    Neither the data nor the official weights that the run began with are needed: the config has
     the number of classes, the checkpoint all weights (their moving average where the run kept one).
     The random state of the caller stays as it is.
 
@@ -25,25 +28,72 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
             yet has no best one: then the last is taken, with a warning.
 
     Raises:
-        InputError: the folder is a file, holds no run, or has no such checkpoint, or one that does
-            not fit.
+        InputError: the folder is a file, does not contain a run, or has no such checkpoint, or one
+            that does not fit.
     """
     run = Path(folder)
     if run.is_file():
         above = (str(path) for path in run.parents if (path / "config.yaml").is_file())
-        it = next(above, "which holds config.yaml")
+        it = next(above, "which contains config.yaml")
         raise InputError(f"{run} is a file: give the folder of the run, {it}")
     if not (run / "config.yaml").is_file():
-        raise InputError(f"{run} holds no run: there is no config.yaml in it")
+        raise InputError(f"{run} does not contain a run: there is no config.yaml in it")
     file = best_or_last(run) if checkpoint == "best" else None
     if file is not None and file.stem == "last":
         warnings.warn(f"{run} has no best checkpoint yet: loading last", stacklevel=2)
     file = file or find_checkpoint(run, checkpoint)
     config = read_yaml(run / "config.yaml")
-    task = TASKS[config["task"]]()
+    task = TASKS[config["task"]]
     arguments = config["model"].get("init_args", {}) if task.choose_model else config["model"]
     if "weights" in arguments:
         arguments["weights"] = None
     module = build(config, {"model": task.nodes["model"]})["model"]
     module.load_state_dict(read_state(file, module))
     return module.eval()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The objects of an experiment file.
+
+    Attributes:
+        classes_known: whether the data gave its number of classes to the networks, which otherwise
+            have their default.
+    """
+
+    task: Task
+    module: LightningModule
+    data: LightningDataModule
+    classes_known: bool
+
+
+def load_experiment(file: str | Path) -> Experiment:
+    """Build the module and the data of an experiment file, as training begins with.
+
+    Nothing is read from the data's folders but the names of classes, which may be missing.
+
+    Raises:
+        InputError: there is no such file, or it is not an experiment, or does not build.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"{file}: there is no such file")
+    config = read_yaml(path)
+    if not describes_task(config):
+        raise ConfigError(
+            f"{file} is not an experiment: one has the keys data, model and task, which is"
+            f" {', '.join(list(TASKS)[:-1])} or {list(TASKS)[-1]}"
+        )
+    task, known = TASKS[config["task"]], False
+    try:
+        with suppress(InputError):  # its folders are not here
+            known = build(config, {"data": task.nodes["data"]})["data"].num_classes >= 0
+        built = build(config, task.nodes, task.links if known else ())
+    except InputError as error:
+        raise type(error)(f"{file}: {error}") from error
+    return Experiment(task, built["model"], built["data"], known)
+
+
+def describes_task(config: dict[str, Any]) -> bool:
+    """Whether a config names its task, a model and data."""
+    return config.get("task") in TASKS and {"model", "data"} <= config.keys()

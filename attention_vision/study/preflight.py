@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Timer
 from attention_vision.errors import InputError
 from attention_vision.profiling.cost import Cost, macs, measure
 from attention_vision.runs.command import build, parse
-from attention_vision.runs.workloads import experiment_works, image_size
+from attention_vision.runs.tasks import Task
 from attention_vision.study.definition import flops_to_steps
 
 
@@ -66,7 +66,7 @@ def run_preflight(task: str, config: Path, flops: float | None, without_data: bo
     objects = build(parsed)
     module, data, trainer = objects.module, objects.data, parsed.config.trainer
     images, accumulate = batch_size(data), trainer.accumulate_grad_batches
-    costs = costs_of(module, data, device_of(trainer.accelerator))
+    costs = costs_of(parsed.task, module, data, device_of(trainer.accelerator))
     if flops is not None:
         if len(costs) != 1:
             raise InputError(
@@ -121,16 +121,16 @@ def steps_of(batches: int | None, trainer: Namespace) -> int | None:
 
 
 def costs_of(
-    module: LightningModule, data: LightningDataModule, device: torch.device
+    task: Task, module: LightningModule, data: LightningDataModule, device: torch.device
 ) -> list[Cost]:
     """Measure the module's networks for one batch, smaller on a CPU if it would take long."""
     try:
-        size, images = image_size(data), batch_size(data)
-        (one, *_) = experiment_works("", module.to(device), size, 1)
+        tools, images = task.tools(), batch_size(data)
+        size = tools.image_size(data)
+        (one, *_) = tools.workloads("", module.to(device), size, 1)
         affordable = images if device.type == "cuda" else int(2e10 / max(1, macs(one)))
         batch = max(1, min(images, affordable))
-        works = experiment_works("", module, size, batch)
-        return measure(works, repeats=1)
+        return measure(tools.workloads("", module, size, batch), repeats=1)
     except (InputError, AttributeError):  # a module or data that `profile` does not support
         return []
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, prod
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,31 +25,35 @@ from attention_vision.errors import InputError
 from attention_vision.text_table import aligned
 from attention_vision.visualization.maps import line_map, query_row, window_map
 
-CENTRE = (0.5, 0.5)
-
+CENTER = (0.5, 0.5)
 
 Grid = tuple[int, int]
-
-
 Output = TypeVar("Output")
+
+# What is drawn of a layer: the weights of a query over the image, a gate of each position (of an
+# image or a volume), a gate of each channel, the weights of detected objects by the task's own
+# figures, or nothing.
+Kind = Literal["attention", "spatial gate", "channel gate", "objects", "none"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one attention layer did with B images.
+    """Weights of one attention layer for B images, and how they are drawn.
 
     Attributes:
         name: as in `model.named_modules()`.
-        kind: what is shown; of a layer that has no map over the image, why.
-        weights: as `record_attention` gives them.
+        kind: what is drawn of it.
+        title: the same in words; of a layer that is not drawn, the reason.
+        weights: as `record_attention` yields them.
         maps: (B, h, H, W) at the layer's resolution, a gate having one head; None without a map.
         gates: (B, C) of a channel gate, else None.
-        mechanism: the class of the module; None of what is no layer, such as rollout.
-        point: of the image, whose query is shown; None where it is another.
+        mechanism: the class of the module; None if there is no such module, as of rollout.
+        point: position in the image whose query is shown; None where it is another query.
     """
 
     name: str
-    kind: str
+    kind: Kind
+    title: str
     weights: Tensor
     maps: Tensor | None = None
     gates: Tensor | None = None
@@ -57,24 +61,29 @@ class Layer:
     point: tuple[float, float] | None = None
 
     @property
-    def shown(self) -> bool:
+    def can_be_drawn(self) -> bool:
         return self.maps is not None or self.gates is not None
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """NAME, the weights of a layer, and NAME/map, what is drawn."""
+        """Arrays for an .npz: NAME, the weights of a layer, and NAME/map, what is drawn."""
         found = {self.name: self.weights} if self.mechanism else {}
         if self.maps is not None:
             found[f"{self.name}/map"] = self.maps
         return {name: x.float().cpu().numpy() for name, x in found.items()}
 
     def of_image(self, index: int) -> "Layer":
-        """The same of one of the B images; the weights stay those of all."""
+        """Select one of the B images; the weights stay those of all."""
         maps, gates = (x if x is None else x[index : index + 1] for x in (self.maps, self.gates))
         return replace(self, maps=maps, gates=gates)
 
 
 class Call(NamedTuple):
-    """The maps that a layer was given in its last forward: its own, and another one's."""
+    """Sizes of the maps in a layer's last forward pass.
+
+    Attributes:
+        grid: (H, W) of the map that it changes.
+        source: (H, W) of another map that it attends to.
+    """
 
     grid: Grid | None
     source: Grid | None
@@ -82,16 +91,16 @@ class Call(NamedTuple):
 
 @contextmanager
 def record_calls(network: nn.Module) -> Iterator[dict[nn.Module, Call]]:
-    """Module -> the (H, W) of the maps in its forward; of tokens, what `grid=` says."""
+    """Record module -> the sizes of the maps in its forward; of tokens, its argument `grid`."""
     calls: dict[nn.Module, Call] = {}
 
-    def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        grids = [tuple(x.shape[2:]) for x in given if isinstance(x, Tensor) and x.ndim == 4]
+    def record(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        grids = [(x.shape[2], x.shape[3]) for x in given if isinstance(x, Tensor) and x.ndim == 4]
         own, source = [*grids, None, None][:2]
         calls[module] = Call(own or named.get("grid"), source)
 
     hooks = [
-        module.register_forward_pre_hook(note, with_kwargs=True) for module in network.modules()
+        module.register_forward_pre_hook(record, with_kwargs=True) for module in network.modules()
     ]
     try:
         yield calls
@@ -100,21 +109,21 @@ def record_calls(network: nn.Module) -> Iterator[dict[nn.Module, Call]]:
             hook.remove()
 
 
-def looked(
+def record_layers(
     network: nn.Module,
     forward: Callable[[], Output],
     images: Tensor,
     names: Sequence[str] | None = None,
     point: tuple[float, float] | None = None,
 ) -> tuple[Output, dict[str, Layer]]:
-    """The output of a forward pass, and its attention layers by name.
+    """Run a forward pass; return its output, and its attention layers by name.
 
     Args:
-        network: whose layers are meant.
+        network: the module that has the layers.
         forward: calls it once.
-        images: (B, C, H, W) that it sees or makes: what the maps lie over.
+        images: (B, C, H, W) that it sees or generates, which the maps are drawn over.
         names: of modules; `None` is all.
-        point: see `Wish`.
+        point: see `DrawOptions`.
     """
     with (
         torch.no_grad(),
@@ -133,14 +142,16 @@ def looked(
 
 
 def gate_layer(name: str, module: nn.Module, weights: Tensor) -> Layer:
-    """Of weights (B, C, 1, 1) or (B, 1, H, W)."""
-    kind = type(module)
+    """Describe a gate of weights (B, C, 1, 1) or (B, 1, H, W)."""
+    mechanism = type(module)
     if weights.ndim != 4:
-        return Layer(name, "gate of a volume", weights, mechanism=kind)
-    if weights.shape[1] == 1 and (weights.shape[2:] != (1, 1) or kind is SpatialGate):
-        return Layer(name, "gate of places", weights, weights.float(), mechanism=kind)
+        return Layer(name, "spatial gate", "gate of a volume", weights, mechanism=mechanism)
+    if weights.shape[1] == 1 and (weights.shape[2:] != (1, 1) or mechanism is SpatialGate):
+        maps = weights.float()
+        return Layer(name, "spatial gate", "spatial gate", weights, maps, mechanism=mechanism)
     gates = weights.flatten(1).float()
-    return Layer(name, f"gates of {gates.shape[1]} channels", weights, gates=gates, mechanism=kind)
+    title = f"gates of {gates.shape[1]} channels"
+    return Layer(name, "channel gate", title, weights, gates=gates, mechanism=mechanism)
 
 
 def row_layer(
@@ -151,26 +162,29 @@ def row_layer(
     images: Tensor,
     point: tuple[float, float] | None,
 ) -> Layer:
-    """Of softmax attention (B, h, Q, K), or with windows or lines in the place of B."""
-    module, batch, size = network.get_submodule(name), len(images), tuple(images.shape[2:])
-    parent, _, part = name.rpartition(".")
-    around = network.get_submodule(parent)
+    """Describe softmax attention (B, h, Q, K), or with windows or lines in the place of B."""
+    batch, size = len(images), (images.shape[2], images.shape[3])
+    parent, _, child = name.rpartition(".")
+    module, outer = network.get_submodule(name), network.get_submodule(parent)
     weights = rows.float()
-    if isinstance(around, WindowAttention):
-        grid = calls[around].grid or grid_of(tokens_of(rows, batch), size)
-        maps = window_map(weights, grid, around.window, around.shift)
-        return Layer(name, "mean query, by window", rows, maps, mechanism=type(around))
-    if isinstance(around, AxialAttention):
-        maps = line_map(weights, ("row", "column").index(part), batch)
-        return Layer(name, f"mean query, by {part}", rows, maps, mechanism=type(around))
-    kind, maps, start = "", None, None
-    if isinstance(around, LocalGlobalAttention):
-        kind = "windows beside tokens of the whole: no map over the image"
+    if isinstance(outer, WindowAttention):
+        grid = calls[outer].grid or grid_of(tokens_of(rows, batch), size)
+        maps = window_map(weights, grid, outer.window, outer.shift)
+        title = "mean query, by window"
+        return Layer(name, "attention", title, rows, maps, mechanism=type(outer))
+    if isinstance(outer, AxialAttention):
+        maps = line_map(weights, ("row", "column").index(child), batch)
+        title = f"mean query, by {child}"
+        return Layer(name, "attention", title, rows, maps, mechanism=type(outer))
+    maps, start = None, None
+    if isinstance(outer, LocalGlobalAttention):
+        title = "windows beside tokens of the whole: no map over the image"
     elif len(rows) != batch:
-        kind = f"rows of {len(rows)} parts: no map over the image"
+        title = f"rows of {len(rows)} parts: no map over the image"
     else:
-        kind, maps, start = rows_over_image(network, name, weights, calls[module], size, point)
-    return Layer(name, kind, rows, maps, mechanism=type(module), point=start)
+        title, maps, start = rows_over_image(network, name, weights, calls[module], size, point)
+    kind = "none" if maps is None else "attention"
+    return Layer(name, kind, title, rows, maps, mechanism=type(module), point=start)
 
 
 def rows_over_image(
@@ -181,67 +195,63 @@ def rows_over_image(
     size: Grid,
     point: tuple[float, float] | None,
 ) -> tuple[str, Tensor | None, tuple[float, float] | None]:
-    """What is shown of rows (B, h, Q, K), as a map (B, h, H, W), and from which point."""
+    """Title, map (B, h, H, W) or None, and point, of one query of rows (B, h, Q, K)."""
     queries, keys = rows.shape[2:]
     if call.grid is None:  # of tokens, some of which may stand in front of the map
         prefix = prefix_of(network, name)
         try:
             grid = grid_of(keys - prefix, size)
         except ValueError:
-            return f"{keys} keys are no map in the proportions of the image", None, None
+            return f"{keys} keys are not a map in the proportions of the image", None, None
         of_query = grid if queries == keys else None
     else:
         prefix, of_query = 0, call.grid
-        halves = tuple(ceil(length / 2) for length in call.grid)
+        halves = (ceil(call.grid[0] / 2), ceil(call.grid[1] / 2))
         grids = [grid for grid in (call.source, call.grid, halves) if grid]
         grid = next((grid for grid in grids if prod(grid) == keys), None)
         if grid is None:
-            return f"{keys} keys are no map of the image", None, None
-        point = point or CENTRE
+            return f"{keys} keys are not a map of the image", None, None
+        point = point or CENTER
     if of_query and point:
-        place = place_at(point, of_query)
-        kind = f"from {point[0]:g}, {point[1]:g}"
-        return kind, query_row(rows, grid, prefix, place), point
-    kind = "mean query" if queries > 1 else "the query"
-    return "class token" if prefix else kind, query_row(rows, grid, prefix), None
+        title = f"from {point[0]:g}, {point[1]:g}"
+        return title, query_row(rows, grid, prefix, index_at(point, of_query)), point
+    title = "mean query" if queries > 1 else "the query"
+    return "class token" if prefix else title, query_row(rows, grid, prefix), None
 
 
 def tokens_of(rows: Tensor, batch: int) -> int:
-    """How many tokens windows of (B · nW, h, M², M²) hold, without padding."""
+    """Number of tokens of an image in windows (B · nW, h, M², M²), without padding."""
     return len(rows) // batch * rows.shape[2]
 
 
 def prefix_of(network: nn.Module, name: str) -> int:
-    """Tokens in front of the map in the backbone that a layer is part of."""
+    """Number of tokens in front of the map, in the backbone that contains a layer."""
     parts = name.split(".")
-    around = [network.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
-    return next((one.num_prefix_tokens for one in around if isinstance(one, Backbone)), 0)
+    ancestors = [network.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
+    return next((one.num_prefix_tokens for one in ancestors if isinstance(one, Backbone)), 0)
 
 
-def place_at(point: tuple[float, float], grid: Grid) -> int:
-    """The number of the place that a point (x, y) in 0..1 lies in."""
-    row, column = (
-        min(int(share * length), length - 1)
-        for share, length in zip(reversed(point), grid, strict=True)
-    )
-    return row * grid[1] + column
+def index_at(point: tuple[float, float], grid: Grid) -> int:
+    """Row-major index of the position of a grid that contains a point (x, y) in 0..1."""
+    (x, y), (height, width) = point, grid
+    return min(int(y * height), height - 1) * width + min(int(x * width), width - 1)
 
 
 def last_of_each(layers: dict[str, Layer]) -> list[str]:
-    """The last layer of each mechanism, and of each of its parts, among those that can be shown."""
+    """Names of the last layer of each mechanism, and of each of its parts, that can be drawn."""
     last = {
         (layer.mechanism, name.rpartition(".")[2]): name
         for name, layer in layers.items()
-        if layer.shown
+        if layer.can_be_drawn
     }
     return [name for name in layers if name in last.values()]
 
 
-def chosen(wanted: Sequence[str], layers: Collection[str]) -> list[str]:
-    """The layers of these names or inside of modules of these names, in the network's order.
+def select_layers(wanted: Sequence[str], layers: Collection[str]) -> list[str]:
+    """Names of the layers at or below the modules `wanted`, in the network's order.
 
     Raises:
-        InputError: a name has no attention layer; the nearest are given.
+        InputError: there is no attention layer at or below a name; it lists the nearest names.
     """
     found = set()
     for name in wanted:
@@ -254,10 +264,10 @@ def chosen(wanted: Sequence[str], layers: Collection[str]) -> list[str]:
     return [name for name in layers if name in found]
 
 
-def table(layers: dict[str, Layer]) -> str:
-    """A line for each layer: its name, the shape of its weights, what is shown."""
+def layer_table(layers: dict[str, Layer]) -> str:
+    """Text with a line per layer: its name, the shape of its weights, what is drawn."""
     rows = [
-        (layer.name, "x".join(map(str, layer.weights.shape[1:])), layer.kind)
+        (layer.name, "x".join(map(str, layer.weights.shape[1:])), layer.title)
         for layer in layers.values()
     ]
     return aligned(rows, right=[1])

@@ -1,4 +1,4 @@
-"""From recorded weights to maps over the places of an image: rows, windows, lines, rollout."""
+"""Maps over an image from recorded attention weights: rows, windows, lines, rollout."""
 
 from collections.abc import Sequence
 
@@ -14,55 +14,60 @@ def rollout(layers: Sequence[Tensor]) -> Tensor:
     Shape: weights of each layer (B, h, N, N), first layer first -> (B, N, N), rows sum to 1
 
     A layer mixes tokens by (A + I) / 2, A the mean of its heads and I the residual connection; the
-    product of all layers says how much of each input token an output token holds.
+    product over all layers is the share of each input token in each output token.
+
+    Raises:
+        ValueError: there are no layers.
     """
-    through = None
+    product = None
     for rows in layers:
         mean = rows.float().mean(1)
-        mixed = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
-        through = mixed if through is None else mixed @ through
-    return through
+        mixing = (mean + torch.eye(mean.shape[-1], device=mean.device)) / 2
+        product = mixing if product is None else mixing @ product
+    if product is None:
+        raise ValueError("rollout: there are no layers")
+    return product
 
 
 def query_row(
-    rows: Tensor, grid: tuple[int, int], prefix: int = 0, place: int | None = None
+    rows: Tensor, grid: tuple[int, int], prefix: int = 0, index: int | None = None
 ) -> Tensor:
-    """What one query attends to, as a map: of a place, of the class token, or the mean query.
+    """Map of the weights of one query: of a position, of the class token, or the mean query.
 
-    Shape: (B, h, Q, prefix + HW) -> (B, h, H, W); what is given to the tokens in front of the map
-    is left out
+    Shape: (B, h, Q, prefix + HW) -> (B, h, H, W); weights of the tokens in front of the map are
+    left out
 
     Args:
         grid: (H, W) of the keys.
-        prefix: tokens in front of the map, the class token first.
-        place: number of a query behind the prefix. Where none is given: the class token, or the
-            mean of all queries where there is no token in front.
+        prefix: number of tokens in front of the map, the class token first.
+        index: of a query, counted behind the prefix. If none is given: the class token, or the
+            mean of all queries if there is no token in front.
     """
-    if place is not None:
-        row = rows[:, :, prefix + place]
+    if index is not None:
+        row = rows[:, :, prefix + index]
     else:
         row = rows[:, :, 0] if prefix else rows.mean(2)
     return row[..., prefix:].unflatten(2, grid)
 
 
 def window_map(rows: Tensor, grid: tuple[int, int], window: int, shift: int) -> Tensor:
-    """What the mean query of each window attends to, the windows put together again.
+    """Map of the weights of the mean query of each window, the windows put together again.
 
     Shape: weights of `WindowAttention` (B · nW, h, M², M²) -> (B, h, H, W), where the numbers of a
-    window sum to 1, less what it gives to padding
+    window sum to 1, less its weights of padding
     """
-    size = tuple(-(-length // window) * window for length in grid)
-    roll = tuple(shift if length > window else 0 for length in size)
-    places = from_windows(rows.mean(2).mT, size, window)  # (B, H', W', h)
-    places = places.roll(roll, (1, 2))[:, : grid[0], : grid[1]]
-    return places.permute(0, 3, 1, 2)
+    height, width = (-(-length // window) * window for length in grid)
+    roll = tuple(shift if length > window else 0 for length in (height, width))
+    weights = from_windows(rows.mean(2).mT, (height, width), window)  # (B, H', W', h)
+    weights = weights.roll(roll, (1, 2))[:, : grid[0], : grid[1]]
+    return weights.permute(0, 3, 1, 2)
 
 
 def line_map(rows: Tensor, axis: int, batch: int) -> Tensor:
-    """What the mean query of each row or column attends to, the lines put together again.
+    """Map of the weights of the mean query of each row or column, the lines put together again.
 
     Shape: weights of `AxialAttention`, of its `row` (B · H, h, W, W) with axis 0, or of its
     `column` (B · W, h, H, H) with axis 1 -> (B, h, H, W), where the numbers of a line sum to 1
     """
-    places = rows.mean(2).unflatten(0, (batch, -1))  # (B, lines, h, length)
-    return places.permute(0, 2, 1, 3) if axis == 0 else places.permute(0, 2, 3, 1)
+    weights = rows.mean(2).unflatten(0, (batch, -1))  # (B, lines, h, length)
+    return weights.permute(0, 2, 1, 3) if axis == 0 else weights.permute(0, 2, 3, 1)

@@ -24,7 +24,7 @@ from attention_vision.backbones import (
     Swin,
     ViT,
 )
-from attention_vision.profiling.cost import macs, work
+from attention_vision.profiling.cost import Workload, macs
 
 
 class Published(NamedTuple):
@@ -173,7 +173,7 @@ def test_parameters_and_multiply_adds_are_the_published_ones(row):
     if row.macs is None:
         return
     normed = watch_layer_norms(network) if row.layer_norms else []
-    count = macs(work("", network, images))
+    count = macs(Workload.of_network("", network, images))
     giga = (count + 5 * sum(normed)) / 1e9
     assert agrees(giga, row.macs), (giga, row.macs, row.source)
 

@@ -8,9 +8,10 @@ from redraw import redraw
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from attention_vision.attention import SqueezeExcite, record_attention
+from attention_vision.attention import AttentionPool, SqueezeExcite, record_attention
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.checkpoints import load_official
+from attention_vision.detection.attention_rcnn import AttentionRCNN
 from attention_vision.detection.criterion import SetCriterion
 from attention_vision.detection.detr import DETR
 from attention_vision.detection.matcher import HungarianMatcher
@@ -211,6 +212,24 @@ def test_other_classes_are_refused_by_name_or_left_out():
     load_official(ours, state, leave_out=("class_head.",))
     assert torch.equal(ours.class_head.weight, head)
     assert torch.equal(ours.projection.weight, state["model.input_projection.weight"])
+
+
+@pytest.mark.parametrize("pool", [None, AttentionPool])
+@pytest.mark.parametrize("build", [DETR, AttentionRCNN])
+def test_a_backbone_still_classifies_once_a_detector_has_its_maps(build, pool):
+    given = {} if pool is None else {"pool": pool}
+    backbone = redraw(ResNet(18, width=8, num_classes=7, **given), 3).eval()
+    images = torch.randn(2, 3, 64, 64)
+    keys, logits = list(backbone.state_dict()), backbone(images)
+    detector = build(5, backbone=backbone)
+    assert torch.equal(backbone(images), logits)
+    assert list(backbone.state_dict()) == keys
+    assert backbone.num_classes == 7
+    own = dict(detector.backbone.named_parameters())
+    assert all(key.startswith(("stem.", "stages.")) for key in own)
+    assert all(own[key] is backbone.get_parameter(key) for key in own)
+    assert detector.backbone.num_classes == 0
+    assert detector.backbone(images).shape == (2, backbone.channels[-1])
 
 
 def test_backbones_start_from_classifiers():

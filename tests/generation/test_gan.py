@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from attention_vision.__main__ import main
 from attention_vision.errors import InputError
-from attention_vision.generation import Discriminator, Generator, Unscored
+from attention_vision.generation import DigitMasks, Discriminator, Generator, Unscored
 from attention_vision.generation.gan.module import SAGAN
 from attention_vision.runs import load_run
 
@@ -279,7 +279,7 @@ def test_what_it_logs(tmp_path: Path) -> None:
         ({"clip": -1.0}, "model.clip -1.0 is negative"),
         ({"ema_decay": 1.0}, "model.ema_decay 1.0 is not in 0..1, 1 excluded"),
         ({"augment": ("color",)}, "no part 'color' of DiffAugment; there are colour, translation"),
-        ({"attention_points": [(0.5, 8.0)]}, "model.attention_points: x and y are shares"),
+        ({"attention_points": [(0.5, 8.0)]}, "model.attention_points: x and y are fractions"),
     ],
 )
 def test_refuses_numbers_out_of_range(arguments: dict, message: str) -> None:
@@ -358,3 +358,17 @@ def test_refuses_networks_that_do_not_fit(tmp_path: Path) -> None:
 def test_refuses_what_the_trainer_cannot_do(tmp_path: Path, arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         train(tmp_path, **arguments)
+
+
+def test_the_module_tells_the_data_what_to_load(tmp_path: Path) -> None:
+    module, data = gan(discriminator_steps=3, accumulate=2, scorer=Brightness(14)), few_digits()
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = Trainer(**options, enable_checkpointing=False, max_steps=1, default_root_dir=tmp_path)
+    trainer.fit(module, data)
+    assert trainer.num_training_batches == 60 // (6 * 3 * 2)
+    assert sum(len(batch[0]) for batch in data.val_dataloader()) == 14
+    assert (data.batches_per_step, data.samples) == (6, 14)
+    other = DigitMasks(size=16)
+    other.class_names = data.class_names
+    with pytest.raises(InputError, match="SAGAN does not train on DigitMasks: set data to a"):
+        trainer.fit(module, other)

@@ -10,7 +10,7 @@ from tiny_gan import few_digits
 
 from attention_vision.errors import InputError
 from attention_vision.generation import CIFAR10Images, DiffAugment, DigitImages, FolderImages
-from attention_vision.generation.gan.data import BalancedSampler, BatchesInTurn, Drawn
+from attention_vision.generation.gan.data import BalancedSampler, BatchesInTurn, NoiseIndices
 
 
 def write(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 12)) -> None:
@@ -102,7 +102,7 @@ def test_balanced_batches_hold_all_classes_alike() -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_batches_to_draw_are_the_same_at_any_number_of_processes(processes: int) -> None:
-    drawn = Drawn(23, 10)
+    drawn = NoiseIndices(23, 10)
     parts = [list(BatchesInTurn(drawn, processes, rank, 4)) for rank in range(processes)]
     batches = [part[place : place + 4] for part in parts for place in range(0, len(part), 4)]
     assert sorted(batches) == [list(range(start, min(start + 4, 23))) for start in range(0, 23, 4)]

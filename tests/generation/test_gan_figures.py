@@ -10,7 +10,13 @@ from tiny_gan import few_digits, gan
 
 from attention_vision.attention import SpatialGate, SqueezeExcite, record_attention
 from attention_vision.generation import Generator
-from attention_vision.generation.gan.figures import attention_sheet, between, grid, looks, to_bytes
+from attention_vision.generation.gan.figures import (
+    attention_from_points,
+    attention_sheet,
+    grid,
+    interpolate,
+    to_pixel_arrays,
+)
 
 
 def generator(**arguments: object) -> Generator:
@@ -39,7 +45,7 @@ def test_looks_are_the_rows_of_the_chosen_points() -> None:
         network.blocks[0].attention.query.weight.mul_(20)  # sharp, and so unlike each other
     z, labels = torch.randn(2, 4), torch.tensor([1, 7])
     points = [(0.0, 0.0), (1.0, 0.5)]
-    images, maps = looks(network, z, labels, points)
+    images, maps = attention_from_points(network, z, labels, points)
     assert torch.allclose(images, network(z, labels), atol=1e-4)  # the eager path rounds otherwise
     assert {name: map.shape for name, map in maps.items()} == {"blocks.0.attention": (2, 2, 16, 16)}
     with torch.no_grad(), record_attention(network) as weights:
@@ -60,7 +66,7 @@ def test_without_attention_there_is_no_sheet() -> None:
 def test_interpolation_ends_where_it_should() -> None:
     network, ends, labels = generator(), torch.randn(2, 3, 4), torch.tensor([0, 4, 9])
     with torch.no_grad():
-        way = between(network, ends, labels, 5).unflatten(0, (3, 5))
+        way = interpolate(network, ends, labels, 5).unflatten(0, (3, 5))
         for place, end in ((0, ends[0]), (4, ends[1])):
             assert torch.allclose(way[:, place], network(end, labels), atol=1e-4)
 
@@ -75,7 +81,7 @@ def test_predict_leaves_images_and_pictures(tmp_path: Path) -> None:
     assert files == [f"{number:06}_{number % 10}.png" for number in range(20)]
     index = torch.tensor([13])
     with torch.no_grad():
-        expected = to_bytes(module.eval().draw(index, index % 10))[0]
+        expected = to_pixel_arrays(module.eval().draw(index, index % 10))[0]
     written = np.asarray(Image.open(tmp_path / "samples" / "000013_3.png"))
     assert np.abs(written.astype(int) - expected).max() <= 1
     names = {path.stem for path in (tmp_path / "pictures").iterdir()}

@@ -185,7 +185,7 @@ def test_bad_volumes_are_one_line(tmp_path):
     data = ball_data(tmp_path)
     images, masks = data.train_folders
     for array, words in (
-        (np.full((9, 12, 10), 3), "from 3 to 3; a mask holds whole numbers 0..2"),
+        (np.full((9, 12, 10), 3), "from 3 to 3; a mask has whole numbers 0..2"),
         (np.zeros((9, 12, 10), np.float32), "float32 from"),
         (np.zeros((9, 12, 9), np.uint8), "9x12x10, its mask .* 9x12x9"),
         (np.zeros((9, 12), np.uint8), "9x12: a volume has three axes"),

@@ -23,9 +23,10 @@ from attention_vision.backbones import ResNet
 from attention_vision.classification import Classifier, Digits
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
-from attention_vision.generation.gan import scores
+from attention_vision.generation.gan import real_statistics, scores
 from attention_vision.generation.gan.data import FolderImages
 from attention_vision.generation.gan.extractors import RunClassifier
+from attention_vision.generation.gan.real_statistics import fixed_subset
 from attention_vision.generation.gan.scores import (
     ClassifierEvaluator,
     Evaluator,
@@ -106,10 +107,10 @@ def test_numbers_are_those_of_torch_fidelity(tmp_path: Path) -> None:
     assert 1 < inception["inception_score_mean"] < 10
     statistics = (fid_features_to_statistics(x.double()) for x in (fake, real))
     distance = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
-    chosen = scores.some(SAMPLES, 12)
-    torch.testing.assert_close(evaluator.reference.features, real[scores.some(23, 12)])
+    chosen = fixed_subset(SAMPLES, 12)
+    torch.testing.assert_close(evaluator.reference.features, real[fixed_subset(23, 12)])
     manifold = prc_features_to_metric(
-        fake[chosen], real[scores.some(23, 12)], prc_neighborhood=3, verbose=False
+        fake[chosen], real[fixed_subset(23, 12)], prc_neighborhood=3, verbose=False
     )
     assert 0 < manifold["precision"] < 1
     expected = {
@@ -152,7 +153,7 @@ def in_a_process(rank: int, folder: Path) -> None:
 def test_two_processes_agree_with_one_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scores, "REFERENCE_BATCH", 2)  # 12 batches in 8 parts
+    monkeypatch.setattr(real_statistics, "REFERENCE_BATCH", 2)  # 12 batches in 8 parts
     torch.multiprocessing.start_processes(in_a_process, (tmp_path,), 2, start_method="fork")
     one = scored(TinyEvaluator(SAMPLES, 4, cache=str(tmp_path / "one")))
     for rank in range(2):  # measured the first time, from the cache the second
@@ -219,13 +220,13 @@ def test_precision_and_recall_can_be_left_out(tmp_path: Path) -> None:
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each time that training images were measured."""
     times: list[int] = []
-    measure = Evaluator._measure
+    measure = scores.measure_reference
 
     def noted(*arguments: object) -> object:
         times.append(1)
         return measure(*arguments)
 
-    monkeypatch.setattr(Evaluator, "_measure", noted)
+    monkeypatch.setattr(scores, "measure_reference", noted)
     return times
 
 
@@ -317,7 +318,7 @@ def test_the_inception_loads_from_a_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     images = pictures(torch.arange(1))
     evaluator.update(images)
-    ((_, _, features, logits),) = evaluator._rows
+    ((_, _, features, logits),) = evaluator.generated.rows
     expected = theirs(bytes_of(images))
     assert features.shape == (1, 2048)
     assert logits.shape == (1, 1008)
@@ -477,4 +478,4 @@ def test_other_folders_are_one_line(run: Path, tmp_path: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert "config.yaml" in error(run)
     (run / "config.yaml").write_text("task: detection\n")
-    assert "not a run of classification, but of detection" in error(run)
+    assert "is not a run of classification, but of detection" in error(run)

@@ -1,9 +1,8 @@
-"""Labelled images for GANs, and the noise that validation and predict draw from."""
+"""Labeled images for GANs, and the indices of the images that validation and predict generate."""
 
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
@@ -27,15 +26,18 @@ class LabelledImages(GenerationData):
     """Base of a GAN's data: images with labels to train on. A subclass gives `source`.
 
     Validation and test measure images that are generated: their batches, and those of predict, are
-    (indices (B,) int64, labels (B,) int64) of the images to draw, as many as the module's `samples`
-    says, the classes in turn.
+    (indices (B,) int64, labels (B,) int64) of the images to generate, the classes in turn.
 
     Args:
         flip: probability that a training image is mirrored.
         balanced: train on all classes equally often, however many images they have.
-        count: images that predict draws into files of their own.
-        size, batch_size, num_workers, seed: see `GenerationData`. A module that takes several
-            batches per step, its `batches_per_step`, gets them as one.
+        count: number of images that predict generates, each into a file.
+        size, batch_size, num_workers, seed: see `GenerationData`.
+
+    Attributes:
+        batches_per_step: batches that are loaded as one, for a step that takes several. `SAGAN`
+            sets it, as it does `samples`, in its `setup`: before loaders are built.
+        samples: number of images to generate in validation; `count` where it is None.
     """
 
     def __init__(
@@ -54,14 +56,16 @@ class LabelledImages(GenerationData):
         if count < 1:
             raise InputError(f"data.count {count} is not positive")
         self.flip, self.balanced, self.count = flip, balanced, count
+        self.batches_per_step = 1
+        self.samples: int | None = None
 
     def source(self) -> Source:
         """The images to train on. Raises InputError when they are missing or wrong."""
         raise NotImplementedError
 
     def dataset(self, split: str, seed: int) -> Dataset:
-        """The images of "train"; there are no others, but see `val_dataloader`."""
-        return Flipped(self.source(), self.flip, seed)
+        """Images of "train", whatever the split: `val_dataloader` generates its images."""
+        return FlippedDataset(self.source(), self.flip, seed)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -72,36 +76,33 @@ class LabelledImages(GenerationData):
         kind = BalancedSampler if self.balanced and self.num_classes else EpochSampler
         sampler = kind(images, *count, seed=self.order_seed)
         loading = self._loading()
-        loading["batch_size"] *= getattr(self._module, "batches_per_step", 1)
+        loading["batch_size"] *= self.batches_per_step
         return train_loader(self.trainer, sampler, loading)
 
     def val_dataloader(self) -> DataLoader:
-        return self._drawing(getattr(self._module, "samples", self.count))
+        return self._indices(self.count if self.samples is None else self.samples)
 
     def predict_dataloader(self) -> DataLoader:
-        return self._drawing(self.count)
+        return self._indices(self.count)
 
-    @property
-    def _module(self) -> Any:
-        return None if self.trainer is None else self.trainer.lightning_module
-
-    def _drawing(self, count: int) -> DataLoader:
-        drawn, (processes, rank) = Drawn(count, max(1, self.num_classes)), replicas(self.trainer)
+    def _indices(self, count: int) -> DataLoader:
+        """(index, label) of `count` images to generate, this process's share."""
+        images, (processes, rank) = NoiseIndices(count, self.num_classes), replicas(self.trainer)
         if count < processes:
             raise InputError(
                 f"{count} images to draw cannot be divided among {processes} processes: lower"
                 " trainer.devices"
             )
         batch_size = min(self.batch_size, -(-count // processes))
-        sampler = BatchesInTurn(drawn, processes, rank, batch_size)
-        return DataLoader(drawn, batch_size=batch_size, sampler=sampler)
+        sampler = BatchesInTurn(images, processes, rank, batch_size)
+        return DataLoader(images, batch_size=batch_size, sampler=sampler)
 
 
-class Flipped(Dataset):
-    """(image (3, H, W) float in -1..1, label), for training mirrored by chance.
+class FlippedDataset(Dataset):
+    """(image (3, H, W) float in -1..1, label), in training mirrored with a probability.
 
-    An image draws from a stream of its own, see `random_stream`; an index without its epoch is that
-    of an image as it is.
+    Each image has a random stream of its own, see `random_stream`; an index without its epoch
+    returns the image as it is.
     """
 
     def __init__(self, source: Source, flip: float, seed: int):
@@ -122,11 +123,11 @@ class Flipped(Dataset):
         return image.float() / 127.5 - 1, int(label)
 
 
-class Drawn(Dataset):
-    """(index, label) of images to draw; the classes come in turn, so each equally often."""
+class NoiseIndices(Dataset):
+    """(index, label) of images to generate; the classes come in turn, so each equally often."""
 
     def __init__(self, count: int, num_classes: int):
-        self.count, self.num_classes = count, num_classes
+        self.count, self.num_classes = count, max(1, num_classes)
 
     def __len__(self) -> int:
         return self.count
@@ -136,13 +137,13 @@ class Drawn(Dataset):
 
 
 class BatchesInTurn(UnrepeatedDistributedSampler):
-    """Whole batches go to the processes in turn: each holds the same images at any number of them.
+    """Deals whole batches to the processes in turn: the batches are the same at any number of them.
 
     Convolutions round differently in batches of different sizes. A DistributedSampler, so that
     Lightning leaves it alone.
     """
 
-    def __init__(self, images: Dataset, processes: int, rank: int, batch_size: int):
+    def __init__(self, images: NoiseIndices, processes: int, rank: int, batch_size: int):
         super().__init__(images, processes, rank, shuffle=False)
         batches = torch.arange(len(images)).split(batch_size)
         self.mine = torch.cat(batches[rank::processes]).tolist()
@@ -155,10 +156,12 @@ class BatchesInTurn(UnrepeatedDistributedSampler):
 
 
 class BalancedSampler(EpochSampler):
-    """Epochs as long as ever in which all classes come equally often, and in every batch.
+    """Epochs of the usual length in which all classes come equally often, in every batch.
 
-    An image of a small class comes several times, and one of a large class not in every epoch.
+    An image of a small class comes several times, one of a large class not in every epoch.
     """
+
+    dataset: FlippedDataset
 
     def order(self) -> list[int]:
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
@@ -166,14 +169,14 @@ class BalancedSampler(EpochSampler):
         rounds = []
         for label in labels.unique():
             members = (labels == label).nonzero()[:, 0]
-            rounds.append(self._drawn(members, generator))
+            rounds.append(self._draw(members, generator))
         columns = torch.stack(rounds, 1)  # one image of each class a row
         mixed = torch.rand(columns.shape, generator=generator).argsort(1)
         order = columns.gather(1, mixed).flatten()[: self.total_size]
         return order[self.rank :: self.num_replicas].tolist()
 
-    def _drawn(self, members: Tensor, generator: torch.Generator) -> Tensor:
-        """As many of a class as an epoch needs: all of them once, shuffled, before any twice."""
+    def _draw(self, members: Tensor, generator: torch.Generator) -> Tensor:
+        """The images of a class that an epoch takes: all once, shuffled, before any comes twice."""
         wanted = -(-self.total_size // self.num_classes)
         passes = range(-(-wanted // len(members)))
         shuffled = [members[torch.randperm(len(members), generator=generator)] for _ in passes]
@@ -188,8 +191,8 @@ class DigitImages(LabelledImages):
     """The 8x8 digits of scikit-learn, upscaled; the 1,442 that are not held out, see `digits`.
 
     Args:
-        size, flip, balanced, batch_size, num_workers, seed, count: see `LabelledImages`. A flip
-            would make other digits.
+        size, flip, balanced, batch_size, num_workers, seed, count: see `LabelledImages`. A flipped
+            digit would be another symbol.
     """
 
     class_names = CLASS_NAMES
@@ -245,10 +248,10 @@ class CIFAR10Images(LabelledImages):
 
 
 class FolderImages(LabelledImages):
-    """ROOT/CLASS/*.jpg, or ROOT/train/CLASS/*.jpg where there is ROOT/train.
+    """Images in ROOT/CLASS/*.jpg, or in ROOT/train/CLASS/*.jpg if there is ROOT/train.
 
-    The middle square of each image, resized; grey, palette and transparent images become RGB.
-    Images beside class folders are not read; a folder of images alone has no classes: the networks
+    The center square of each image, resized; gray, palette and transparent images become RGB.
+    Images beside class folders are not read. A folder of images alone has no classes: the networks
     are unconditional.
 
     Args:
@@ -277,7 +280,7 @@ class FolderImages(LabelledImages):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """Read when first asked for: a missing root is no error of the configuration."""
+        """Read on first access: a missing root is not an error of the configuration."""
         if not self.folder.is_dir():
             raise InputError(
                 f"no folder {self.root}: set data.root to one that holds CLASS/*.jpg, or *.jpg"

@@ -1,4 +1,4 @@
-"""Differentiable augmentation of what the discriminator sees, for training on few images."""
+"""Differentiable augmentation of the discriminator's input, for training on few images."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,23 +13,25 @@ Part = Literal["colour", "translation", "cutout"]
 
 
 class DiffAugment(nn.Module):
-    """Random changes of colour, place and content (Zhao et al., arXiv 2006.10738, section 4).
+    """Random changes of color, position and content (Zhao et al., arXiv 2006.10738, section 4).
 
-    Shape: (B, 3, H, W) in -1..1 -> the same; each image by its own draw, and differentiable, so
-    that the generator learns through it. Both networks see augmented images in all of their steps:
-    were it real ones alone, the generator would learn to augment.
+    Shape: (B, 3, H, W) in -1..1 -> the same
+
+    Each image is changed by its own random numbers, and differentiably, so that the generator
+    learns through it. Both networks train on augmented images in all of their steps: if only real
+    ones were augmented, the generator would learn to generate augmented images.
 
     Args:
         parts: of "colour" (brightness, saturation, contrast), "translation" (up to an eighth of the
             side, zeros beyond the edge) and "cutout" (a square of half the side), in this order.
 
     Raises:
-        InputError: another part.
+        InputError: a part that is not one of these.
     """
 
     def __init__(self, parts: Sequence[Part] = ()):
         super().__init__()
-        known = {"colour": colour, "translation": translation, "cutout": cutout}
+        known = {"colour": jitter_color, "translation": translate, "cutout": cutout}
         if unknown := set(parts) - known.keys():
             raise InputError(
                 f"augment: no part {min(unknown)!r} of DiffAugment; there are {', '.join(known)}"
@@ -42,20 +44,20 @@ class DiffAugment(nn.Module):
         return images
 
 
-def colour(images: Tensor) -> Tensor:
-    """Brightness by up to 0.5, saturation by a factor of 0 to 2, contrast by one of 0.5 to 1.5."""
+def jitter_color(images: Tensor) -> Tensor:
+    """Change brightness by up to 0.5, saturation by a factor of 0 to 2, contrast of 0.5 to 1.5."""
     brightness, saturation, contrast = torch.rand(3, len(images), 1, 1, 1, device=images.device)
     images = images + brightness - 0.5
-    grey = images.mean(1, keepdim=True)
-    images = grey + (images - grey) * 2 * saturation
+    gray = images.mean(1, keepdim=True)
+    images = gray + (images - gray) * 2 * saturation
     middle = images.mean((1, 2, 3), keepdim=True)
     return middle + (images - middle) * (contrast + 0.5)
 
 
-def translation(images: Tensor, share: float = 0.125) -> Tensor:
-    """By up to `share` of each side, whole pixels; what comes in is 0."""
+def translate(images: Tensor, fraction: float = 0.125) -> Tensor:
+    """Move by up to `fraction` of each side, by whole pixels; beyond the edge are zeros."""
     *_, height, width = images.shape
-    high, wide = round(height * share), round(width * share)
+    high, wide = round(height * fraction), round(width * fraction)
     device, count = images.device, len(images)
     down = torch.randint(0, 2 * high + 1, (count, 1, 1), device=device)
     right = torch.randint(0, 2 * wide + 1, (count, 1, 1), device=device)
@@ -66,11 +68,10 @@ def translation(images: Tensor, share: float = 0.125) -> Tensor:
     return padded[which, rows, columns].movedim(-1, 1)
 
 
-def cutout(images: Tensor, share: float = 0.5) -> Tensor:
-    """A rectangle of `share` of each side becomes 0; its centre lies anywhere, so parts of it may
-    lie outside."""
+def cutout(images: Tensor, fraction: float = 0.5) -> Tensor:
+    """Zero a rectangle of `fraction` of each side; its center may lie anywhere in the image."""
     *_, height, width = images.shape
-    high, wide = round(height * share), round(width * share)
+    high, wide = round(height * fraction), round(width * fraction)
     device, count = images.device, len(images)
     top = torch.randint(0, height + (1 - high % 2), (count, 1, 1), device=device) - high // 2
     left = torch.randint(0, width + (1 - wide % 2), (count, 1, 1), device=device) - wide // 2

@@ -1,8 +1,4 @@
-"""The networks that see images for the scores: features and logits, by weights on disk.
-
-Each has a `name`, which the keys of its scores carry, and a `fingerprint`, which changes with what
-it sees: weights and image size.
-"""
+"""Networks that extract features and logits of images for the scores, from weights on disk."""
 
 import hashlib
 import math
@@ -25,14 +21,30 @@ from attention_vision.errors import InputError
 from attention_vision.training.distributed import broadcast, rank
 
 
-class Inception2015(nn.Module):
+class Extractor(nn.Module):
+    """Base: images (B, 3, H, W) uint8 -> features (B, C) and logits (B, K).
+
+    Attributes:
+        name: part of the keys of its scores.
+        fingerprint: changes with the weights and the image size.
+        num_classes: K.
+    """
+
+    name: str
+    fingerprint: str
+    num_classes: int
+
+
+class Inception2015(Extractor):
     """The network of TensorFlow's release of 2015, by torch-fidelity, with weights from a file.
 
     Images (B, 3, H, W) uint8 -> features (B, 2048) and logits (B, 1008); resized to 299 x 299 as
-    TensorFlow 1 did, and without the last bias, which the first implementation left out.
+    in TensorFlow 1, and without the last bias, which the first implementation left out.
 
-    Raises InputError when the file is not readable or of another network.
+    Raises InputError if the file is not readable or of another network.
     """
+
+    num_classes = 1008
 
     def __init__(self, file: Path):
         super().__init__()
@@ -53,13 +65,16 @@ class Inception2015(nn.Module):
         return self.network(images)
 
 
-class RunClassifier(nn.Module):
-    """The network of a classification run, with the image size and normalisation of its data.
+class RunClassifier(Extractor):
+    """The network of a classification run, with the image size and normalization of its data.
 
     Images (B, 3, H, W) uint8 of any size -> pooled features (B, C) and logits (B, num_classes).
 
-    Raises InputError when the folder holds no such run, or no checkpoint that fits.
+    Raises InputError if the folder does not contain such a run, or a checkpoint that fits.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, run: Path):
         super().__init__()
@@ -86,7 +101,7 @@ class RunClassifier(nn.Module):
         return features, self.network.head(features)
 
     def _warn(self, label_smoothing: float) -> None:
-        """A classifier that never was to be sure gives low scores, even to real images."""
+        """Warn of a classifier trained with smoothed labels: it scores even real images low."""
         if label_smoothing:
             off = label_smoothing / self.num_classes
             on = 1 - label_smoothing + off
@@ -99,7 +114,7 @@ class RunClassifier(nn.Module):
 
 
 def inception_file(weights: str | None) -> Path:
-    """The file of weights, downloaded where none is named. Raises InputError when there is none."""
+    """The file of weights, downloaded if none is named. Raises InputError if there is none."""
     if weights is not None:
         if not Path(weights).is_file():
             raise InputError(

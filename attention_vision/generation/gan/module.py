@@ -1,13 +1,15 @@
 """Training of SAGAN: hinge loss, TTUR or several D steps, spectral norm, EMA of the generator."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from itertools import chain
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
@@ -15,6 +17,7 @@ from torch.optim.lr_scheduler import ConstantLR
 
 from attention_vision.errors import InputError
 from attention_vision.generation.data import Batch, GenerationData
+from attention_vision.generation.gan.data import LabelledImages
 from attention_vision.generation.gan.diff_augment import DiffAugment, Part
 from attention_vision.generation.gan.figures import SampleGrid
 from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
@@ -37,42 +40,44 @@ class MomentumFreeAdam(Adam):
 
     def __init__(
         self,
-        params: Iterator[nn.Parameter],
+        params: Iterable[Any],
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.0, 0.9),
         eps: float = 1e-8,
         fused: bool | None = None,
     ):
-        super().__init__(params, lr, tuple(betas), eps, fused=fused)
+        beta1, beta2 = betas
+        super().__init__(params, lr, (beta1, beta2), eps, fused=fused)
 
 
 class SAGAN(GenerationModule):
     """Trains a generator against a discriminator on the hinge loss.
 
     One batch of the loop is one step of the generator, before which the discriminator takes
-    `discriminator_steps`: the data hands over the images of all of them. So everything that counts
-    batches or steps (`max_steps`, `val_check_interval`, checkpoints, logs, schedules) counts steps
-    of the generator, as does the buffer `generator_steps`.
+    `discriminator_steps`; the data loads the images of all of them as one batch. So everything that
+    counts batches or steps (`max_steps`, `val_check_interval`, checkpoints, logs, schedules) counts
+    steps of the generator, as does the buffer `generator_steps`.
 
-    `average`, the moving average of the generator, is what is validated, shown and predicted with:
-    a plain `Generator` whose weights are averages of the normalised ones.
+    Validation, pictures and predict use `average`, the moving average of the generator: a plain
+    `Generator` whose weights are averages of the normalized ones.
 
     Args:
-        generator, discriminator: of the same size and classes.
+        generator, discriminator: of the same size and classes. The module trains these very
+            networks and adds spectral norm to them in place.
         generator_optimizer, discriminator_optimizer: by default the paper's two time scales, 1e-4
             and 4e-4, one step each.
         schedule: of both learning rates; each schedule moves once per step of the generator.
         discriminator_steps: per step of the generator, n_dis.
-        spectral_norm_generator, spectral_norm_discriminator: put it on all layers of the network.
+        spectral_norm_generator, spectral_norm_discriminator: add it to all layers of the network.
         spectral_norm_eps: see `add_spectral_norm`.
         ema_decay: of the average; with 0 it is the generator itself.
         ema_start: step of the generator until which the average is the generator itself.
-        accumulate: batches whose gradients are averaged for one step of either network.
-        clip: largest norm of either network's gradients, 0 for none.
+        accumulate: number of batches whose gradients are averaged for one step of either network.
+        clip: largest norm of either network's gradients, 0 for no limit.
         augment: parts of DiffAugment, applied to real and generated images alike.
         scorer: measures `val/score`. None (null) is `InceptionEvaluator()`, whose weights are
-            downloaded where they are missing; `Unscored` trains without a score.
-        attention_points: (x, y) in 0..1 of the image: where the attention pictures look from.
+            downloaded if they are missing; `Unscored` trains without a score.
+        attention_points: (x, y) in 0..1 of the image: the queries of the attention pictures.
 
     Raises:
         InputError: a number that is out of its range, or networks that do not fit.
@@ -113,8 +118,8 @@ class SAGAN(GenerationModule):
                 raise InputError(f"model.{name} {value} is negative")
         if not 0 <= ema_decay < 1:
             raise InputError(f"model.ema_decay {ema_decay} is not in 0..1, 1 excluded")
-        if not all(0 <= place <= 1 for point in attention_points for place in point):
-            raise InputError("model.attention_points: x and y are shares of the image, in 0..1")
+        if not all(0 <= x <= 1 and 0 <= y <= 1 for x, y in attention_points):
+            raise InputError("model.attention_points: x and y are fractions of the image, in 0..1")
         if generator.size != discriminator.size:
             raise InputError(
                 f"the generator's size {generator.size} is not the discriminator's"
@@ -134,10 +139,13 @@ class SAGAN(GenerationModule):
         self.discriminator_steps, self.accumulate, self.clip = discriminator_steps, accumulate, clip
         self.ema_decay, self.ema_start = ema_decay, ema_start
         self.augment = DiffAugment(augment)
-        self.scorers = (InceptionEvaluator() if scorer is None else scorer,)  # no part of the state
-        self.scored: GenerationData | None = None  # the data whose statistics the scorer holds
+        # In a tuple, so that its network is not part of the module's state.
+        self.scorers = (InceptionEvaluator() if scorer is None else scorer,)
+        self.scored: GenerationData | None = None  # the data that the scorer is prepared for
         self.attention_points = attention_points
         self.register_buffer("generator_steps", torch.zeros((), dtype=torch.int64))
+
+    generator_steps: Tensor
 
     @property
     def scorer(self) -> Evaluator:
@@ -145,29 +153,38 @@ class SAGAN(GenerationModule):
 
     @property
     def batches_per_step(self) -> int:
-        """Batches of real images that a step takes; read by the data."""
+        """Batches of real images that a step takes."""
         return self.discriminator_steps * self.accumulate
-
-    @property
-    def samples(self) -> int:
-        """Images that a validation generates; read by the data."""
-        return self.scorer.samples
 
     def networks(self) -> list[nn.Module]:
         return [self.generator, self.discriminator]
 
     def setup(self, stage: str) -> None:
-        """Raises InputError when networks and data disagree about classes or size."""
+        """Tell the data how many images a step and a validation take.
+
+        Lightning builds loaders after this, and calls the data's own `setup` before.
+
+        Raises:
+            InputError: the data is not a GAN's, or has other classes or another size.
+        """
         super().setup(stage)
-        data = self.trainer.datamodule
-        if isinstance(data, GenerationData) and data.size != self.generator.size:
+        data = self.datamodule
+        if data is None:
+            return
+        if not isinstance(data, LabelledImages):
+            raise InputError(
+                f"SAGAN does not train on {type(data).__name__}: set data to a LabelledImages, such"
+                " as FolderImages"
+            )
+        if data.size != self.generator.size:
             raise InputError(
                 f"the networks make and judge images of {self.generator.size} pixels, data.size is"
                 f" {data.size}: set the size of model.generator and model.discriminator to it"
             )
+        data.batches_per_step, data.samples = self.batches_per_step, self.scorer.samples
 
     def configure_callbacks(self) -> list[Callback]:
-        """Raises InputError for what the trainer cannot do to two networks; asked before it is."""
+        """Raise InputError for arguments of the trainer that two networks do not allow."""
         if self.trainer.gradient_clip_val:
             raise InputError("trainer.gradient_clip_val clips no GAN: set model.clip instead")
         if self.trainer.accumulate_grad_batches != 1:
@@ -177,12 +194,12 @@ class SAGAN(GenerationModule):
         return [*super().configure_callbacks(), SampleGrid(), GeneratedImages()]
 
     def configure_optimizers(self) -> list[dict]:
-        pairs = (
+        configured = (
             configure(self, self.generator, self.generator_optimizer, self.schedule),
             configure(self, self.discriminator, self.discriminator_optimizer, self.schedule),
         )
         # Without the rest, which tells Lightning when to move a schedule: `training_step` does it.
-        return [pair | {"lr_scheduler": pair["lr_scheduler"]["scheduler"]} for pair in pairs]
+        return [one | {"lr_scheduler": one["lr_scheduler"]["scheduler"]} for one in configured]
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         images, labels = batch
@@ -193,39 +210,35 @@ class SAGAN(GenerationModule):
                 strict=True,
             )
         )
-        of_generator, of_discriminator = self.optimizers()
-        # Lightning's `global_step` counts the steps of every optimiser, but for these two hooks.
-        of_discriminator._on_before_step = of_discriminator._on_after_step = nothing
+        optimizers: Any = self.optimizers()
+        generator_optimizer, discriminator_optimizer = optimizers
+        # Through these two hooks, which Lightning sets anew before every step, `global_step` counts
+        # the steps of every optimizer: those of the discriminator are not to count.
+        discriminator_optimizer._on_before_step = discriminator_optimizer._on_after_step = nothing
+        losses = {}
         with self._without_reducer():
             self.generator.requires_grad_(False)
             for first in range(0, len(batches), self.accumulate):
-                real, fake, of_d = self._discriminator_losses(
-                    batches[first : first + self.accumulate]
-                )
-                self._step(of_discriminator, self.discriminator)
+                losses |= self._discriminator_losses(batches[first : first + self.accumulate])
+                self._step(discriminator_optimizer, self.discriminator)
             self.generator.requires_grad_(True)
             self.discriminator.requires_grad_(False)
-            of_g = self._generator_losses(len(batches[0][0]))
-            self._step(of_generator, self.generator)
+            losses["loss_generator"] = self._generator_losses(len(batches[0][0]))
+            self._step(generator_optimizer, self.generator)
             self.discriminator.requires_grad_(True)
-        for schedule in self.lr_schedulers():
+        schedules: Any = self.lr_schedulers()
+        for schedule in schedules:
             schedule.step()
         # Until the start, the average is the generator itself.
         started = self.trainer.global_step > max(1, self.ema_start)
         self._average_generator(self.ema_decay if started else 0.0)
         self.generator_steps += 1
-        self._log_step(
-            {
-                "loss_discriminator": of_d,
-                "loss_generator": of_g,
-                "output_real": real,
-                "output_fake": fake,
-            }
-        )
-        return {"loss": of_g}
+        names = ("loss_discriminator", "loss_generator", "output_real", "output_fake")
+        self._log_step({name: losses[name] for name in names})
+        return {"loss": losses["loss_generator"]}
 
-    def _discriminator_losses(self, batches: list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds up D's gradients -> its mean outputs on real and generated images, and its loss."""
+    def _discriminator_losses(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """Add up D's gradients; return its loss, and mean outputs on real and generated images."""
         numbers = []
         for images, labels in batches:
             with torch.no_grad():
@@ -236,10 +249,11 @@ class SAGAN(GenerationModule):
             loss = discriminator_loss(real, fake)
             self.manual_backward(loss / len(batches))
             numbers.append(torch.stack([real.mean(), fake.mean(), loss]).detach())
-        return torch.stack(numbers).mean(0).unbind()
+        real, fake, loss = torch.stack(numbers).mean(0).unbind()
+        return {"output_real": real, "output_fake": fake, "loss_discriminator": loss}
 
     def _generator_losses(self, count: int) -> Tensor:
-        """Adds up G's gradients over batches of `count` images -> its loss."""
+        """Add up G's gradients over batches of `count` images; return its loss."""
         losses = []
         for _ in range(self.accumulate):
             generated, wanted = self.generate(count)
@@ -250,13 +264,13 @@ class SAGAN(GenerationModule):
         return torch.stack(losses).mean()
 
     def generate(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images of random noise and classes, and the classes, from the generator in training."""
+        """Generate images of random noise and classes, in training; return both."""
         z = torch.randn(count, self.generator.latent, device=self.device)
         classes = max(1, self.generator.num_classes)
         labels = torch.randint(classes, (count,), device=self.device)
         return self.generator(z, labels), labels
 
-    def _step(self, optimizer: Optimizer, network: nn.Module) -> None:
+    def _step(self, optimizer: Optimizer | LightningOptimizer, network: nn.Module) -> None:
         if self.trainer.world_size > 1:
             gradients = [p.grad for p in network.parameters() if p.grad is not None]
             flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -273,17 +287,17 @@ class SAGAN(GenerationModule):
             nn.utils.clip_grad_norm_(list(chain.from_iterable(groups)), self.clip)
 
     def _without_reducer(self) -> AbstractContextManager:
-        """DDP awaits all gradients in each backward pass; `_step` averages those there are."""
+        """Keep DDP from waiting for all gradients in each backward pass; `_step` averages them."""
         model = self.trainer.strategy.model
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     @torch.no_grad()
     def _average_generator(self, decay: float) -> None:
-        """average <- decay average + (1 - decay) generator, of weights as they are used."""
+        """average <- decay average + (1 - decay) generator, of normalized weights."""
         with frozen_spectral_norm(self.generator):
             for name, old in chain(self.average.named_parameters(), self.average.named_buffers()):
                 layer, _, attribute = name.rpartition(".")
-                new = getattr(self.generator.get_submodule(layer), attribute)  # normalised
+                new = getattr(self.generator.get_submodule(layer), attribute)  # normalized
                 if decay and old.is_floating_point():
                     old.lerp_(new, 1 - decay)
                 else:
@@ -291,7 +305,8 @@ class SAGAN(GenerationModule):
 
     def _log_step(self, numbers: dict[str, Tensor]) -> None:
         self.log_dict({f"train/{name}": value for name, value in numbers.items()}, logger=False)
-        if (step_number(self.trainer) + 1) % self.trainer.log_every_n_steps:
+        trainer: Any = self.trainer  # Lightning sets this number on it without declaring it
+        if (step_number(trainer) + 1) % trainer.log_every_n_steps:
             return
         row = {f"train/{name}": value.item() for name, value in numbers.items()}
         for part, network in (("generator", self.generator), ("discriminator", self.discriminator)):
@@ -299,14 +314,14 @@ class SAGAN(GenerationModule):
                 row[f"train/spectral_norm_{part}/{name}"] = sigma
             for name, gamma in gammas(network).items():
                 row[f"train/gamma_{part}/{name}"] = gamma
-        log_now(self.trainer, row)
+        log_now(trainer, row)
 
     def draw(self, indices: Tensor, labels: Tensor) -> Tensor:
-        """Images of the averaged generator, from `noise`."""
+        """Images (n, 3, H, W) of the averaged generator, from `noise`."""
         return self.average(self.noise(indices), labels)
 
     def noise(self, indices: Tensor) -> Tensor:
-        """(n, latent) normal numbers, which follow from each index alone, in any run or process."""
+        """Normal noise (n, latent), which follows from each index alone, in any run or process."""
         rows = [torch.Generator().manual_seed(mix(index)) for index in indices.tolist()]
         z = [torch.randn(self.average.latent, generator=row) for row in rows]
         return torch.stack(z).to(self.device)
@@ -318,9 +333,10 @@ class SAGAN(GenerationModule):
         self._begin_scores()
 
     def _begin_scores(self) -> None:
-        if self.scored is not self.trainer.datamodule:
-            self.scored = self.trainer.datamodule
-            self.scorer.prepare(self.scored, self.device)
+        data = self.datamodule
+        if self.scored is not data:
+            self.scored = data
+            self.scorer.prepare(data, self.device)
         self.scorer.reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -337,7 +353,8 @@ class SAGAN(GenerationModule):
         self._log_scores("test")
 
     def _log_scores(self, split: str) -> None:
-        if self.trainer.sanity_checking or self.trainer.fast_dev_run:  # of too few images
+        trainer: Any = self.trainer
+        if trainer.sanity_checking or trainer.fast_dev_run:  # of too few images
             return
         for name, value in self.scorer.compute().items():  # of all processes
             self.log(f"{split}/{name}", value, prog_bar=name == "score")
@@ -347,7 +364,7 @@ class SAGAN(GenerationModule):
 
 
 def gammas(network: nn.Module) -> dict[str, float]:
-    """How much of each attention layer is added, by the layer's name; 0 at the start."""
+    """Name of each attention layer -> the factor that it is added with; 0 at the start."""
     return {
         name.removesuffix(".gamma"): gamma.item()
         for name, gamma in network.named_parameters()

@@ -1,4 +1,4 @@
-"""SAGAN's generator and discriminator, with a slot for attention."""
+"""Generator and discriminator of SAGAN, with a slot for attention."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,18 +12,18 @@ from attention_vision.attention import FeatureAttention, SelfAttention2d
 from attention_vision.backbones.backbone import shape_error
 from attention_vision.errors import InputError
 
-Start = Literal["orthogonal", "xavier"]
+Initialization = Literal["orthogonal", "xavier"]
 Upsampling = Literal["nearest", "bilinear"]
 
 
 class ConditionalBatchNorm2d(nn.Module):
-    """Batch norm whose scale and shift belong to the class of the image.
+    """Batch norm with a scale and a shift for each class of images.
 
     Shape: (B, C, H, W), labels (B,) int64 -> (B, C, H, W)
 
-    They are parameters of their own, not an embedding: spectral norm leaves them alone, as in the
-    release. StudioGAN takes them from linear layers, which it does normalise. Without classes it is
-    a plain batch norm.
+    Both are plain parameters, not an embedding: spectral norm leaves them alone, as in the release.
+    StudioGAN computes them by linear layers, which it does normalize. Without classes it is a plain
+    batch norm.
     """
 
     def __init__(self, channels: int, num_classes: int):
@@ -34,14 +34,14 @@ class ConditionalBatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         x = self.norm(x)
-        if self.scale is None:
+        if self.scale is None or self.shift is None:
             return x
         scale, shift = self.scale[labels], self.shift[labels]  # (B, C)
         return x * scale[..., None, None] + shift[..., None, None]
 
 
 class GeneratorBlock(nn.Module):
-    """Norm, ReLU, twice as large, 3x3; norm, ReLU, 3x3; plus the shortcut; then attention.
+    """Norm, ReLU, upsampling by 2, 3x3; norm, ReLU, 3x3; plus the shortcut; then attention.
 
     Shape: (B, inputs, H, W), labels (B,) -> (B, outputs, 2H, 2W)
     """
@@ -62,7 +62,7 @@ class GeneratorBlock(nn.Module):
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         y = self.conv1(self._enlarge(self.norm1(x, labels).relu()))
         y = self.conv2(self.norm2(y, labels).relu())
-        # The release enlarges first: the same numbers for four times the work.
+        # The release enlarges first: equal numbers at four times the cost.
         return self.attention(self._enlarge(self.shortcut(x)) + y)
 
     def _enlarge(self, x: Tensor) -> Tensor:
@@ -70,13 +70,13 @@ class GeneratorBlock(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """ReLU, 3x3, ReLU, 3x3, half as large; plus the shortcut; then attention.
+    """ReLU, 3x3, ReLU, 3x3, pooling by 2; plus the shortcut; then attention.
 
     Shape: (B, inputs, H, W) -> (B, outputs, H / 2, W / 2)
 
     Args:
-        first: it sees images, which no ReLU may cut.
-        halve: without it the size stays, and so does the shortcut, if the channels do too.
+        first: the input is images, which a ReLU must not cut.
+        halve: whether to pool. If neither size nor channels change, the shortcut is the identity.
         rectified_shortcut: the shortcut starts behind the first ReLU.
     """
 
@@ -98,8 +98,8 @@ class DiscriminatorBlock(nn.Module):
         y = x if self.first else x.relu()
         x = y if self.rectified_shortcut else x
         y = self._shrink(self.conv2(self.conv1(y).relu()))
-        # The release shrinks after the 1x1 convolution, except in the first block: the same numbers
-        # for four times the work.
+        # The release shrinks after the 1x1 convolution, except in the first block: equal numbers at
+        # four times the cost.
         return self.attention(self.shortcut(self._shrink(x)) + y)
 
     def _shrink(self, x: Tensor) -> Tensor:
@@ -107,33 +107,34 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise and a class to an image (Zhang et al., SAGAN, arXiv 1805.08318).
+    """Generator of images from noise and a class (Zhang et al., SAGAN, arXiv 1805.08318).
 
     Shape: z (B, latent), labels (B,) int64 -> images (B, 3, size, size) in -1..1
 
     A linear layer to 4x4, one `GeneratorBlock` for each doubling, batch norm, ReLU, 3x3, tanh. At
     128 pixels it is the release (brain-research/self-attention-gan); at 32 it is StudioGAN's and
-    mimicry's CIFAR-10 generator, 4,386,308 parameters with attention at 16. Spectral norm is put on
+    mimicry's CIFAR-10 generator, 4,386,308 parameters with attention at 16. Spectral norm is added
     from outside: `add_spectral_norm`.
 
     Args:
-        size: of the images: 16, 32, 64, 128 or another power of two.
-        num_classes: 0 is unconditional: plain batch norm, labels are not looked at.
-        latent: numbers of noise per image.
+        size: side of the images: 16, 32, 64, 128 or another power of two.
+        num_classes: 0 is unconditional: plain batch norm, labels are ignored.
+        latent: dimension of the noise.
         width: channels of the widest map, at 4x4. Up to 32 pixels all maps have as many; beyond,
             the last has a 16th and each one before it twice as many, up to `width`. By default 256
             up to 32 pixels (StudioGAN, mimicry) and 1024 beyond (the release).
         attention: the factory of the slot; `torch.nn.Identity` is SNGAN.
-        attention_at: sides of the maps that have the slot, after the block that makes them. By
+        attention_at: sides of the maps that have the slot, after the block that computes them. By
             default half of `size`, at most 32: the release's at 128, StudioGAN's at 32.
-        init: of all linear, convolution and embedding layers, those of attention too, with biases
-            0: Xavier is the release's, orthogonal StudioGAN's. Weights that are all 0 stay so.
-        upsampling: nearest neighbours, but mimicry has bilinear.
+        init: initialization of all linear, convolution and embedding layers, attention included,
+            with biases 0: Xavier is the release's, orthogonal StudioGAN's. Weights that are all 0
+            stay so.
+        upsampling: nearest neighbor, or bilinear as in mimicry.
 
     Raises:
         InputError: a size or width that does not fit, a side without a map, attention that does not
             map maps to their shape; in `forward` labels that are missing or outside the classes
-            (on a GPU, where looking at them would wait for it, the indexing fails by itself).
+            (not checked on a GPU, which the check would wait for; there the indexing fails).
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class Generator(nn.Module):
         width: int | None = None,
         attention: FeatureAttention = SelfAttention2d,
         attention_at: Sequence[int] | None = None,
-        init: Start = "orthogonal",
+        init: Initialization = "orthogonal",
         upsampling: Upsampling = "nearest",
     ):
         super().__init__()
@@ -161,7 +162,7 @@ class Generator(nn.Module):
         )
         self.norm = nn.BatchNorm2d(channels[-1])
         self.conv = nn.Conv2d(channels[-1], 3, 3, padding=1)
-        _start(self, init)
+        _initialize(self, init)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         labels = _check_labels(self, labels)
@@ -172,28 +173,28 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """An image and its class to a logit, high where it takes the image for a real one.
+    """Discriminator: the logit of an image of a class, high for real images.
 
     Shape: images (B, 3, size, size), labels (B,) int64 -> (B,)
 
-    Residual blocks, of which up to 32 pixels the first two of four halve the map and beyond all but
-    the last, down to 4x4; ReLU, the sum over the map, and the projection of Miyato & Koyama (arXiv
-    1802.05637): linear(h) + <embedding(label), h>. Release and peers as in `Generator`; 1,075,586
-    parameters at 32 pixels.
+    Residual blocks: up to 32 pixels four, of which the first two halve the map; beyond, all but the
+    last halve it, down to 4x4. Then ReLU, the sum over the map, and the projection of Miyato &
+    Koyama (arXiv 1802.05637): linear(h) + <embedding(label), h>. Release and peers as in
+    `Generator`; 1,075,586 parameters at 32 pixels.
 
     Args:
-        size: of the images: 16, 32, 64, 128 or another power of two.
-        num_classes: 0 is unconditional: no projection, labels are not looked at.
+        size: side of the images: 16, 32, 64, 128 or another power of two.
+        num_classes: 0 is unconditional: no projection, labels are ignored.
         width: channels of the widest map, the last. Up to 32 pixels all maps have as many; beyond,
             the first has a 16th and each one after it twice as many. By default 128 up to 32 pixels
             (StudioGAN, mimicry) and 1024 beyond (the release).
         attention: the factory of the slot; `torch.nn.Identity` is SNGAN.
-        attention_at: sides of the maps that have the slot, after the first block that makes them.
-            By default half of `size`, at most 32: the release's at 128, StudioGAN's at 32, where
-            mimicry has 8.
+        attention_at: sides of the maps that have the slot, after the first block that computes
+            them. By default half of `size`, at most 32: the release's at 128, StudioGAN's at 32,
+            where mimicry has 8.
         init: as in `Generator`.
-        rectified_shortcut: the shortcut of a block starts behind the block's first ReLU. So it is
-            in mimicry and StudioGAN, whose ReLU works in place; in the release it is not.
+        rectified_shortcut: the shortcut of a block starts behind the block's first ReLU, as in
+            mimicry and StudioGAN, whose ReLU works in place; in the release it does not.
 
     Raises:
         InputError: as in `Generator`.
@@ -206,7 +207,7 @@ class Discriminator(nn.Module):
         width: int | None = None,
         attention: FeatureAttention = SelfAttention2d,
         attention_at: Sequence[int] | None = None,
-        init: Start = "orthogonal",
+        init: Initialization = "orthogonal",
         rectified_shortcut: bool = False,
     ):
         super().__init__()
@@ -229,7 +230,7 @@ class Discriminator(nn.Module):
         )
         self.linear = nn.Linear(width, 1)
         self.embedding = nn.Embedding(num_classes, width) if num_classes else None
-        _start(self, init)
+        _initialize(self, init)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         labels = _check_labels(self, labels)
@@ -242,7 +243,7 @@ class Discriminator(nn.Module):
 
 
 def _doublings(name: str, size: int) -> int:
-    """From 4x4 to size x size."""
+    """Number of doublings from 4x4 to size x size."""
     if size < 16 or size & (size - 1):
         raise InputError(
             f"{name}: size {size} is not 4 times a power of two, 16 at least: 16, 32, 64, 128 ..."
@@ -258,8 +259,8 @@ def _width(name: str, size: int, width: int | None, small: int) -> int:
         raise InputError(f"{name}: width {width} is not positive")
     if size > 32 and width % 16:
         raise InputError(
-            f"{name}: width {width} is no multiple of 16; at {size} pixels the narrowest maps have"
-            " a 16th of it"
+            f"{name}: width {width} is not a multiple of 16; at {size} pixels the narrowest maps"
+            " have a 16th of it"
         )
     return width
 
@@ -289,7 +290,7 @@ def _slots(
     return slots
 
 
-def _start(network: nn.Module, init: Start) -> None:
+def _initialize(network: nn.Module, init: Initialization) -> None:
     if init not in ("orthogonal", "xavier"):
         raise InputError(f"init {init!r} is neither orthogonal nor xavier")
     start = nn.init.orthogonal_ if init == "orthogonal" else nn.init.xavier_uniform_
@@ -297,8 +298,9 @@ def _start(network: nn.Module, init: Start) -> None:
         if isinstance(layer, nn.Linear | _ConvNd | nn.Embedding):
             if layer.weight.any():
                 start(layer.weight)
-            if getattr(layer, "bias", None) is not None:
-                nn.init.zeros_(layer.bias)
+            bias = getattr(layer, "bias", None)
+            if bias is not None:
+                nn.init.zeros_(bias)
 
 
 def _check_labels(network: Generator | Discriminator, labels: Tensor | None) -> Tensor | None:

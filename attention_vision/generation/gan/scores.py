@@ -2,8 +2,8 @@
 
 An Inception Score compares with another one of the same evaluator, splits and number of samples
 only: the same SAGAN weights were scored 8.68 and 9.12 by two evaluators, and FID moves by points
-with the number of images. So every key carries all of these: `is_inception2015_10splits_50000`,
-`fid_inception2015_train50000_fake50000`. A network that is not the Inception of 2015 gives no
+with the number of images. So every key has all of these: `is_inception2015_10splits_50000`,
+`fid_inception2015_train50000_fake50000`. A network that is not the Inception of 2015 yields no
 Inception Score: of a classifier of this package it is `classifier_score_NAME_...`.
 
     evaluator.prepare(data, device)            # once: the network, statistics of training images
@@ -12,40 +12,47 @@ Inception Score: of a classifier of this package it is `classifier_score_NAME_..
         evaluator.update(images, labels, indices)
     evaluator.compute()                        # key -> number, the same in all processes
 
-The numbers are torch-fidelity's, in float64, of what all processes gathered, in the order of the
-samples' numbers. Images are scored as the 8-bit files that would be saved of them.
+The numbers are torch-fidelity's, in float64, of all processes' samples in the order of their
+indices. Images are scored as the 8-bit files that would be saved of them.
+
+torchmetrics' FID and Inception Score are not used: FID adds up sums per process, so that its last
+digits depend on the number of processes, and counts an image twice that a sampler repeats; the
+Inception Score shuffles by the random state of the run; each metric runs the network by itself,
+and none keeps the statistics of the training images.
 """
 
 import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
-from attention_vision.generation.gan.extractors import Inception2015, RunClassifier, inception_file
+from attention_vision.generation.gan.extractors import (
+    Extractor,
+    Inception2015,
+    RunClassifier,
+    inception_file,
+)
 from attention_vision.generation.gan.real_statistics import (
-    REFERENCE_BATCH,
+    Images,
     Moments,
     Reference,
     fingerprint,
-    in_order,
-    to_bytes,
+    fixed_subset,
+    float64_device,
+    measure_reference,
 )
-from attention_vision.training.distributed import broadcast, gather, rank, world_size
+from attention_vision.generation.gan.samples import Samples, to_uint8
+from attention_vision.training.distributed import broadcast, rank, world_size
 
-# The statistics of the training images are summed in this many parts, whatever the number of
-# processes, and the parts added in one order: the last bit of a sum depends on the order.
-PARTS = 8
 SHUFFLE = 2020  # torch-fidelity's seed: classes that come in turn must not decide the splits
 
 
@@ -53,21 +60,21 @@ class Evaluator:
     """Base of the evaluators: a subclass builds its network and names its numbers.
 
     Args:
-        samples: generated images that are scored.
+        samples: number of generated images that are scored.
         splits: parts of the samples whose scores are averaged; the paper of the Inception Score
             has 10.
         neighbours: k of precision and recall (Kynkaanniemi et al. 2019): an image lies on the
-            manifold of others when it is as close to one of them as that one's k-th neighbour.
-        manifold: how many images of each kind stand for their manifold, 0 for no precision and
-            recall.
-        cache: folder for the statistics of training images; ~/.cache/attention_vision/statistics
-            where none is given.
+            manifold of others when it is as close to one of them as that one's k-th neighbor.
+        manifold: number of images of each kind that stand for their manifold, 0 for no precision
+            and recall.
+        cache: folder for the statistics of training images; by default
+            ~/.cache/attention_vision/statistics.
 
     Raises:
         InputError: numbers that do not go together.
     """
 
-    fid: str  # how the keys name the Frechet distance of this evaluator's features
+    fid: str  # name of the Frechet distance of this evaluator's features in the keys
 
     def __init__(
         self, samples: int, splits: int, neighbours: int, manifold: int, cache: str | None
@@ -83,51 +90,53 @@ class Evaluator:
         self.neighbours, self.manifold = neighbours, manifold
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self.cache = Path(cache or Path(home) / "attention_vision" / "statistics")
-        self.network: nn.Module | None = None
+        self._network: Extractor | None = None
         self.reset()
 
-    def build(self) -> nn.Module:
-        """A network that maps images (B, 3, H, W) uint8 to features (B, C) and logits (B, K).
+    @property
+    def network(self) -> Extractor:
+        """Raises RuntimeError before `prepare`."""
+        if self._network is None:
+            raise RuntimeError(f"{type(self).__name__}: call prepare first")
+        return self._network
 
-        Its `name` stands in the keys, its `fingerprint` changes with its weights. Raises InputError
-        when it cannot be had.
-        """
+    def build(self) -> Extractor:
+        """Build the network that is scored by. Raises InputError if its weights are missing."""
         raise NotImplementedError
 
     def check(self, data: GenerationData) -> None:
-        """Raises InputError for data that the network cannot score."""
+        """Raise InputError for data that the network cannot score."""
 
     def numbers(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """What follows from the logits (n, K) and labels (n,) of all samples; "score" among it."""
+        """Numbers by key from logits (n, K) and labels (n,) of all samples; one is "score"."""
         raise NotImplementedError
 
     def prepare(self, data: GenerationData, device: torch.device | str) -> None:
-        """Builds the network and takes the statistics of the training images, or their cache.
+        """Build the network; measure the training images, or read their statistics from the cache.
 
-        These are of `data.dataset("train", ...)` as evaluation sees it, without augmentation. All
-        processes call it. Raises InputError for a network that cannot be had or does not fit.
+        The images are those of `data.dataset("train", ...)` as in evaluation, without augmentation.
+        All processes call it. Raises InputError for a network that is missing or does not fit.
         """
         self.device = torch.device(device)
         self.conditional = data.num_classes > 0
-        if self.network is None:
+        if self._network is None:
             # A network built in inference mode, as validation is, could be used nowhere else; and
             # building draws weights that loading replaces.
             with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-                self.network = self.build().requires_grad_(False).eval()
+                self._network = self.build().requires_grad_(False).eval()
         self.check(data)
         self.network.to(self.device)
-        images = data.dataset("train", 0)
+        images: Images = data.dataset("train", 0)
         if len(images) <= max(1, self.neighbours):
             raise InputError(f"{len(images)} training images are too few to compare with")
         self.reference = self._reference(images, data.num_workers)
 
     def reset(self) -> None:
-        """Forgets the samples."""
-        self._rows: list[tuple[Tensor, ...]] = []  # indices, labels, features, logits
-        self._seen = 0
+        """Forget the samples."""
+        self.generated = Samples()
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Numbers (B,) of the samples that this process is to make, batch by batch.
+        """Indices (B,) of the samples that this process has to generate, batch by batch.
 
         Whole batches go to the processes in turn: convolutions round differently in batches of
         different sizes, so that the samples are the same at any number of processes.
@@ -137,58 +146,43 @@ class Evaluator:
     def update(
         self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None
     ) -> None:
-        """Adds generated images.
+        """Add generated images.
 
         Args:
             images: (B, 3, H, W) in -1..1.
             labels: (B,) classes that were asked for, None without classes.
-            indices: (B,) numbers of the samples over all processes, which decide their order: a
-                repeated one counts once. Without them the k-th image of process r of n is
-                k * n + r, as a DistributedSampler deals.
+            indices: see `Samples.add`.
 
         Raises InputError for images that are not finite.
         """
         check_finite(images)
-        if labels is None:
-            labels = torch.full((len(images),), -1)
-        if indices is None:
-            indices = torch.arange(self._seen, self._seen + len(images)) * world_size() + rank()
-        self._seen += len(images)
-        features, logits = self._extract(images)
-        self._rows.append((indices.cpu(), labels.cpu(), features.cpu(), logits.cpu()))
+        self.generated.add(*self._extract(images), labels, indices)
 
     def compute(self) -> dict[str, float]:
         """Numbers by key; the one under "score" chooses the best checkpoint.
 
-        All processes call it, and get the same. Raises InputError for too few samples.
+        All processes call it and receive the same. Raises InputError for too few samples.
         """
-        rows = [row for rows in gather(self._rows) for row in rows]
-        columns = [torch.cat(column) for column in zip(*rows, strict=True)]
-        found = broadcast(len(columns[0].unique()) if columns else 0)
-        if found < self.samples:
-            raise InputError(
-                f"{found} generated images are fewer than the scorer's {self.samples} samples:"
-                " generate more, or lower samples"
-            )
-        if rank():
+        gathered = self.generated.gather(self.samples)
+        if gathered is None:
             return broadcast(None)
-        order = first_of_each(columns[0])[: self.samples]
-        _, labels, features, logits = (column[order] for column in columns)
-        return broadcast(self.numbers(logits, labels) | self._distances(features))
+        numbers = self.numbers(gathered.logits, gathered.labels)
+        return broadcast(numbers | self._distances(gathered.features))
 
     def _distances(self, features: Tensor) -> dict[str, float]:
-        """How the features (n, C) of all samples lie to those of the training images."""
-        device, name = self.device, self.network.name
+        """Frechet distance, precision and recall of features (n, C) against the training images."""
+        device, name, reference = self.device, self.network.name, self.reference
+        assert reference is not None  # on rank zero
         moments = Moments()
         for chunk in features.split(5000):
-            moments.add(chunk.to(exact(device)))
+            moments.add(chunk.to(float64_device(device)))
         distance = fid_statistics_to_metric(
-            moments.statistics(), self.reference.statistics, verbose=False
+            moments.statistics(), reference.statistics, verbose=False
         )
-        counts = f"train{self.reference.count}_fake{len(features)}"
+        counts = f"train{reference.count}_fake{len(features)}"
         numbers = {f"{self.fid}_{name}_{counts}": distance["frechet_inception_distance"]}
         if self.manifold:
-            real, fake = self.reference.features, features[some(len(features), self.manifold)]
+            real, fake = reference.features, features[fixed_subset(len(features), self.manifold)]
             measured = prc_features_to_metric(
                 fake.to(device),
                 real.to(device),
@@ -201,8 +195,8 @@ class Evaluator:
             numbers |= {f"{key}_{of}": measured[key] for key in ("precision", "recall")}
         return numbers
 
-    def _reference(self, images: Dataset, num_workers: int) -> Reference | None:
-        """Of the training images, on rank zero; from the cache where it holds the same images'."""
+    def _reference(self, images: Images, num_workers: int) -> Reference | None:
+        """Statistics of the training images, on rank zero; from the cache if it has the same."""
         kept, file = None, None
         if rank() == 0:
             key = f"{self.network.fingerprint} {fingerprint(images, num_workers)} {self.manifold}"
@@ -211,38 +205,15 @@ class Evaluator:
             kept = Reference.read(file)
         if broadcast(kept is not None):
             return kept
-        measured = self._measure(images, num_workers)
-        if measured is not None:
+        measured = measure_reference(images, self._extract, self.device, self.manifold, num_workers)
+        if measured is not None and file is not None:
             measured.write(file)
         return measured
-
-    def _measure(self, images: Dataset, num_workers: int) -> Reference | None:
-        """The statistics of the images, on rank zero; all processes take their share."""
-        chosen = some(len(images), self.manifold)
-        batches = torch.arange(len(images)).split(REFERENCE_BATCH)
-        mine = [n for n in range(len(batches)) if n % PARTS % world_size() == rank()]
-        parts, rows = defaultdict(Moments), []
-        loaded = in_order(images, [batches[n] for n in mine], num_workers)
-        for n, (pixels, _) in zip(mine, loaded, strict=True):
-            features, _ = self._extract(pixels)
-            parts[n % PARTS].add(features.to(exact(self.device)))
-            wanted = torch.isin(batches[n], chosen)
-            rows.append((batches[n][wanted], features.cpu()[wanted]))
-        shares = gather(({n: part.cpu() for n, part in parts.items()}, rows))
-        if rank():
-            return None
-        parts = {n: part for share, _ in shares for n, part in share.items()}
-        whole = Moments()
-        for n in sorted(parts):
-            whole.merge(parts[n])
-        kept = (row for _, rows in shares for row in rows)
-        indices, features = (torch.cat(column) for column in zip(*kept, strict=True))
-        return Reference(whole.count, whole.statistics(), features[indices.argsort()])
 
     @torch.no_grad()
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in -1..1 -> features (B, C) and logits (B, K), float32."""
-        images = to_bytes(images.to(self.device))
+        images = to_uint8(images.to(self.device))
         with torch.autocast(self.device.type, enabled=False):  # half precision moves the scores
             return self.network(images)
 
@@ -252,12 +223,12 @@ class InceptionEvaluator(Evaluator):
 
     Published numbers are of 50,000 samples and the Inception of 2015, in 10 splits (1 in
     StudioGAN), with FID against the training images. Other weights of that network are named in
-    the keys by the start of their SHA-256. Precision and recall in the paper are of VGG-16's
-    features; here of Inception's, as in StudioGAN.
+    the keys by the start of their SHA-256. Precision and recall use VGG-16's features in the paper,
+    Inception's here, as in StudioGAN.
 
     Args:
         samples, splits, neighbours, manifold, cache: see `Evaluator`.
-        weights: torch-fidelity's file; where none is given, that in torch.hub's folder, which is
+        weights: torch-fidelity's file; by default the one in torch.hub's folder, which is
             downloaded if it is not there.
     """
 
@@ -275,7 +246,7 @@ class InceptionEvaluator(Evaluator):
         super().__init__(samples, splits, neighbours, manifold, cache)
         self.weights = weights
 
-    def build(self) -> nn.Module:
+    def build(self) -> Extractor:
         return Inception2015(inception_file(self.weights))
 
     def numbers(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -285,14 +256,14 @@ class InceptionEvaluator(Evaluator):
 
 
 class ClassifierEvaluator(Evaluator):
-    """The same numbers by a classifier of this package, and how often it sees the class asked for.
+    """The same numbers by a classifier of this package, and its accuracy on the classes asked for.
 
     The classifier score has the formula of the Inception Score and is at most the number of
     classes. It compares generators that one classifier scored, nothing else.
 
     Args:
         samples, splits, neighbours, manifold, cache: see `Evaluator`.
-        run: folder of a classification run, of which the best checkpoint is taken, else the last.
+        run: folder of a classification run, whose best checkpoint is taken, or else its last.
     """
 
     fid = "frechet_classifier"
@@ -309,11 +280,11 @@ class ClassifierEvaluator(Evaluator):
         super().__init__(samples, splits, neighbours, manifold, cache)
         self.run = run
 
-    def build(self) -> nn.Module:
+    def build(self) -> RunClassifier:
         return RunClassifier(Path(self.run))
 
     def check(self, data: GenerationData) -> None:
-        """Raises InputError when the data has other classes than the classifier."""
+        """Raise InputError if the data has other classes than the classifier."""
         if self.conditional and data.num_classes != self.network.num_classes:
             raise InputError(
                 f"{self.run} tells {self.network.num_classes} classes apart and the data has"
@@ -332,21 +303,21 @@ class ClassifierEvaluator(Evaluator):
 
 
 class Unscored(Evaluator):
-    """Measures nothing, and needs no weights: a run has no best.ckpt, and its last is taken.
+    """Measures nothing and needs no weights: a run has no best.ckpt, and its last is taken.
 
-    Validation draws 64 images all the same, and ends a run whose generator has diverged.
+    Validation generates 64 images all the same, and ends a run whose generator has diverged.
     """
 
     def __init__(self):  # no `samples`, which a swap by flag would keep from another evaluator
         super().__init__(samples=64, splits=1, neighbours=0, manifold=0, cache=None)
 
     def prepare(self, data: GenerationData, device: torch.device | str) -> None:
-        """Nothing: there is no network, and training images are not looked at."""
+        """Do nothing: there is no network, and training images are not read."""
 
     def update(
         self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None
     ) -> None:
-        """Raises InputError for images that are not finite."""
+        """Raise InputError for images that are not finite."""
         check_finite(images)
 
     def compute(self) -> dict[str, float]:
@@ -354,6 +325,7 @@ class Unscored(Evaluator):
 
 
 def check_finite(images: Tensor) -> None:
+    """Raise InputError for images that are not finite."""
     if not images.isfinite().all():
         raise InputError(
             "generated images are not finite: the generator has diverged, lower the learning"
@@ -362,10 +334,10 @@ def check_finite(images: Tensor) -> None:
 
 
 def inception_score(logits: Tensor, splits: int) -> tuple[float, float]:
-    """exp of the mean KL(p(y|x) || p(y)) over a split: its mean and deviation over the splits.
+    """exp of the mean KL(p(y|x) || p(y)) over a split: mean and standard deviation over splits.
 
-    The mean KL is the entropy of the mean less the mean entropy, which a probability of 0 does not
-    make NaN. The samples' logits (n, K) are shuffled first, always in the same way.
+    The mean KL is the entropy of the mean less the mean entropy, which is not NaN at a probability
+    of 0. The samples' logits (n, K) are shuffled first, always in the same way.
     """
     order = np.random.RandomState(SHUFFLE).permutation(len(logits))
     probabilities = logits[order].double().softmax(1)
@@ -378,20 +350,3 @@ def inception_score(logits: Tensor, splits: int) -> tuple[float, float]:
         )
         scores.append(information.exp().item())
     return float(np.mean(scores)), float(np.std(scores))
-
-
-def some(count: int, most: int) -> Tensor:
-    """Up to `most` of `count` indices, always the same random ones, ascending."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return order[:most].sort().values
-
-
-def first_of_each(indices: Tensor) -> Tensor:
-    """Places of the distinct numbers among `indices`, ascending by number; of equals the first."""
-    ordered, places = indices.sort(stable=True)
-    return places[torch.cat((ordered[:1] == ordered[:1], ordered[1:] != ordered[:-1]))]
-
-
-def exact(device: torch.device) -> torch.device:
-    """Where to sum in float64: Apple's GPUs have none."""
-    return torch.device("cpu") if device.type == "mps" else device

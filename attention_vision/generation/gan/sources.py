@@ -1,4 +1,4 @@
-"""Where the images come from that a GAN is trained on."""
+"""Sources of the images that a GAN is trained on."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,14 +12,14 @@ from attention_vision.data.image_files import read_image
 class Source(Protocol):
     """Images with labels: `source[i]` is (image (3, size, size) uint8, label)."""
 
-    targets: Sequence[int]
-
+    @property
+    def targets(self) -> Sequence[int]: ...
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
 
 
 class InMemory:
-    """A source of images that are already tensors (n, 3, H, W) uint8."""
+    """A source of images in memory, tensors (n, 3, H, W) uint8."""
 
     def __init__(self, images: Tensor, targets: Sequence[int]):
         self.images, self.targets = images, list(targets)
@@ -32,7 +32,7 @@ class InMemory:
 
 
 class Files:
-    """A source of image files: the middle square of each, resized."""
+    """A source of image files: the center square of each, resized."""
 
     def __init__(self, files: list[tuple[str, int]], size: int):
         self.files, self.size = files, size

@@ -1,7 +1,8 @@
-"""Spectral normalisation, put on a finished network from outside."""
+"""Spectral normalization, added to a finished network from outside."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,18 +15,21 @@ class SpectralNorm(nn.Module):
     """W / σ(W), σ by one step of power iteration (Miyato et al., arXiv 1802.05957, algorithm 1).
 
     v = Wᵀu / |Wᵀu|, u' = Wv / |Wv|, σ = u' · Wv, with u' and v constants to the gradient. Every
-    pass takes one step from the buffer `u`, passes in training keep u' for the next, unless
-    `frozen`: so it is in the released SAGAN (brain-research/self-attention-gan, ops.py), which
-    moves D's vectors on the real images only. The release has a random u at first and lets the
-    gradient into the step; neither is felt once u has converged, which here it has at the start.
-    `torch.nn.utils.parametrizations.spectral_norm` departs from both: it moves the vectors in every
-    pass in training, of D on fake images and in G's step too, and takes no step in evaluation.
+    pass takes one step from the buffer `u`; passes in training keep u' for the next, unless
+    `frozen`, as in the released SAGAN (brain-research/self-attention-gan, ops.py), which updates
+    D's vectors on the real images only. The release starts from a random u and has the step in the
+    gradient; neither matters once u has converged, as it has here from the start.
+    `torch.nn.utils.parametrizations.spectral_norm` departs from both: it updates the vectors in
+    every pass in training, of D on fake images and in G's step too, and takes no step in
+    evaluation.
 
     Args:
-        weight: the weight it is for; any more axes than the `outputs` one are flattened to one.
+        weight: the weight to normalize; axes other than `outputs` are flattened to one.
         outputs: the axis of the output channels.
         eps: lower bound of the norms that vectors are divided by.
     """
+
+    u: Tensor
 
     def __init__(self, weight: Tensor, outputs: int = 0, eps: float = 1e-12):
         super().__init__()
@@ -39,7 +43,7 @@ class SpectralNorm(nn.Module):
             self(weight.detach())
 
     def step(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """One step from `u`, at least in single precision, autocast or not -> (u', σ)."""
+        """Take one step from `u`, in single precision or better, autocast or not -> (u', σ)."""
         dtype = torch.promote_types(weight.dtype, torch.float32)
         with torch.autocast(weight.device.type, enabled=False):
             matrix = weight.movedim(self.outputs, 0).flatten(1).to(dtype)
@@ -50,16 +54,16 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         u, sigma = self.step(weight)
-        # A weight of zeros, as layers that start as the identity have, stays: it has no direction.
+        # A weight of zeros (of layers that start as the identity) stays: it has no direction.
         if self.training and not self.frozen:
             self.u.copy_(torch.where(sigma > 0, u, self.u))
         return weight / torch.where(sigma > 0, sigma, 1.0).to(weight.dtype)
 
 
 def add_spectral_norm(network: nn.Module, eps: float = 1e-12) -> None:
-    """Normalise the weight of every linear, convolution and embedding layer in the network.
+    """Normalize the weight of every linear, convolution and embedding layer, in place.
 
-    Layers that have it already keep it. Weights, for optimisers and `state_dict`, are afterwards
+    Layers that have it already keep it. Weights, for optimizers and `state_dict`, are afterwards
     at `LAYER.parametrizations.weight.original`, the vectors at `LAYER.parametrizations.weight.0.u`.
 
     Args:
@@ -80,10 +84,10 @@ def _norms(network: nn.Module) -> dict[str, SpectralNorm]:
 
 @contextmanager
 def frozen_spectral_norm(network: nn.Module) -> Iterator[None]:
-    """Passes inside the block normalise as ever but leave the vectors `u` where they are.
+    """Keep the vectors `u` as they are in passes inside the block, which normalize as usual.
 
-    In the release it holds for every pass of D but the one on real images. There D's step divides
-    real and fake images by the same σ: take the pass on fake images first.
+    In the release every pass of D is such a pass but the one on real images. There D's step divides
+    by the same σ on real and fake images: take the pass on fake images first.
     """
     norms = [norm for norm in _norms(network).values() if not norm.frozen]
     for norm in norms:
@@ -97,11 +101,12 @@ def frozen_spectral_norm(network: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def spectral_norms(network: nn.Module) -> dict[str, float]:
-    """Name of each normalised layer -> estimate of σ(W), what its weight is divided by."""
+    """Name of each normalized layer -> estimate of σ(W), which its weight is divided by."""
     suffix = ".parametrizations.weight.0"
     names = [name.removesuffix(suffix) for name in _norms(network)]
     if not names:
         return {}
-    layers = (network.get_submodule(name).parametrizations.weight for name in names)
-    sigmas = torch.stack([layer[0].step(layer.original)[1] for layer in layers])
+    # A parametrized layer has another class, which torch makes up: pyright does not know it.
+    layers: list[Any] = [network.get_submodule(name).parametrizations for name in names]
+    sigmas = torch.stack([one.weight[0].step(one.weight.original)[1] for one in layers])
     return dict(zip(names, sigmas.tolist(), strict=True))  # one transfer for all

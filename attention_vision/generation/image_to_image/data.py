@@ -19,7 +19,7 @@ from attention_vision.generation.data import GenerationData
 EVALUATION = 0  # seed of what is random in evaluation: the run's does not move it
 
 
-class PairData(GenerationData):
+class ImageToImageData(GenerationData):
     """Base of all image-to-image data: a subclass gives `dataset` and `inputs`.
 
     Args:

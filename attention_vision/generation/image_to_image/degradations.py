@@ -1,7 +1,7 @@
-"""What restoration undoes: noise, holes, low resolution.
+"""Degradations for restoration: noise, holes, low resolution.
 
-A degradation maps an image (3, H, W) in 0..1 to the network's input. It draws from torch's global
-stream, which the data seeds per sample; `channels` says how many an input has.
+A degradation maps an image (3, H, W) in 0..1 to the network's input of `channels` channels. It uses
+torch's global random stream, which the data seeds per sample.
 """
 
 import torch
@@ -20,22 +20,22 @@ class Degradation(nn.Module):
         raise NotImplementedError
 
     def undegraded(self, image: Tensor) -> Tensor:
-        """The input made of an image that came degraded, for predict."""
+        """Network input of an image that is degraded already, for predict."""
         return image
 
 
 class Noise(Degradation):
-    """Adds white Gaussian noise; not clipped, as in DnCNN (arXiv 1608.03981) and its successors.
+    """White Gaussian noise, not clipped, as in DnCNN (arXiv 1608.03981) and its successors.
 
     Args:
-        sigma: standard deviation in grey levels of 0..255; 25 is the customary one.
-        sigma_high: draw each image's from `sigma`..`sigma_high`; none fixes it.
+        sigma: standard deviation in gray levels of 0..255; 25 is customary.
+        sigma_high: draw each image's sigma from `sigma`..`sigma_high`; None for a fixed one.
     """
 
     def __init__(self, sigma: float = 25.0, sigma_high: float | None = None):
         super().__init__()
         if sigma < 0 or (sigma_high is not None and sigma_high < sigma):
-            raise InputError(f"Noise: sigma {sigma} and sigma_high {sigma_high} are no range")
+            raise InputError(f"Noise: sigma {sigma} and sigma_high {sigma_high} are not a range")
         self.sigma, self.sigma_high = sigma, sigma_high
 
     def forward(self, image: Tensor) -> Tensor:
@@ -46,12 +46,12 @@ class Noise(Degradation):
 
 
 class Holes(Degradation):
-    """Greys out rectangles, and tells which pixels by a fourth channel that is 1 inside.
+    """Gray rectangles, with a fourth channel that is 1 inside of them.
 
     Args:
-        count: rectangles; they may overlap.
-        least: side of a rectangle as a share of the image's, at least.
-        most: the same, at most.
+        count: number of rectangles; they may overlap.
+        least: smallest side of a rectangle as a fraction of the image's.
+        most: largest side of a rectangle as a fraction of the image's.
     """
 
     channels = 4
@@ -65,18 +65,18 @@ class Holes(Degradation):
     def forward(self, image: Tensor) -> Tensor:
         hole = torch.zeros_like(image[:1])
         for _ in range(self.count):
-            rows, columns = (self.stretch(length) for length in image.shape[1:])
+            rows, columns = (self.random_slice(length) for length in image.shape[1:])
             hole[:, rows, columns] = 1
         return torch.cat((torch.where(hole > 0, 0.5, image), hole))
 
-    def stretch(self, length: int) -> slice:
-        share = self.least + (self.most - self.least) * torch.rand(()).item()
-        extent = max(1, round(share * length))
+    def random_slice(self, length: int) -> slice:
+        fraction = self.least + (self.most - self.least) * torch.rand(()).item()
+        extent = max(1, round(fraction * length))
         start = int(torch.randint(length - extent + 1, ()))
         return slice(start, start + extent)
 
     def undegraded(self, image: Tensor) -> Tensor:
-        """Raises InputError: nothing in an image says where its holes are."""
+        """Raise InputError: the positions of holes cannot be read from an image."""
         raise InputError(
             "an image does not tell where its holes are: set data.degrade to true, and predict from"
             " whole images"
@@ -84,10 +84,10 @@ class Holes(Degradation):
 
 
 class LowResolution(Degradation):
-    """Shrinks by a factor and enlarges again, both bicubic: the input has the size of the result.
+    """Lower resolution: shrunk by a factor and enlarged to the size of the image, both bicubic.
 
     Args:
-        factor: of the sides.
+        factor: ratio of the sides.
     """
 
     def __init__(self, factor: int = 2):
@@ -101,10 +101,10 @@ class LowResolution(Degradation):
         return resized(resized(image, small), image.shape[1:])
 
     def undegraded(self, image: Tensor) -> Tensor:
-        """Enlarges a small image by the factor."""
+        """Enlarge a small image by the factor."""
         return resized(image, [length * self.factor for length in image.shape[1:]])
 
 
 def resized(image: Tensor, size: list[int] | torch.Size) -> Tensor:
-    """Bicubic, with antialiasing where it shrinks, in 0..1."""
+    """Resize bicubically, with antialiasing if it shrinks; clipped to 0..1."""
     return F.interpolate(image[None], tuple(size), mode="bicubic", antialias=True)[0].clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Pictures of image-to-image work: input, result and target, and where the gates are open."""
+"""Pictures of image-to-image work: input, result, target, and the gates of skip connections."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,26 +7,27 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from attention_vision.attention import record_attention
+from attention_vision.data.samples import evenly_spaced
 from attention_vision.generation.image_to_image.unet import AttentionUNet
-from attention_vision.visualization.drawing import overlay, scaled, sheet, spread
+from attention_vision.visualization.drawing import overlay, scaled, sheet
 
 MOST_PIXELS = 320  # of a picture's side in the panel; whole images may have thousands
-COLOURS = torch.tensor(matplotlib.colormaps["tab10"].colors)
+COLORS = torch.tensor([matplotlib.colormaps["tab10"](number)[:3] for number in range(10)])
 
 
 def gate_maps(
     network: AttentionUNet, inputs: Tensor, layers: Sequence[str] = ("gates",)
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """The output, and per gated level how far its gate is open.
+    """The output, and the gate of each gated level.
 
     Shape: inputs (B, C, *size) -> output, level -> (B, *size) in 0..1
 
-    A level with several gates gives their mean. Attention that is no map of gates, such as softmax
-    rows or one number per channel, is left out, and so is what `layers` does not name.
+    Of a level with several gates it is their mean. Attention that is not a map of gates, such as
+    softmax rows or one number per channel, is left out, and so are layers not in `layers`.
     """
     with torch.no_grad(), record_attention(network, layers) as maps:
         output = network(inputs)
@@ -40,19 +41,19 @@ def gate_maps(
             levels.setdefault(level, []).append(weights.float())
     mode = "bilinear" if inputs.ndim == 4 else "trilinear"
     opened = {
-        level: F.interpolate(sum(gates) / len(gates), padded, mode=mode)[:, 0]
+        level: F.interpolate(sum(gates[1:], gates[0]) / len(gates), padded, mode=mode)[:, 0]
         for level, gates in sorted(levels.items())
     }
     return output, {level: gate[(..., *map(slice, size))] for level, gate in opened.items()}
 
 
 def middle(x: Tensor, spatial: int) -> Tensor:
-    """The middle slice of a volume along its depth; an image as it is."""
+    """Middle slice of a volume along its depth; an image as it is."""
     return x.select(-3, x.shape[-3] // 2) if spatial == 3 else x
 
 
-def pictured(x: Tensor) -> Tensor:
-    """Images (B, C, H, W) in 0..1, or class numbers (B, H, W) -> (B, H, W, 3) in 0..1.
+def to_pictures(x: Tensor) -> Tensor:
+    """Pictures (B, H, W, 3) in 0..1 of images (B, C, H, W) in 0..1 or class numbers (B, H, W).
 
     A fourth channel, of holes, is not shown. The background is black, a single other class white.
     """
@@ -60,8 +61,8 @@ def pictured(x: Tensor) -> Tensor:
     if x.ndim == 4:
         images = x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
         return images.float().clamp(0, 1).movedim(1, -1)
-    colours = COLOURS[(x - 1) % len(COLOURS)] if x.max() > 1 else torch.ones(*x.shape, 3)
-    return torch.where((x > 0)[..., None], colours, 0.0)
+    colors = COLORS[(x - 1) % len(COLORS)] if x.max() > 1 else torch.ones(*x.shape, 3)
+    return torch.where((x > 0)[..., None], colors, 0.0)
 
 
 def panel(
@@ -71,18 +72,18 @@ def panel(
     targets: Tensor | None = None,
     layers: Sequence[str] = ("gates",),
 ) -> np.ndarray:
-    """Inputs, results, targets and gates, a column per image, as (H, W, 3) uint8.
+    """Draw inputs, results, targets and gates, a column per image, as (height, width, 3) uint8.
 
     Of volumes the middle slices. Each gate's map is scaled to its own range, which is its title.
     """
     spatial = inputs.ndim - 2
     output, gates = gate_maps(network, inputs, layers)
     images = middle(inputs, spatial)
-    rows, titles, names = [pictured(images)], [[]], ["input"]
+    rows, titles, names = [to_pictures(images)], [[]], ["input"]
     shown = [("result", objective.result(output))]
     shown += [("target", targets)] if targets is not None else []
     for name, x in shown:
-        rows.append(pictured(middle(x, spatial)))
+        rows.append(to_pictures(middle(x, spatial)))
         titles.append([])
         names.append(name)
     under = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
@@ -91,11 +92,11 @@ def panel(
         rows.append(overlay(under, scaled(maps)))
         titles.append([f"{x.min():.2f}..{x.max():.2f}" for x in maps])
         names.append(f"gate {level}")
-    return sheet([smaller(row) for row in rows], titles, names)
+    return sheet([shrunk(row) for row in rows], titles, names)
 
 
-def smaller(pictures: Tensor) -> Tensor:
-    """(B, H, W, 3), shrunk where it has more pixels than a sheet shows."""
+def shrunk(pictures: Tensor) -> Tensor:
+    """Shrink pictures (B, H, W, 3) that have more pixels than a sheet shows."""
     factor = MOST_PIXELS / max(pictures.shape[1:3])
     if factor >= 1:
         return pictures
@@ -104,12 +105,12 @@ def smaller(pictures: Tensor) -> Tensor:
     return small.movedim(1, -1).clamp(0, 1)
 
 
-class PairPanel(Callback):
+class ImageToImagePanel(Callback):
     """Logs `val/panel` once per validation, to every logger that has `log_image`.
 
     Args:
-        images: how many, spread evenly over the validation set; where they differ in size only
-            those of the first one's.
+        images: number of images, evenly spaced in the validation set; if they differ in size, only
+            those of the first one's size.
     """
 
     def __init__(self, images: int = 6):
@@ -117,25 +118,26 @@ class PairPanel(Callback):
 
     def on_validation_batch_end(
         self,
-        trainer: Trainer,
-        module: LightningModule,
+        trainer: Any,
+        module: Any,
         outputs: Any,
         batch: tuple[Tensor, Tensor],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+        loggers: list[Any] = [one for one in trainer.loggers if hasattr(one, "log_image")]
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
-        picture = panel(module.network, module.objective, *self.chosen(trainer, batch))
+        picture = panel(module.network, module.objective, *self.select(trainer, batch))
         for logger in loggers:
             logger.log_image("val/panel", [picture])
 
-    def chosen(self, trainer: Trainer, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def select(self, trainer: Any, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, of the first batch if the data has no `val_images`."""
         source = getattr(trainer.datamodule, "val_images", None)
         if source is None:
-            return tuple(part[: self.images] for part in batch)
-        pairs = spread(source, self.images)
-        same = [pair for pair in pairs if pair[0].shape == pairs[0][0].shape]
+            return batch[0][: self.images], batch[1][: self.images]
+        samples = evenly_spaced(source, self.images)
+        same = [sample for sample in samples if sample[0].shape == samples[0][0].shape]
         inputs, targets = zip(*same, strict=True)
         return torch.stack(inputs).to(batch[0].device), torch.stack(targets).to(batch[1].device)

@@ -1,4 +1,4 @@
-"""Folders of images and of their masks: which file goes with which, patches of them, whole ones."""
+"""Folders of images and of their masks: files of equal names, patches and whole images."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -12,44 +12,53 @@ from torch.utils.data import Dataset
 
 from attention_vision.data.loading import random_stream
 from attention_vision.errors import InputError
-from attention_vision.generation.image_to_image.data import PairData, cut
+from attention_vision.generation.image_to_image.data import ImageToImageData, cut
 
 
-class Pairs(Protocol):
-    """Images with masks as arrays; cut first, then made tensors."""
+class ImagesAndMasks(Protocol):
+    """Images with masks as arrays, which are cut first and converted to tensors then."""
 
     def __len__(self) -> int: ...
     def open(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (*size, ...) and mask (*size)."""
+        ...
 
     def tensors(self, image: np.ndarray, mask: np.ndarray, index: int) -> tuple[Tensor, Tensor]:
         """Input (C, *size) float and classes (*size) int64, of the whole or of a part."""
+        ...
 
 
 class Patches(Dataset):
-    """Patches cut out at random and flipped at random, several of an image per epoch.
+    """Random patches, flipped at random, several of an image per epoch.
 
-    What is drawn follows from (seed, epoch, index).
+    The randomness follows from (seed, epoch, index).
 
     Raises:
         InputError: from `dataset[...]`, an image that is smaller than a patch.
     """
 
-    def __init__(self, pairs: Pairs, size: Sequence[int], per_image: int, flips: bool, seed: int):
-        self.pairs, self.size, self.per_image = pairs, size, per_image
+    def __init__(
+        self,
+        source: ImagesAndMasks,
+        size: Sequence[int],
+        per_image: int,
+        flips: bool,
+        seed: int,
+    ):
+        self.source, self.size, self.per_image = source, size, per_image
         self.flips, self.seed = flips, seed
 
     def __len__(self) -> int:
-        return len(self.pairs) * self.per_image
+        return len(self.source) * self.per_image
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
         number = index // self.per_image
-        image, mask = self.pairs.open(number)
+        image, mask = self.source.open(number)
         with random_stream(self.seed, epoch, index):
-            place = cut(mask.shape, self.size)
+            patch = cut(mask.shape, self.size)
             flipped = (torch.rand(len(self.size)) < 0.5) & self.flips
-        inputs, target = self.pairs.tensors(image[place], mask[place], number)
+        inputs, target = self.source.tensors(image[patch], mask[patch], number)
         axes = [axis - len(self.size) for axis, flip in enumerate(flipped.tolist()) if flip]
         return inputs.flip(axes), target.flip(axes)
 
@@ -57,34 +66,34 @@ class Patches(Dataset):
 class Whole(Dataset):
     """Whole images in order."""
 
-    def __init__(self, pairs: Pairs):
-        self.pairs = pairs
+    def __init__(self, source: ImagesAndMasks):
+        self.source = source
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.pairs.tensors(*self.pairs.open(index), index)
+        return self.source.tensors(*self.source.open(index), index)
 
 
-class PairFolders(PairData):
+class SegmentationFolders(ImageToImageData):
     """Base of images or volumes in one folder and their masks, of the same names, in another.
 
     Trains on patches, evaluates whole images one by one.
 
     Args:
-        train_images, train_masks: folders; a mask has the name of its image, up to the ending.
-        val_images, val_masks: of the evaluation, where it has folders of its own.
-        val_names: names or patterns such as `case_1*`, without the ending, of those in the training
-            folders that are held out for the evaluation.
-        class_names: of the classes, the first one is the background.
-        patches_per_image: in an epoch.
+        train_images, train_masks: folders; a mask has the name of its image, up to the suffix.
+        val_images, val_masks: folders of the evaluation, if it has its own.
+        val_names: names or patterns such as `case_1*`, without the suffix, of images in the
+            training folders that are held out for the evaluation.
+        class_names: names of the classes, the background first.
+        patches_per_image: number of patches in an epoch.
         flips: flip patches, each axis with probability 0.5.
-        batch_size, num_workers, seed, images: see `PairData`.
+        batch_size, num_workers, seed, images: see `ImageToImageData`.
 
     Raises:
-        InputError: from `setup`, a folder that is missing or empty, an image without its mask or
-            the reverse, or nothing to evaluate.
+        InputError: a folder that is missing or empty, an image without its mask or the reverse, or
+            nothing to evaluate; from `setup`.
     """
 
     evaluation_batch = 1
@@ -119,24 +128,27 @@ class PairFolders(PairData):
                 "what to evaluate on: give either data.val_names or data.val_images and val_masks"
             )
         self.class_names = class_names
-        self.train_folders, self.val_folders = (train_images, train_masks), (val_images, val_masks)
+        self.train_folders = train_images, train_masks
+        self.val_folders = None
+        if val_images is not None and val_masks is not None:
+            self.val_folders = val_images, val_masks
         self.val_names, self.patches_per_image, self.flips = val_names, patches_per_image, flips
 
-    def pairs(self, files: list[tuple[Path, Path]]) -> Pairs:
+    def images_and_masks(self, files: list[tuple[Path, Path]]) -> ImagesAndMasks:
         raise NotImplementedError
 
     def dataset(self, split: str, seed: int) -> Dataset:
-        pairs = self.pairs(self.files(split))
+        source = self.images_and_masks(self.files(split))
         if split == "train":
-            return Patches(pairs, self.patch, self.patches_per_image, self.flips, seed)
-        return Whole(pairs)
+            return Patches(source, self.patch, self.patches_per_image, self.flips, seed)
+        return Whole(source)
 
     def files(self, split: str) -> list[tuple[Path, Path]]:
         """(image, mask) of a split, in the order of their paths."""
-        if split == "val" and self.val_folders[0] is not None:
-            return paired(*self.val_folders, self.extensions)
-        every = paired(*self.train_folders, self.extensions)
-        chosen = [pair for pair in every if self.held_out(pair[0]) == (split == "val")]
+        if split == "val" and self.val_folders is not None:
+            return with_masks(*self.val_folders, self.extensions)
+        every = with_masks(*self.train_folders, self.extensions)
+        chosen = [files for files in every if self.held_out(files[0]) == (split == "val")]
         if not chosen:
             which = "all of them" if split == "train" else "none"
             raise InputError(
@@ -149,8 +161,8 @@ class PairFolders(PairData):
         return any(fnmatch(file.stem, pattern) for pattern in self.val_names)
 
 
-def paired(images: str, masks: str, extensions: Sequence[str]) -> list[tuple[Path, Path]]:
-    """Files of two folders that have the same names up to the ending."""
+def with_masks(images: str, masks: str, extensions: Sequence[str]) -> list[tuple[Path, Path]]:
+    """(image, mask) files of two folders, of the same names up to the suffix."""
     of_images, of_masks = (stems(folder, extensions) for folder in (images, masks))
     for stem, file in of_images.items():
         if stem not in of_masks:

@@ -1,6 +1,7 @@
-"""The training of image-to-image networks: restoration and segmentation."""
+"""Training of image-to-image networks: restoration and segmentation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +16,19 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 from torchmetrics.segmentation import DiceScore
 
 from attention_vision.errors import InputError
-from attention_vision.generation.image_to_image.figures import PairPanel
-from attention_vision.generation.image_to_image.predictions import PairResults
+from attention_vision.generation.data import Batch
+from attention_vision.generation.image_to_image.figures import ImageToImagePanel
+from attention_vision.generation.image_to_image.predictions import ImageToImageResults
 from attention_vision.generation.image_to_image.unet import AttentionUNet
 from attention_vision.generation.module import GenerationModule
 from attention_vision.training.logging import ResumableMean, log_epoch_mean
 from attention_vision.training.optim import WarmupCosine, configure
 
-Pair = tuple[Tensor, Tensor]
-
 
 class RestorationMetrics(nn.Module):
-    """PSNR and SSIM of each image, averaged over images; `psnr_input` is that of doing nothing.
+    """PSNR and SSIM of each image, averaged over images; `psnr_input` is the PSNR of the input.
 
-    Values are clipped to 0..1 first. Where nothing differs, PSNR is infinite.
+    Values are clipped to 0..1 first. The PSNR of equal images is infinite.
     """
 
     def __init__(self) -> None:
@@ -43,13 +43,13 @@ class RestorationMetrics(nn.Module):
         self.ssim.update(restored, targets)
 
     def compute(self) -> dict[str, Tensor]:
-        value = self.psnr.compute()
-        return {
-            "score": value,
-            "psnr": value,
-            "psnr_input": self.psnr_input.compute(),
-            "ssim": self.ssim.compute(),
+        metrics: dict[str, Any] = {
+            "psnr": self.psnr,
+            "psnr_input": self.psnr_input,
+            "ssim": self.ssim,
         }
+        numbers = {name: metric.compute() for name, metric in metrics.items()}
+        return {"score": numbers["psnr"]} | numbers
 
     def reset(self) -> None:
         for metric in (self.psnr, self.psnr_input, self.ssim):
@@ -57,12 +57,12 @@ class RestorationMetrics(nn.Module):
 
 
 def psnr() -> PeakSignalNoiseRatio:
-    """Of each image, then the mean; without `dim` it would be that of the mean error."""
+    """Mean PSNR over images; without `dim` it would be the PSNR of the mean error."""
     return PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")
 
 
 class SegmentationMetrics(nn.Module):
-    """Dice of each class but the background, per image, averaged over images, then over classes.
+    """Dice of each class but the background, averaged over images, then over classes.
 
     An image with a class neither in its mask nor in its prediction does not count for the class.
 
@@ -92,10 +92,10 @@ class SegmentationMetrics(nn.Module):
 
 
 class Restoration(nn.Module):
-    """The image that the input was degraded from.
+    """Objective: the image that the input was degraded from.
 
     Args:
-        loss: torch's, of (output, target). The mean squared error is what PSNR measures.
+        loss: torch's, of (output, target). PSNR measures the mean squared error.
     """
 
     def __init__(self, loss: Callable[[], nn.Module] = nn.MSELoss):
@@ -103,7 +103,7 @@ class Restoration(nn.Module):
         self.criterion = loss()
 
     def check(self, num_classes: int) -> None:
-        """Raises InputError for data of classes."""
+        """Raise InputError for data with classes."""
         if num_classes:
             raise InputError(
                 f"Restoration is for images as targets, the data has {num_classes} classes: set"
@@ -122,11 +122,11 @@ class Restoration(nn.Module):
 
 
 class Segmentation(nn.Module):
-    """The class of each pixel or voxel.
+    """Objective: the class of each pixel or voxel.
 
     Args:
-        dice_weight: of the soft Dice loss, the one that the release trains on.
-        cross_entropy_weight: of the cross-entropy.
+        dice_weight: weight of the soft Dice loss, which the release trains on.
+        cross_entropy_weight: weight of the cross-entropy.
     """
 
     def __init__(self, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0):
@@ -140,7 +140,7 @@ class Segmentation(nn.Module):
         self.dice_weight, self.cross_entropy_weight = weights
 
     def check(self, num_classes: int) -> None:
-        """Raises InputError for data without classes."""
+        """Raise InputError for data without classes."""
         if num_classes < 2:
             raise InputError(
                 f"Segmentation is for classes as targets, the data has {num_classes}: set"
@@ -177,16 +177,17 @@ def dice_loss(logits: Tensor, targets: Tensor, smooth: float = 0.01) -> Tensor:
 
 
 class ImageToImage(GenerationModule):
-    """Trains a network on (input, target) pairs of images or volumes.
+    """Trains a network that maps images or volumes to images, or to the class of each pixel.
 
     Logs `val/score`, which is `val/psnr` (dB) or `val/dice`, and what else the objective measures.
 
     Args:
         network: as a rule `AttentionUNet`.
-        objective: `Restoration` or `Segmentation`: loss, metrics and what comes out.
+        objective: `Restoration` or `Segmentation`: loss, metrics and results.
         optimizer: built with two parameter groups, see `optim.parameter_groups`.
         schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
-        ema_decay: of the average of weights that is validated and saved as the model, 0 for none.
+        ema_decay: decay of the average of weights that is validated and saved as the model, 0 for
+            no average.
 
     Raises:
         InputError: a number out of its range; from `setup`, data that does not fit.
@@ -207,8 +208,9 @@ class ImageToImage(GenerationModule):
         self.network, self.objective = network, objective
         self.optimizer, self.schedule, self.ema_decay = optimizer, schedule, ema_decay
         self.train_loss = ResumableMean()
-        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
-        self.metrics = nn.ModuleDict(
+        # Any: the values of a ModuleDict are typed as plain modules.
+        self.losses: Any = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.metrics: Any = nn.ModuleDict(
             {split: objective.metrics(network.num_classes) for split in ("val", "test")}
         )
 
@@ -216,9 +218,9 @@ class ImageToImage(GenerationModule):
         return [self.network]
 
     def setup(self, stage: str) -> None:
-        """Raises InputError when network and data disagree about classes or channels."""
+        """Raise InputError if network and data disagree about classes or channels."""
         super().setup(stage)
-        data = self.trainer.datamodule
+        data = self.datamodule
         channels = getattr(data, "channels", self.network.in_channels)
         if channels != self.network.in_channels:
             raise InputError(
@@ -227,7 +229,7 @@ class ImageToImage(GenerationModule):
             )
 
     def configure_callbacks(self) -> list[Callback]:
-        callbacks = [*super().configure_callbacks(), PairPanel(), PairResults()]
+        callbacks = [*super().configure_callbacks(), ImageToImagePanel(), ImageToImageResults()]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
         return callbacks
@@ -238,7 +240,7 @@ class ImageToImage(GenerationModule):
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
 
-    def training_step(self, batch: Pair, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch
         loss = self.objective.loss(self(inputs), targets)
         self.train_loss.update(loss.detach(), len(inputs))
@@ -247,10 +249,10 @@ class ImageToImage(GenerationModule):
     def on_train_epoch_end(self) -> None:
         log_epoch_mean(self, "train/loss", self.train_loss)
 
-    def validation_step(self, batch: Pair, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", *batch)
 
-    def test_step(self, batch: Pair, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("test", *batch)
 
     def _evaluate(self, split: str, inputs: Tensor, targets: Tensor) -> None:
@@ -274,7 +276,7 @@ class ImageToImage(GenerationModule):
     def _named(self, name: str) -> str:
         """`dice_of/2` -> `dice_of/NAME`, where the data has names."""
         start, slash, number = name.partition("/")
-        names = getattr(self.trainer.datamodule, "class_names", ())
+        names = getattr(self.datamodule, "class_names", ())
         return f"{start}/{names[int(number)]}" if slash and names else name
 
     def predict_step(self, batch: tuple[Tensor, list[str], list[torch.Size]], _: int) -> Tensor:

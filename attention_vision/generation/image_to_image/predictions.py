@@ -1,4 +1,4 @@
-"""What `predict` of an image-to-image network leaves in the run folder."""
+"""Files that `predict` of an image-to-image network writes into the run folder."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from PIL import Image
 from torch import Tensor
 
@@ -18,19 +18,19 @@ from attention_vision.training.logging import run_folder
 RESULTS = "results"
 
 
-class PairResults(Callback):
+class ImageToImageResults(Callback):
     """Writes results/NAME.png, or .npy for volumes, and pictures/NAME.png.
 
-    A result is a restored image, or a mask with the grey levels of `data.values` (class numbers
-    where the data has none), in the size of its file. The picture shows input and result side by
-    side, and the gates. NAME is the file's path below the folder of images, without the ending
-    where no other file differs in that alone.
+    A result is a restored image, or a mask with the gray levels of `data.values` (class numbers if
+    the data has none), in the size of its file. The picture shows input and result side by side,
+    and the gates. NAME is the file's path below the folder of images, without the suffix unless two
+    files differ in that alone.
     """
 
     def __init__(self) -> None:
         self._names: dict[str, Path] = {}
 
-    def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_predict_start(self, trainer: Any, module: LightningModule) -> None:
         data = trainer.datamodule
         paths = {file: path_below(file, data.images) for file in data.predict_images.files}
         count = Counter(path.with_suffix("") for path in paths.values())
@@ -41,8 +41,8 @@ class PairResults(Callback):
 
     def on_predict_batch_end(
         self,
-        trainer: Trainer,
-        module: LightningModule,
+        trainer: Any,
+        module: Any,
         outputs: Tensor,
         batch: tuple[Tensor, list[str], list[torch.Size]],
         batch_idx: int,
@@ -59,10 +59,11 @@ class PairResults(Callback):
 
 
 def write(file: Path, result: Tensor, size: torch.Size, values: Any) -> None:
-    """An image (3, H, W) in 0..1, a mask (H, W), or one (D, H, W), as large as `size` says.
+    """Write an image (3, H, W) in 0..1, a mask (H, W) or (D, H, W), enlarged to `size`.
 
     Args:
-        file: without the ending.
+        file: without the suffix.
+        values: gray level of each class in a mask; None for the class numbers.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     if result.is_floating_point():

@@ -1,4 +1,4 @@
-"""Data for restoration: images of any kind, degraded, with the images themselves as targets."""
+"""Data for restoration: degraded images as inputs, the images themselves as targets."""
 
 from collections.abc import Sequence
 
@@ -11,23 +11,24 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from attention_vision.data.digits import single_digits
 from attention_vision.data.image_files import image_files, read_image
 from attention_vision.data.loading import random_stream
+from attention_vision.data.samples import Split
 from attention_vision.data.torchvision_sets import published
-from attention_vision.generation.image_to_image.data import EVALUATION, PairData, cut
+from attention_vision.generation.image_to_image.data import EVALUATION, ImageToImageData, cut
 from attention_vision.generation.image_to_image.degradations import Degradation
 
 
-class DegradedImages(PairData):
-    """Base of data for restoration: a subclass gives `pictures`.
+class DegradedImages(ImageToImageData):
+    """Base of data for restoration: a subclass implements `pictures`.
 
     A training patch is cut, flipped and degraded anew in every epoch, by (seed, epoch, index); an
-    evaluation image is whole and degraded always in the same way, by its index alone.
+    evaluation image is whole and always degraded in the same way, by its index alone.
 
     Args:
-        degradation: what is to be undone.
+        degradation: the degradation to undo.
         flip: mirror half of the training patches.
         images: folder to predict, of images that are degraded already.
-        degrade: degrade them first.
-        size, batch_size, num_workers, seed: see `PairData`.
+        degrade: degrade the images to predict first.
+        size, batch_size, num_workers, seed: see `ImageToImageData`.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class DegradedImages(PairData):
         self.degradation, self.flip, self.degrade = degradation, flip, degrade
         self.channels = degradation.channels
 
-    def pictures(self, split: str) -> Sequence[Tensor]:
-        """Images (3, H, W) uint8 of "train" or "val". Raises InputError without any."""
+    def pictures(self, split: Split) -> Sequence[Tensor] | Tensor:
+        """Images (3, H, W) uint8 of a split. Raises InputError if there are none."""
         raise NotImplementedError
 
-    def dataset(self, split: str, seed: int) -> Dataset:
+    def dataset(self, split: Split, seed: int) -> Dataset:
         pictures = self.pictures(split)
         if split == "train":
             return DegradedPatches(pictures, self.degradation, self.size, self.flip, seed)
@@ -60,11 +61,11 @@ class DegradedImages(PairData):
 
 
 class DegradedPatches(Dataset):
-    """(input, image in 0..1) for training; what is drawn follows from (seed, epoch, index)."""
+    """(input, image in 0..1) for training; randomness follows from (seed, epoch, index)."""
 
     def __init__(
         self,
-        pictures: Sequence[Tensor],
+        pictures: Sequence[Tensor] | Tensor,
         degradation: Degradation,
         size: int,
         flip: bool,
@@ -87,9 +88,9 @@ class DegradedPatches(Dataset):
 
 
 class DegradedWhole(Dataset):
-    """(input, image in 0..1) for evaluation; what is drawn follows from the index."""
+    """(input, image in 0..1) for evaluation; randomness follows from the index."""
 
-    def __init__(self, pictures: Sequence[Tensor], degradation: Degradation):
+    def __init__(self, pictures: Sequence[Tensor] | Tensor, degradation: Degradation):
         self.pictures, self.degradation = pictures, degradation
 
     def __len__(self) -> int:
@@ -147,12 +148,12 @@ class DegradedFolder(DegradedImages):
         super().__init__(degradation, size, flip, batch_size, num_workers, seed, images, degrade)
         self.folders = {"train": train_images, "val": val_images}
 
-    def pictures(self, split: str) -> Sequence[Tensor]:
-        return Files(self.folders[split])
+    def pictures(self, split: Split) -> Sequence[Tensor] | Tensor:
+        return FilePictures(self.folders[split])
 
 
-class Files(Sequence):
-    """Image files below a folder, read when asked for."""
+class FilePictures(Sequence):
+    """Image files below a folder, each read on access."""
 
     def __init__(self, folder: str):
         self.files = image_files(folder)
@@ -190,10 +191,10 @@ class DegradedCIFAR10(DegradedImages):
 
     def prepare_data(self) -> None:
         if self.download:
-            for split in ("train", "val"):
-                published(torchvision.datasets.CIFAR10, self.root, split, download=True)
+            published(torchvision.datasets.CIFAR10, self.root, "train", download=True)
+            published(torchvision.datasets.CIFAR10, self.root, "val", download=True)
 
-    def pictures(self, split: str) -> Sequence[Tensor]:
+    def pictures(self, split: Split) -> Sequence[Tensor] | Tensor:
         return published(torchvision.datasets.CIFAR10, self.root, split)[0]
 
 
@@ -216,6 +217,6 @@ class DegradedDigits(DegradedImages):
     ):
         super().__init__(degradation, size, False, batch_size, num_workers, seed, images, degrade)
 
-    def pictures(self, split: str) -> Sequence[Tensor]:
+    def pictures(self, split: Split) -> Sequence[Tensor] | Tensor:
         digits, _ = single_digits(split, self.size)
         return (digits * 255).round().byte().expand(-1, 3, -1, -1)

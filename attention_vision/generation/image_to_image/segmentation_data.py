@@ -13,21 +13,27 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from attention_vision.data.digits import single_digits
 from attention_vision.data.image_files import EXTENSIONS, image_files, read_image
 from attention_vision.data.loading import random_stream
+from attention_vision.data.samples import Split
 from attention_vision.errors import InputError
-from attention_vision.generation.image_to_image.data import EVALUATION, PairData, by
-from attention_vision.generation.image_to_image.mask_folders import PairFolders, Pairs
+from attention_vision.generation.image_to_image.data import EVALUATION, ImageToImageData, by
+from attention_vision.generation.image_to_image.mask_folders import (
+    ImagesAndMasks,
+    SegmentationFolders,
+)
 
 
-class MaskFolder(PairFolders):
-    """RGB images and masks, whose grey levels are the classes.
+class MaskFolder(SegmentationFolders):
+    """RGB images, and masks whose gray levels are the classes.
 
     Args:
-        values: grey level of each class in the masks.
-        shrink: divides the sides of images and masks; a pixel gets the class that covers most.
+        values: gray level of each class in the masks.
+        shrink: divisor of the sides of images and masks; a pixel has the class that covers most of
+            it.
         size: side of the training patches after shrinking, in pixels.
-        in_memory: keep what was read; for small sets.
+        in_memory: keep images and masks in memory; for small sets.
         train_images, train_masks, val_images, val_masks, val_names, class_names,
-            patches_per_image, flips, batch_size, num_workers, seed, images: see `PairFolders`.
+            patches_per_image, flips: see `SegmentationFolders`.
+        batch_size, num_workers, seed, images: see `ImageToImageData`.
     """
 
     extensions = EXTENSIONS
@@ -65,7 +71,7 @@ class MaskFolder(PairFolders):
         self.values, self.shrink, self.in_memory = values, shrink, in_memory
         self.patch = (size, size)
 
-    def pairs(self, files: list[tuple[Path, Path]]) -> Pairs:
+    def images_and_masks(self, files: list[tuple[Path, Path]]) -> ImagesAndMasks:
         return MaskedImages(files, self.values, self.shrink, self.in_memory)
 
     def inputs(self, folder: str) -> Dataset:
@@ -76,7 +82,7 @@ class MaskedImages:
     """Image files with mask files, as uint8 arrays (H, W, 3) and class numbers (H, W).
 
     Raises:
-        InputError: from `open`, sizes that differ, or a grey level that is no class.
+        InputError: from `open`, sizes that differ, or a gray level that is not a class.
     """
 
     def __init__(
@@ -93,7 +99,7 @@ class MaskedImages:
         if index in self._kept:
             return self._kept[index]
         image_file, mask_file = self.files[index]
-        image, mask = read_image(str(image_file)), np.asarray(read_grey(mask_file))
+        image, mask = read_image(str(image_file)), np.asarray(read_gray(mask_file))
         if (image.height, image.width) != mask.shape:
             raise InputError(
                 f"{image_file} is {by((image.height, image.width))}, its mask {mask_file}"
@@ -107,13 +113,13 @@ class MaskedImages:
         classes = np.zeros(mask.shape, np.uint8)
         for number, value in enumerate(self.values):
             classes[mask == value] = number
-        pair = (
+        arrays = (
             np.asarray(shrunk(image, self.shrink)),
             shrunk_classes(classes, len(self.values), self.shrink),
         )
         if self.in_memory:
-            self._kept[index] = pair
-        return pair
+            self._kept[index] = arrays
+        return arrays
 
     def tensors(self, image: np.ndarray, mask: np.ndarray, index: int) -> tuple[Tensor, Tensor]:
         # Copies: a part of an array is neither contiguous nor ours to write.
@@ -135,18 +141,18 @@ class ImagesToSegment(Dataset):
         return pil_to_tensor(shrunk(image, self.shrink)) / 255, self.files[index], size
 
 
-def read_grey(file: Path) -> Image.Image:
-    """A mask, whose numbers stay as they are: palette images keep the palette's indices.
+def read_gray(file: Path) -> Image.Image:
+    """Read a mask with its numbers as they are: of a palette image the palette's indices.
 
-    Raises InputError for a file that cannot be read, or has colours.
+    Raises InputError for a file that cannot be read, or has colors.
     """
     try:
         with Image.open(file) as image:
             if image.mode in ("L", "P"):
                 return image.copy()
-            grey = image.convert("L")
-            if image.mode == "1" or image.convert("RGB") == grey.convert("RGB"):
-                return grey
+            gray = image.convert("L")
+            if image.mode == "1" or image.convert("RGB") == gray.convert("RGB"):
+                return gray
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"cannot read the mask {file}: repair it ({error})") from None
     raise InputError(f"{file}: a mask is a grey image whose levels are the classes, not a coloured")
@@ -158,23 +164,21 @@ def shrunk(image: Image.Image, factor: float) -> Image.Image:
 
 
 def shrunk_classes(classes: np.ndarray, count: int, factor: float) -> np.ndarray:
-    """(H, W) uint8, smaller by the factor: each pixel has the class that covers most of it."""
+    """Shrink class numbers (H, W) uint8: each pixel has the class that covers most of it."""
     if factor == 1:
         return classes
     size = [max(1, round(length / factor)) for length in reversed(classes.shape)]
-    shares = [
-        Image.fromarray((classes == number).astype(np.float32)).resize(size, Image.Resampling.BOX)
-        for number in range(count)
-    ]
-    return np.argmax(np.stack(shares), 0).astype(np.uint8)
+    masks = (Image.fromarray((classes == number).astype(np.float32)) for number in range(count))
+    fractions = [np.asarray(mask.resize(size, Image.Resampling.BOX)) for mask in masks]
+    return np.argmax(np.stack(fractions), 0).astype(np.uint8)
 
 
-class DigitMasks(PairData):
+class DigitMasks(ImageToImageData):
     """scikit-learn's digits in noise, and their ink as the mask; 1,442 to train on, 355 held out.
 
     Args:
         sigma: of the noise, where ink is 1.
-        size, batch_size, num_workers, seed, images: see `PairData`.
+        size, batch_size, num_workers, seed, images: see `ImageToImageData`.
     """
 
     class_names = ("background", "ink")
@@ -191,7 +195,7 @@ class DigitMasks(PairData):
         super().__init__(size, batch_size, num_workers, seed, images)
         self.sigma = sigma
 
-    def dataset(self, split: str, seed: int) -> Dataset:
+    def dataset(self, split: Split, seed: int) -> Dataset:
         digits, _ = single_digits(split, self.size)
         return NoisyDigits(digits, self.sigma, seed if split == "train" else EVALUATION)
 

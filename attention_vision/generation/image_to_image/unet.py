@@ -70,7 +70,7 @@ class MultiGate(nn.Module):
 
 
 class SkipAttention(nn.Module):
-    """Puts a FeatureAttention on a skip connection; it does not see the gating signal.
+    """FeatureAttention on a skip connection, which ignores the gating signal.
 
     Shape: x (B, C, H, W), gating, which is ignored -> (B, C, H, W)
     """
@@ -84,7 +84,7 @@ class SkipAttention(nn.Module):
 
 
 class GatingSignal(nn.Sequential):
-    """The layer that the release puts between the lowest map and its gate.
+    """The layer between the lowest map and its gate, as in the release.
 
     Shape: (B, C, H, W) -> (B, C, H, W); one more axis with `dims=3`
     """
@@ -94,7 +94,7 @@ class GatingSignal(nn.Sequential):
 
 
 class AttentionUNet(nn.Module):
-    """Image or volume -> logits per class and pixel, or another image.
+    """Attention U-Net: image or volume -> logits per class and pixel, or another image.
 
     Shape: (B, in_channels, H, W) -> (B, num_classes or out_channels, H, W); (B, C, D, H, W) with
     `dimensions=3`. Any size: what 2 ** depth does not divide is padded with copies of the border,
@@ -112,14 +112,14 @@ class AttentionUNet(nn.Module):
         width: channels of level 1.
         depth: levels with a skip connection.
         dimensions: 2 or 3.
-        attention: `(channels, gating_channels) -> module` of (skip, gating) on each gated level;
-            `torch.nn.Identity` leaves the skips as they are: the plain U-Net.
+        attention: factory `(channels, gating_channels) -> module` of the module of (skip, gating)
+            on each gated level; `torch.nn.Identity` leaves the skips as they are: the plain U-Net.
         gated_levels: 1 is at full size; the paper gates all levels but this.
         gating: `channels -> module` on the lowest map before it steers its gate.
         deep_supervision: heads on all decoder levels, resized, concatenated and merged by a 1x1
             convolution, as released.
-        residual: add the input (its first `out_channels`) to the output: learn the correction, from
-            none on.
+        residual: add the input (its first `out_channels`) to the output, so that the network learns
+            the correction, which is 0 at first.
 
     Raises:
         InputError: numbers that do not fit each other.
@@ -162,9 +162,11 @@ class AttentionUNet(nn.Module):
         self.decoder = nn.ModuleList(
             block(fine + coarse, fine) for fine, coarse in pairwise(widths)
         )
-        self.head = head(widths[:depth], num_classes or out_channels, dimensions, deep_supervision)
+        self.head = build_head(
+            widths[:depth], num_classes or out_channels, dimensions, deep_supervision
+        )
         for module in self.modules():
-            if isinstance(module, CONV[dimensions]):
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight)
         if residual:
             for parameter in self.head.last.parameters():
@@ -253,7 +255,9 @@ class DeepSupervision(nn.Module):
         return self.last(torch.cat(outputs, 1))
 
 
-def head(widths: Sequence[int], outputs: int, dimensions: int, deep_supervision: bool) -> nn.Module:
+def build_head(
+    widths: Sequence[int], outputs: int, dimensions: int, deep_supervision: bool
+) -> Head | DeepSupervision:
     if deep_supervision:
         return DeepSupervision(widths, outputs, dimensions)
     return Head(widths[0], outputs, dimensions)

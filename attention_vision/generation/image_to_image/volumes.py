@@ -10,22 +10,26 @@ from torch.utils.data import Dataset
 
 from attention_vision.errors import InputError
 from attention_vision.generation.image_to_image.data import by
-from attention_vision.generation.image_to_image.mask_folders import PairFolders, Pairs
+from attention_vision.generation.image_to_image.mask_folders import (
+    ImagesAndMasks,
+    SegmentationFolders,
+)
 
 VOLUMES = (".npy", ".npz")
 
 
-class VolumeFolder(PairFolders):
+class VolumeFolder(SegmentationFolders):
     """Volumes of one channel and their masks, .npy or .npz files of arrays (D, H, W).
 
-    A mask holds class numbers 0..num_classes-1. An .npy is not read whole for a patch.
+    A mask has class numbers 0..num_classes-1. Of an .npy only the patch is read.
 
     Args:
-        window: (low, high), what becomes 0 and 1; values outside are clipped. In CT, Hounsfield
-            units.
+        window: (low, high), the values that become 0 and 1; values outside are clipped. In CT,
+            Hounsfield units.
         patch: depth, height and width of the training patches.
         train_images, train_masks, val_images, val_masks, val_names, class_names,
-            patches_per_image, flips, batch_size, num_workers, seed, images: see `PairFolders`.
+            patches_per_image, flips: see `SegmentationFolders`.
+        batch_size, num_workers, seed, images: see `ImageToImageData`.
     """
 
     extensions = VOLUMES
@@ -53,10 +57,10 @@ class VolumeFolder(PairFolders):
             patches_per_image, flips, batch_size, num_workers, seed, images,
         )  # fmt: skip
         if not window[0] < window[1]:
-            raise InputError(f"data.window {list(window)} is no range")
+            raise InputError(f"data.window {list(window)} is not a range")
         self.window, self.patch = window, patch
 
-    def pairs(self, files: list[tuple[Path, Path]]) -> Pairs:
+    def images_and_masks(self, files: list[tuple[Path, Path]]) -> ImagesAndMasks:
         return MaskedVolumes(files, self.num_classes, self.window)
 
     def inputs(self, folder: str) -> Dataset:
@@ -67,7 +71,7 @@ class MaskedVolumes:
     """Volume files with mask files.
 
     Raises:
-        InputError: sizes that differ, or a number that is no class.
+        InputError: sizes that differ, or a number that is not a class.
     """
 
     def __init__(
@@ -91,7 +95,7 @@ class MaskedVolumes:
         low, high = mask.min(), mask.max()
         if low < 0 or high >= self.num_classes or mask.dtype.kind not in "iub":
             raise InputError(
-                f"{self.files[index][1]}: {mask.dtype} from {low} to {high}; a mask holds whole"
+                f"{self.files[index][1]}: {mask.dtype} from {low} to {high}; a mask has whole"
                 f" numbers 0..{self.num_classes - 1}, one per class of data.class_names"
             )
         return windowed(image, self.window), torch.from_numpy(mask.astype(np.int64))
@@ -117,12 +121,12 @@ class VolumesToSegment(Dataset):
 
 
 def read_volume(file: Path) -> np.ndarray:
-    """(D, H, W), on disk still where the file is an .npy."""
+    """Open a volume (D, H, W); an .npy is read from the disk when it is used."""
     try:
         array = np.load(file, mmap_mode="r")
         if isinstance(array, np.lib.npyio.NpzFile):
             if len(array.files) != 1:
-                raise InputError(f"{file} holds {len(array.files)} arrays, not one")
+                raise InputError(f"{file} contains {len(array.files)} arrays, not one")
             array = array[array.files[0]]
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, InputError):
@@ -134,7 +138,7 @@ def read_volume(file: Path) -> np.ndarray:
 
 
 def windowed(volume: np.ndarray, window: tuple[float, float]) -> Tensor:
-    """(D, H, W) -> (1, D, H, W) float, the window's ends at 0 and 1."""
+    """Scale a window of values to 0..1: (D, H, W) -> (1, D, H, W) float."""
     low, high = window
     scaled = (torch.from_numpy(volume.astype(np.float32)) - low) / (high - low)
     return scaled.clamp_(0, 1)[None]

@@ -1,0 +1,58 @@
+"""Samples of a data set to show, and their titles."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeVar
+
+from attention_vision.data.image_files import path_below
+
+Split = Literal["train", "val"]
+Sample = TypeVar("Sample", covariant=True)
+
+
+class MapDataset(Protocol[Sample]):
+    """A map-style data set that has a length."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+def evenly_spaced(source: MapDataset[Sample], count: int) -> list[Sample]:
+    """Up to `count` samples at equal distances of a data set that may be sorted by class."""
+    count = min(count, len(source))
+    return [source[number * len(source) // count] for number in range(count)]
+
+
+def titled_samples(data: Any, images: str | None, count: int) -> dict[str, Any]:
+    """Title -> sample of a task's data: up to `count`, evenly spaced.
+
+    Args:
+        data: a LightningDataModule whose `setup` sets `val_images`, or `predict_images` with
+            their `files`.
+        images: a folder of images or one image; the validation images where none is given.
+        count: samples, at most.
+
+    Raises:
+        InputError: there are no images.
+    """
+    if images is None:
+        data.setup("validate")
+        source = data.val_images
+        titles = [f"val_{number:05}" for number in range(len(source))]
+    else:
+        data.images = images
+        data.setup("predict")
+        source = data.predict_images
+        titles = file_titles(source.files, images)
+    return {titles[number]: source[number] for number in evenly_spaced(range(len(source)), count)}
+
+
+def file_titles(files: Sequence[str], folder: str) -> list[str]:
+    """SUBFOLDER_STEM of each file, with the suffix where two files differ in that alone."""
+    paths = [path_below(file, folder) for file in files]
+    stems = [path.with_suffix("") for path in paths]
+    counts = Counter(stems)
+    return [
+        "_".join((stem if counts[stem] == 1 else path).parts)
+        for path, stem in zip(paths, stems, strict=True)
+    ]
