@@ -1,19 +1,16 @@
-"""Data for classification: the base class holds loaders, sampling, recipe; subclasses the images.
+"""Data for classification: `ClassificationData` and the data sets that derive from it.
 
 Batches are (images (B, 3, H, W) float normalised, labels (B,) int64); in predict (images, list of
 paths).
 """
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from attention_vision.classification.sources import (
     Augmented,
@@ -26,17 +23,9 @@ from attention_vision.classification.sources import (
 from attention_vision.classification.transforms import Photographs, Recipe, SmallImages
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD
-from attention_vision.data.loading import (
-    EpochSampler,
-    RepeatedSampler,
-    check_loading,
-    evaluation_loader,
-    replicas,
-    train_loader,
-)
+from attention_vision.data.loading import EpochSampler, RepeatedSampler, TaskData, replicas
 from attention_vision.data.torchvision_sets import CIFAR10_NAMES, published
 from attention_vision.errors import InputError
-from attention_vision.training.steps import run_seed
 
 SMALL_IMAGES, PHOTOGRAPHS = SmallImages(), Photographs()
 # No flips, which would make other digits; small turns, shifts and zooms instead.
@@ -54,27 +43,21 @@ trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
 
-class ClassificationData(LightningDataModule):
-    """Base of all classification data: a subclass sets what is declared here and gives `source`.
+class ClassificationData(TaskData):
+    """Base of all classification data: a subclass sets what is declared here, defines `source`.
 
     Each subclass takes its own kind of `recipe`, the augmentation of the training images.
 
     Args:
         image_size: side of the square images that the network sees, in pixels.
-        batch_size: images per process and step.
-        num_workers: processes that load images, 0 to load in the training process.
-        seed: of order and augmentation; the run's seed where none is given.
-        images: folder of images to predict, searched through its subfolders.
         repeats: how often an epoch shows each image that it takes, augmented anew; its length stays
             (repeated augmentation, see `RepeatedSampler`; 3 in DeiT).
-
-    `num_classes` and `class_names` are known before `setup`.
+        batch_size, num_workers, seed, images: see `TaskData`.
 
     Raises:
         InputError: a size or number that is not positive.
     """
 
-    class_names: Sequence[str]
     recipe: Recipe
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
@@ -87,59 +70,33 @@ class ClassificationData(LightningDataModule):
         images: str | None,
         repeats: int,
     ):
-        super().__init__()
+        super().__init__(batch_size, num_workers, seed, images)
         for name, value in (("image_size", image_size), ("repeats", repeats)):
             if value < 1:
                 raise InputError(f"data.{name} {value} is not positive")
-        check_loading(batch_size, num_workers)
-        self.image_size = image_size
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.images, self.repeats = images, repeats
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
+        self.image_size, self.repeats = image_size, repeats
 
     def source(self, split: str) -> Source:
         """The images of "train" or "val". Raises InputError when they are missing or wrong."""
         raise NotImplementedError
 
-    def setup(self, stage: str) -> None:
-        transforms = self.recipe.train, self.recipe.evaluation
-        train, evaluation = (make(self.image_size, self.mean, self.std) for make in transforms)
-        seed = run_seed() if self.seed is None else self.seed
-        if stage == "fit":
-            self.train_images = Augmented(self._checked("train"), train, seed, self.repeats)
-        if stage in ("fit", "validate", "test"):
-            self.val_images = Augmented(self._checked("val"), evaluation, seed)
-        if stage == "predict":
-            if self.images is None:
-                raise InputError("nothing to predict: set data.images to a folder of images")
-            self.predict_images = ImageFiles(self.images, evaluation)
+    def dataset(self, split: str, seed: int) -> Dataset:
+        if split == "train":
+            transform = self.recipe.train(self.image_size, self.mean, self.std)
+            return Augmented(self._checked(split), transform, seed, self.repeats)
+        return Augmented(self._checked(split), self._evaluation(), seed)
 
-    def train_dataloader(self) -> StatefulDataLoader:
-        """Shuffled full batches. Raises InputError when there is not even one."""
-        images = self.train_images
-        place = images, *replicas(self.trainer), images.seed
-        repeated = self.repeats > 1
-        sampler = RepeatedSampler(*place, self.repeats) if repeated else EpochSampler(*place)
-        return train_loader(self.trainer, sampler, self._loading())
+    def inputs(self, folder: str) -> Dataset:
+        return ImageFiles(folder, self._evaluation())
 
-    def val_dataloader(self) -> DataLoader:
-        return evaluation_loader(self.trainer, self.val_images, self._loading())
+    def sampler(self) -> EpochSampler:
+        if self.repeats == 1:
+            return super().sampler()
+        processes = replicas(self.trainer)
+        return RepeatedSampler(self.train_images, *processes, self.order_seed, self.repeats)
 
-    def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader:
-        return DataLoader(self.predict_images, **self._loading())
-
-    def _loading(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-        }
+    def _evaluation(self) -> v2.Transform:
+        return self.recipe.evaluation(self.image_size, self.mean, self.std)
 
     def _checked(self, split: str) -> Source:
         source = self.source(split)
@@ -207,7 +164,7 @@ class Published(ClassificationData):
         per_class: training images of each class, the first ones; all where none is given.
     """
 
-    dataset: type
+    torchvision_class: type[torchvision.datasets.VisionDataset]
     own_size = 32
 
     def __init__(
@@ -233,10 +190,10 @@ class Published(ClassificationData):
     def prepare_data(self) -> None:
         if self.download:
             for split in ("train", "val"):
-                published(self.dataset, self.root, split, download=True)
+                published(self.torchvision_class, self.root, split, download=True)
 
     def source(self, split: str) -> Source:
-        images, labels = published(self.dataset, self.root, split)
+        images, labels = published(self.torchvision_class, self.root, split)
         if split == "train" and self.per_class is not None:
             kept = first_of_each(labels, self.per_class)
             images, labels = images[kept], [labels[index] for index in kept]
@@ -246,7 +203,7 @@ class Published(ClassificationData):
 class CIFAR10(Published):
     """50,000 training and 10,000 test images of 32x32 pixels."""
 
-    dataset = torchvision.datasets.CIFAR10
+    torchvision_class = torchvision.datasets.CIFAR10
     class_names = CIFAR10_NAMES
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -254,7 +211,7 @@ class CIFAR10(Published):
 class CIFAR100(Published):
     """50,000 training and 10,000 test images of 32x32 pixels, 100 fine classes."""
 
-    dataset = torchvision.datasets.CIFAR100
+    torchvision_class = torchvision.datasets.CIFAR100
     class_names = tuple(CIFAR100_NAMES.split())
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
@@ -262,7 +219,7 @@ class CIFAR100(Published):
 class FashionMNIST(Published):
     """60,000 training and 10,000 test images of 28x28 pixels, grey."""
 
-    dataset = torchvision.datasets.FashionMNIST
+    torchvision_class = torchvision.datasets.FashionMNIST
     class_names = tuple(torchvision.datasets.FashionMNIST.classes)
     mean, std = (0.2860,) * 3, (0.3530,) * 3
     own_size = 28

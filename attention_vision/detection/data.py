@@ -1,11 +1,11 @@
-"""Data for detection: the base class holds loaders, sampling, recipe; subclasses the images.
+"""Data for detection: `DetectionData`, and scenes of digits.
 
 Batches are (images (B, 3, H, W) float normalised and padded with zeros, padding_mask (B, H, W)
-bool, True where padded, targets: a dict per image). A target holds `image_id`; `orig_size` and
-`size`, (h, w) of the file and as fed; and of its n objects `boxes` (n, 4) cxcywh in 0..1 of the
+bool, True where padded, targets: a dict per image). A target has `image_id`; `orig_size` and
+`size`, (h, w) of the file and as fed; and for its n objects `boxes` (n, 4) cxcywh in 0..1 of the
 image without padding, `labels` (n,) int64, `area` (n,) in pixels of the file, `iscrowd` (n,). In
 training there are no crowds; in evaluation they are kept for the metric; `criterion.without_crowds`
-leaves them out of a loss. In predict a target holds `path` and no objects.
+leaves them out of a loss. In predict a target has `path` and no objects.
 """
 
 from collections.abc import Sequence
@@ -14,29 +14,20 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
 
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, scene
 from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
-from attention_vision.data.loading import (
-    EpochSampler,
-    check_loading,
-    evaluation_loader,
-    random_stream,
-    replicas,
-    train_loader,
-)
+from attention_vision.data.loading import EpochSampler, TaskData, random_stream, replicas
 from attention_vision.detection.transforms import Scales
 from attention_vision.errors import InputError
-from attention_vision.training.steps import mix, run_seed
+from attention_vision.training.steps import mix
 
 Target = dict[str, Any]
 Batch = tuple[Tensor, Tensor, list[Target]]
@@ -60,15 +51,12 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> tuple[Image.Image, int, Objects]: ...
 
 
-class DetectionData(LightningDataModule):
-    """Base of all detection data: a subclass sets what is declared here and gives `source`.
+class DetectionData(TaskData):
+    """Base of all detection data: a subclass sets what is declared here, defines `source`.
 
     Args:
         recipe: scales and crops.
-        batch_size: images per process and step.
-        num_workers: processes that load images, 0 to load in the training process.
-        seed: of order and augmentation; the run's seed where none is given.
-        images: folder of images to predict, searched through its subfolders.
+        batch_size, num_workers, seed, images: see `TaskData`.
         group_by_shape: train on batches of either wide or tall images, so that less is padded.
 
     `num_classes`, `class_names` and `category_ids` (the category of each label) are known before
@@ -78,8 +66,8 @@ class DetectionData(LightningDataModule):
         InputError: `batch_size` is not positive, or `num_workers` negative.
     """
 
-    class_names: Sequence[str]
     category_ids: Sequence[int]
+    train_images: "Annotated"
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(
@@ -91,52 +79,27 @@ class DetectionData(LightningDataModule):
         images: str | None,
         group_by_shape: bool,
     ):
-        super().__init__()
-        check_loading(batch_size, num_workers)
-        self.recipe = recipe
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.images, self.group_by_shape = images, group_by_shape
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
+        super().__init__(batch_size, num_workers, seed, images)
+        self.recipe, self.group_by_shape = recipe, group_by_shape
 
     def source(self, split: str) -> Source:
         """The images of "train" or "val". Raises InputError when they are missing or wrong."""
         raise NotImplementedError
 
-    def setup(self, stage: str) -> None:
-        train, evaluation = (
-            make(self.mean, self.std) for make in (self.recipe.train, self.recipe.evaluate)
-        )
-        seed = run_seed() if self.seed is None else self.seed
-        if stage == "fit":
-            self.train_images = Annotated(self._checked("train"), train, seed, crowds=False)
-        if stage in ("fit", "validate", "test"):
-            self.val_images = Annotated(self._checked("val"), evaluation, seed, crowds=True)
-        if stage == "predict":
-            if self.images is None:
-                raise InputError("nothing to predict: set data.images to a folder of images")
-            self.predict_images = ImageFiles(self.images, evaluation)
+    def dataset(self, split: str, seed: int) -> "Annotated":
+        training = split == "train"
+        transform = (self.recipe.train if training else self.recipe.evaluate)(self.mean, self.std)
+        return Annotated(self._checked(split), transform, seed, crowds=not training)
 
-    def train_dataloader(self) -> StatefulDataLoader:
-        """Shuffled full batches. Raises InputError when there is not even one."""
-        images, place = self.train_images, replicas(self.trainer)
-        if self.group_by_shape:
-            wide = images.source.sizes[:, 1] > images.source.sizes[:, 0]
-            sampler = GroupedSampler(images, *place, images.seed, wide.tolist(), self.batch_size)
-        else:
-            sampler = EpochSampler(images, *place, images.seed)
-        return train_loader(self.trainer, sampler, self._loading())
+    def inputs(self, folder: str) -> Dataset:
+        return ImageFiles(folder, self.recipe.evaluate(self.mean, self.std))
 
-    def val_dataloader(self) -> DataLoader:
-        return evaluation_loader(self.trainer, self.val_images, self._loading())
-
-    def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader:
-        return DataLoader(self.predict_images, **self._loading())
+    def sampler(self) -> EpochSampler:
+        if not self.group_by_shape:
+            return super().sampler()
+        images, processes = self.train_images, replicas(self.trainer)
+        wide = images.source.sizes[:, 1] > images.source.sizes[:, 0]
+        return GroupedSampler(images, *processes, self.order_seed, wide.tolist(), self.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         return {"class_names": list(self.class_names), "category_ids": list(self.category_ids)}
@@ -156,12 +119,7 @@ class DetectionData(LightningDataModule):
             )
 
     def _loading(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": collate,
-        }
+        return super()._loading() | {"collate_fn": collate}
 
     def _checked(self, split: str) -> Source:
         source = self.source(split)
