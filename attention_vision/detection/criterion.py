@@ -3,8 +3,9 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
-from attention_vision.detection.boxes import giou, to_corners
+from attention_vision.detection.boxes import giou
 from attention_vision.detection.matcher import HungarianMatcher, Matches, Outputs, Targets
 from attention_vision.training.distributed import mean_over_processes
 
@@ -107,7 +108,8 @@ class SetCriterion(nn.Module):
 
         predicted, wanted = boxes.flatten(0, 2)[query], objects[place]
         distance = (predicted - wanted).abs().sum(1)
-        overlap = giou(to_corners(predicted), to_corners(wanted))
+        corners = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (predicted, wanted))
+        overlap = giou(*corners)
         per_layer = (len(outputs), len(query) // len(outputs))
         return {
             "class": errors.unflatten(0, (len(outputs), -1)).sum(1) / weights,

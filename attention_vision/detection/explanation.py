@@ -15,7 +15,7 @@ from attention_vision.detection.attention_figures import (
 )
 from attention_vision.detection.data import Target, collate
 from attention_vision.detection.detr import DETR
-from attention_vision.detection.figures import name
+from attention_vision.detection.figures import caption
 from attention_vision.detection.module import Detector
 from attention_vision.visualization.layer_figures import Page, Wish, panels, stacked
 from attention_vision.visualization.layers import Layer, last_of_each, looked
@@ -81,8 +81,8 @@ class DetectorExplanation:
         best = found["scores"].argsort(descending=True, stable=True)[:SHOWN]
         if len(best):
             line = ", ".join(
-                f"{name(self.names, int(found['labels'][place]))} {found['scores'][place]:.2f}"
-                for place in best
+                caption(self.names, int(found["labels"][index]), float(found["scores"][index]))
+                for index in best
             )
         return Page(stacked(pictures), arrays, line)
 

@@ -5,8 +5,9 @@ import warnings
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
-from attention_vision.detection.boxes import giou, to_corners
+from attention_vision.detection.boxes import giou
 from attention_vision.errors import InputError
 
 Outputs = list[dict[str, Tensor]]
@@ -94,7 +95,7 @@ class HungarianMatcher(nn.Module):
             (a - b).abs()
             for a, b in zip(planar(boxes).unbind(-1), planar(objects).unbind(-1), strict=True)
         )
-        overlap = giou(planar(to_corners(boxes)), planar(to_corners(objects)))
+        overlap = giou(*(planar(box_convert(one, "cxcywh", "xyxy")) for one in (boxes, objects)))
         return self.box_cost * distance - self.class_cost * probability - self.giou_cost * overlap
 
     def refuse(self, costs: Tensor, outputs: Outputs, targets: Targets) -> None:

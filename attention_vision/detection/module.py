@@ -5,12 +5,12 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torchvision.ops import box_convert
 
 from attention_vision.checkpoints import load_backbone, load_official
 from attention_vision.data.loading import check_classes
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
-from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.criterion import SetCriterion
 from attention_vision.detection.data import Batch, Target
 from attention_vision.detection.detr import DETR
@@ -209,7 +209,7 @@ class DETRDetector(Detector):
     def detect(self, images: Tensor, padding_mask: Tensor) -> list[Detections]:
         last = self.network(images, padding_mask)[-1]
         scores, labels = last["logits"].float().softmax(-1)[..., :-1].max(-1)
-        boxes = to_corners(last["boxes"].float())
+        boxes = box_convert(last["boxes"].float(), "cxcywh", "xyxy")
         return [
             {"boxes": box, "scores": score, "labels": label}
             for box, score, label in zip(boxes, scores, labels, strict=True)

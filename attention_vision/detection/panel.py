@@ -10,18 +10,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from attention_vision.detection.attention_figures import attention_sheet
-from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.data import Batch, collate
 from attention_vision.detection.detr import DETR
 from attention_vision.detection.figures import (
-    LEAST,
-    drawn,
-    extent,
-    fitted,
-    name,
-    picture_of,
+    READABLE,
+    class_name,
+    draw_detections,
+    readable,
+    to_pil,
+    unpadded_size,
 )
 from attention_vision.visualization.drawing import rgb, spread
 
@@ -62,10 +62,11 @@ class DetectionPanel(Callback):
         for images, padding_mask, _ in samples:
             with torch.no_grad():
                 found += module.detect(images, padding_mask)
-            height, width = extent(padding_mask[0])
-            pictures.append(picture_of(rgb(images[..., :height, :width])[0]))
+            height, width = unpadded_size(padding_mask[0])
+            pictures.append(to_pil(rgb(images[..., :height, :width])[0]))
         targets = [target for _, _, (target,) in samples]
-        truths = [to_corners(target["boxes"].float().cpu()) for target in targets]
+        boxes = [target["boxes"].float().cpu() for target in targets]
+        truths = [box_convert(one, "cxcywh", "xyxy") for one in boxes]
         pages = {"val/panel": panel(pictures, found, truths, names, self.threshold)}
         if isinstance(module.network, DETR):
             first = next((place for place, truth in enumerate(truths) if len(truth)), 0)
@@ -80,7 +81,7 @@ class DetectionPanel(Callback):
                     interactive(one, truth, target["labels"], names, module.network.num_classes)
                     for one, truth, target in zip(found, truths, targets, strict=True)
                 ]
-                enlarged = [fitted(picture)[0] for picture in pictures]
+                enlarged = [readable(picture)[0] for picture in pictures]
                 logger.log_image("val/boxes", enlarged, boxes=boxes)
 
     def chosen(self, trainer: Trainer, batch: Batch) -> list[Batch]:
@@ -109,7 +110,7 @@ def panel(
     for picture, one, truth in zip(pictures, found, truths, strict=True):
         size = torch.tensor(picture.size * 2)
         pixels = one | {"boxes": one["boxes"].float().cpu() * size}
-        drawings.append(drawn(picture, pixels, names, threshold, truth * size, LEAST))
+        drawings.append(draw_detections(picture, pixels, names, threshold, truth * size, READABLE))
     columns = min(columns, len(drawings))
     wide, high = (max(sides) + 4 for sides in zip(*(one.size for one in drawings), strict=True))
     page = Image.new("RGB", (wide * columns, high * ceil(len(drawings) / columns)), "white")
@@ -126,7 +127,7 @@ def interactive(
     num_classes: int,
 ) -> dict[str, dict[str, Any]]:
     """The boxes of one image as wandb.Image takes them, corners in 0..1."""
-    class_labels = {label: name(names, label) for label in range(num_classes)}
+    class_labels = {label: class_name(names, label) for label in range(num_classes)}
     best = found["scores"].argsort(descending=True, stable=True)[:INTERACTIVE]
 
     def position(box: list[float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attention_vision.data.image_files import path_below, read_image
 from attention_vision.detection.data import Batch
-from attention_vision.detection.figures import drawn
+from attention_vision.detection.figures import draw_detections
 from attention_vision.errors import InputError
 from attention_vision.training.distributed import gather
 from attention_vision.training.logging import run_folder
@@ -72,7 +72,7 @@ class DetectionResults(Callback):
                 file = run_folder(trainer) / "pictures" / self._names[path]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 image = read_image(path, upright=True)
-                drawn(image, detections, data.class_names, self.threshold).save(file)
+                draw_detections(image, detections, data.class_names, self.threshold).save(file)
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
         images = sorted(

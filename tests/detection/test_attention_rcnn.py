@@ -17,7 +17,7 @@ from torchvision.models.detection import (
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, box_convert
 
 from attention_vision.attention import record_attention
 from attention_vision.backbones import ResNet, ViT
@@ -31,7 +31,7 @@ from attention_vision.detection.attention_rcnn import (
     fill,
     unpadded,
 )
-from attention_vision.detection.boxes import to_centres, to_pixels
+from attention_vision.detection.boxes import to_pixels
 from attention_vision.detection.module import RCNNDetector
 from attention_vision.errors import InputError
 
@@ -379,7 +379,8 @@ def test_learns_a_scene_by_heart(head):
     corners = torch.tensor([[8.0, 8, 28, 28], [30, 34, 60, 58]])
     for label, (left, top, right, bottom) in enumerate(corners.int().tolist()):
         images[:, label, top:bottom, left:right] += 3
-    targets = [{"labels": torch.tensor([0, 1]), "boxes": to_centres(corners) / 64}] * 2
+    boxes = box_convert(corners, "xyxy", "cxcywh") / 64
+    targets = [{"labels": torch.tensor([0, 1]), "boxes": boxes}] * 2
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(150):
         optimizer.zero_grad()
