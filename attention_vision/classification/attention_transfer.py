@@ -40,18 +40,18 @@ class MapTransfer:
     def check(self, student: Backbone, teacher: Backbone) -> None:
         """Raises InputError when a named layer is missing."""
         for who, network, names in (
-            ("student", student, self.of_student),
-            ("teacher", teacher, self.of_teacher),
+            ("student", student, self.student_layers),
+            ("teacher", teacher, self.teacher_layers),
         ):
             if missing := missing_layer(network, names):
                 raise InputError(f"model.distillation.maps.layers: the {who} {missing}")
 
     @property
-    def of_student(self) -> list[str] | None:
+    def student_layers(self) -> list[str] | None:
         return None if self.layers is None else list(self.layers)
 
     @property
-    def of_teacher(self) -> list[str] | None:
+    def teacher_layers(self) -> list[str] | None:
         return None if self.layers is None else list(self.layers.values())
 
     def record(
@@ -115,7 +115,7 @@ class MapTransfer:
         raise NotImplementedError
 
 
-class RowTransfer(MapTransfer):
+class AttentionMapDistillation(MapTransfer):
     """Softmax rows of the student learn from the teacher's, (B, h, Q, K) of each.
 
     Heads are compared one by one where both have as many, else their means are. Tokens in front of
@@ -197,7 +197,7 @@ class GateTransfer(MapTransfer):
         return normalised_difference(mine, theirs)
 
 
-class ActivationTransfer(MapTransfer):
+class AttentionTransfer(MapTransfer):
     """Attention transfer (Zagoruyko & Komodakis, arXiv 1612.03928, eq. 1-2) between any backbones.
 
     Q = Σ_c |A_c|² of a map (B, C, H, W), or of tokens (B, N, C) without those in front of the map;

@@ -13,23 +13,27 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from attention_vision.classification.sources import (
-    Augmented,
-    ImageFiles,
-    InMemory,
-    LabelledFiles,
-    Source,
-    first_of_each,
+    AugmentedDataset,
+    ClassificationInputs,
+    ClassificationSource,
+    LabeledFiles,
+    TensorImages,
+    first_per_class,
 )
-from attention_vision.classification.transforms import Photographs, Recipe, SmallImages
+from attention_vision.classification.transforms import (
+    Augmentation,
+    CIFARAugmentation,
+    ImageNetAugmentation,
+)
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD
 from attention_vision.data.loading import EpochSampler, RepeatedSampler, TaskData, replicas
-from attention_vision.data.torchvision_sets import CIFAR10_NAMES, published
+from attention_vision.data.torchvision_sets import CIFAR10_NAMES, load_torchvision_dataset
 from attention_vision.errors import InputError
 
-SMALL_IMAGES, PHOTOGRAPHS = SmallImages(), Photographs()
+SMALL_IMAGES, PHOTOGRAPHS = CIFARAugmentation(), ImageNetAugmentation()
 # No flips, which would make other digits; small turns, shifts and zooms instead.
-HANDWRITING = SmallImages(padding=0, flip=0.0, rotation=10.0, shift=0.08, zoom=0.1)
+HANDWRITING = CIFARAugmentation(padding=0, flip=0.0, rotation=10.0, shift=0.08, zoom=0.1)
 
 CIFAR100_NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
@@ -58,7 +62,7 @@ class ClassificationData(TaskData):
         InputError: a size or number that is not positive.
     """
 
-    recipe: Recipe
+    recipe: Augmentation
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(
@@ -76,18 +80,18 @@ class ClassificationData(TaskData):
                 raise InputError(f"data.{name} {value} is not positive")
         self.image_size, self.repeats = image_size, repeats
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> ClassificationSource:
         """The images of "train" or "val". Raises InputError when they are missing or wrong."""
         raise NotImplementedError
 
     def dataset(self, split: str, seed: int) -> Dataset:
         if split == "train":
             transform = self.recipe.train(self.image_size, self.mean, self.std)
-            return Augmented(self._checked(split), transform, seed, self.repeats)
-        return Augmented(self._checked(split), self._evaluation(), seed)
+            return AugmentedDataset(self._checked(split), transform, seed, self.repeats)
+        return AugmentedDataset(self._checked(split), self._evaluation(), seed)
 
     def inputs(self, folder: str) -> Dataset:
-        return ImageFiles(folder, self._evaluation())
+        return ClassificationInputs(folder, self._evaluation())
 
     def sampler(self) -> EpochSampler:
         if self.repeats == 1:
@@ -98,7 +102,7 @@ class ClassificationData(TaskData):
     def _evaluation(self) -> v2.Transform:
         return self.recipe.evaluation(self.image_size, self.mean, self.std)
 
-    def _checked(self, split: str) -> Source:
+    def _checked(self, split: str) -> ClassificationSource:
         source = self.source(split)
         if not len(source):
             raise InputError(f"{type(self).__name__}: no {split} images")
@@ -125,7 +129,7 @@ class Digits(ClassificationData):
 
     def __init__(
         self,
-        recipe: SmallImages = HANDWRITING,
+        recipe: CIFARAugmentation = HANDWRITING,
         image_size: int = 32,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -142,19 +146,19 @@ class Digits(ClassificationData):
             raise InputError(f"data.per_class {per_class} is not positive")
         self.recipe, self.cluttered, self.per_class = recipe, cluttered, per_class
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> ClassificationSource:
         images, labels = single_digits(split, self.image_size)
         if split == "train" and self.per_class is not None:
-            kept = first_of_each(labels.tolist(), self.per_class)
+            kept = first_per_class(labels.tolist(), self.per_class)
             images, labels = images[kept], labels[kept]
         if split == "train" and self.cluttered:
             more, of_more = cluttered_digits(split, self.cluttered, self.image_size)
             images = torch.cat((images.expand(-1, 3, -1, -1), more))
             labels = torch.cat((labels, of_more))
-        return InMemory((images * 255).round().byte(), labels.tolist())
+        return TensorImages((images * 255).round().byte(), labels.tolist())
 
 
-class Published(ClassificationData):
+class TorchvisionData(ClassificationData):
     """Base of torchvision's small data sets, held in memory; their test images are "val" here.
 
     Args:
@@ -171,7 +175,7 @@ class Published(ClassificationData):
         self,
         root: str,
         download: bool = False,
-        recipe: SmallImages = SMALL_IMAGES,
+        recipe: CIFARAugmentation = SMALL_IMAGES,
         image_size: int | None = None,
         batch_size: int = 128,
         num_workers: int = 2,
@@ -190,17 +194,17 @@ class Published(ClassificationData):
     def prepare_data(self) -> None:
         if self.download:
             for split in ("train", "val"):
-                published(self.torchvision_class, self.root, split, download=True)
+                load_torchvision_dataset(self.torchvision_class, self.root, split, download=True)
 
-    def source(self, split: str) -> Source:
-        images, labels = published(self.torchvision_class, self.root, split)
+    def source(self, split: str) -> ClassificationSource:
+        images, labels = load_torchvision_dataset(self.torchvision_class, self.root, split)
         if split == "train" and self.per_class is not None:
-            kept = first_of_each(labels, self.per_class)
+            kept = first_per_class(labels, self.per_class)
             images, labels = images[kept], [labels[index] for index in kept]
-        return InMemory(images, labels)
+        return TensorImages(images, labels)
 
 
-class CIFAR10(Published):
+class CIFAR10(TorchvisionData):
     """50,000 training and 10,000 test images of 32x32 pixels."""
 
     torchvision_class = torchvision.datasets.CIFAR10
@@ -208,7 +212,7 @@ class CIFAR10(Published):
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-class CIFAR100(Published):
+class CIFAR100(TorchvisionData):
     """50,000 training and 10,000 test images of 32x32 pixels, 100 fine classes."""
 
     torchvision_class = torchvision.datasets.CIFAR100
@@ -216,7 +220,7 @@ class CIFAR100(Published):
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
-class FashionMNIST(Published):
+class FashionMNIST(TorchvisionData):
     """60,000 training and 10,000 test images of 28x28 pixels, grey."""
 
     torchvision_class = torchvision.datasets.FashionMNIST
@@ -231,7 +235,7 @@ class ImageFolder(ClassificationData):
     def __init__(
         self,
         root: str,
-        recipe: Photographs = PHOTOGRAPHS,
+        recipe: ImageNetAugmentation = PHOTOGRAPHS,
         image_size: int = 224,
         batch_size: int = 64,
         num_workers: int = 4,
@@ -248,11 +252,11 @@ class ImageFolder(ClassificationData):
         """Read when first asked for: a missing root is no error of the configuration."""
         return self._classes()
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> ClassificationSource:
         for name in self._folders(split):
             if name not in self.class_names:
                 raise InputError(f"{self.root / split / name}: train has no class {name}")
-        source = LabelledFiles(self.root / split, self.class_names)
+        source = LabeledFiles(self.root / split, self.class_names)
         without = set(range(self.num_classes)) - set(source.targets)
         if split == "train" and without:
             raise InputError(f"no images in {self.root / split / self.class_names[min(without)]}")
@@ -278,7 +282,7 @@ class ImageNet(ImageFolder):
     The folders are looked up when data is needed, so that experiments can be read without them.
     """
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> ClassificationSource:
         found = len(self._folders(split))
         if found != 1000:
             raise InputError(

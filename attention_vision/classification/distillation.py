@@ -41,7 +41,7 @@ class Distillation:
         logits: `"hard"`, `"soft"` or `"none"`; with `none`, α counts as 0.
         alpha: share of the teacher's answers, 0..1.
         temperature: τ of `soft`.
-        maps: `RowTransfer`, `GateTransfer` or `ActivationTransfer`.
+        maps: `AttentionMapDistillation`, `GateTransfer` or `AttentionTransfer`.
 
     Raises:
         InputError: a number out of its range, no teacher or two, or nothing to learn from it.
@@ -104,7 +104,7 @@ class Distillation:
     def record(self, network: Backbone) -> AbstractContextManager[Maps]:
         if self.maps is None:
             return nullcontext({})
-        return self.maps.record(network, self.maps.of_student)
+        return self.maps.record(network, self.maps.student_layers)
 
     def __call__(self, images: Tensor, output: Output, maps: Maps) -> Tensor:
         answer, theirs = self.ask(images)
@@ -123,7 +123,7 @@ class Distillation:
         teacher = self.network.to(images)  # device and precision; at once where it is there already
         record = nullcontext({})
         if self.maps is not None:
-            record = self.maps.record(teacher, self.maps.of_teacher)
+            record = self.maps.record(teacher, self.maps.teacher_layers)
         with torch.no_grad(), record as maps:
             return teacher(images), maps
 

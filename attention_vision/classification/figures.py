@@ -13,7 +13,7 @@ from attention_vision.backbones import Backbone, ClassToken, ViT
 from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet, spread
 
 
-def look(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
+def saliency_maps(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
     """Where a network looks: maps (B, H, W) in 0..1 at the images' size, and what they are.
 
     A network that pools by attention shows what it pools from, one that reads a class token shows
@@ -129,7 +129,7 @@ def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -
 
     with torch.no_grad():
         chances, classes = network(images).softmax(1).max(1)
-    maps, kind = look(network, images)
+    maps, kind = saliency_maps(network, images)
     labelled = [name(label) for label in labels.tolist()]
     predicted = [
         f"{name(number)} {chance:.0%}{'' if number == label else ' ✗'}"

@@ -35,7 +35,7 @@ class Term(Protocol):
 
 
 @contextmanager
-def record(terms: Mapping[str, Term], network: Backbone) -> Iterator[dict[str, Maps]]:
+def record_terms(terms: Mapping[str, Term], network: Backbone) -> Iterator[dict[str, Maps]]:
     """Name of each term -> what it records of the forward pass inside the block."""
     with ExitStack() as stack:
         yield {name: stack.enter_context(term.record(network)) for name, term in terms.items()}

@@ -15,10 +15,14 @@ from torchvision.transforms import v2
 from attention_vision.backbones import Backbone
 from attention_vision.classification.distillation import Distillation
 from attention_vision.classification.figures import ImagePanel
-from attention_vision.classification.loss_terms import Output, Term, record
+from attention_vision.classification.loss_terms import Output, Term, record_terms
 from attention_vision.classification.penalties import AttentionPenalty
 from attention_vision.classification.predictions import Predictions
-from attention_vision.classification.progressive import Activate, Progression, ProgressiveActivation
+from attention_vision.classification.progressive import (
+    GateSchedule,
+    GateScheduler,
+    ProgressiveActivation,
+)
 from attention_vision.data.loading import check_classes
 from attention_vision.errors import InputError
 from attention_vision.training.logging import EpochMean, StepLog, log_epoch_mean
@@ -71,7 +75,7 @@ class Classifier(LightningModule):
         channels_last: bool = False,
         mix_epochs: int | None = None,
         layer_decay: float = 1.0,
-        progressive: Progression | None = None,
+        progressive: GateSchedule | None = None,
         distillation: Distillation | None = None,
         penalty: AttentionPenalty | None = None,
     ):
@@ -128,7 +132,7 @@ class Classifier(LightningModule):
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
         if self.progressive:
-            callbacks.append(Activate(self.progressive))
+            callbacks.append(GateScheduler(self.progressive))
         return callbacks
 
     def configure_optimizers(self) -> dict:
@@ -142,7 +146,7 @@ class Classifier(LightningModule):
         mixes = self.mix_epochs is None or self.current_epoch < self.mix_epochs
         # targets (B,), or (B, num_classes) where images are mixed
         images, targets = self.mix(*batch) if mixes else batch
-        with record(self.terms, self.network) as maps:
+        with record_terms(self.terms, self.network) as maps:
             output = self(images)
         taught = self.distillation.alpha if self.distillation else 0.0
         logits = class_logits(output, taught > 0)

@@ -19,7 +19,7 @@ from attention_vision.training.steps import step_number
 
 
 @dataclass(frozen=True)
-class Progression:
+class GateSchedule:
     """When the attention of which stage takes effect.
 
     The k-th stage, k = 0, 1, ..., has the gate clamp((t - start_epoch - k epochs_per_stage) / ramp)
@@ -76,7 +76,7 @@ class ProgressiveActivation(nn.Module):
         InputError: there is none.
     """
 
-    def __init__(self, network: nn.Module, progression: Progression):
+    def __init__(self, network: nn.Module, progression: GateSchedule):
         super().__init__()
         slots = attention_slots(network)
         if not slots:
@@ -115,7 +115,7 @@ class ProgressiveActivation(nn.Module):
         return self
 
 
-class Activate(Callback):
+class GateScheduler(Callback):
     """Sets the gates before every batch from the number of the step; logs them as train/gate/STAGE.
 
     Stages are counted from 1.

@@ -15,7 +15,7 @@ from attention_vision.data.image_files import EXTENSIONS, image_files, read_imag
 from attention_vision.data.loading import random_stream
 
 
-class Source(Protocol):
+class ClassificationSource(Protocol):
     """Images with labels, as torchvision's data sets have them: `source[i]` is (image, label)."""
 
     targets: Sequence[int]
@@ -24,7 +24,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> tuple[Any, int]: ...
 
 
-class Augmented(Dataset):
+class AugmentedDataset(Dataset):
     """Transformed (image, label) pairs; each image draws from a stream of its own.
 
     The stream follows from (seed, epoch, index): an image looks the same at any number of workers,
@@ -32,7 +32,9 @@ class Augmented(Dataset):
     repeats, indices count them: index · repeats + repeat.
     """
 
-    def __init__(self, source: Source, transform: v2.Transform, seed: int, repeats: int = 1):
+    def __init__(
+        self, source: ClassificationSource, transform: v2.Transform, seed: int, repeats: int = 1
+    ):
         self.source, self.transform = source, transform
         self.seed, self.repeats = seed, repeats
 
@@ -46,7 +48,7 @@ class Augmented(Dataset):
             return self.transform(image), int(label)
 
 
-class ImageFiles(Dataset):
+class ClassificationInputs(Dataset):
     """All images below a folder in the order of their paths, as (image, path)."""
 
     def __init__(self, folder: str, transform: v2.Transform):
@@ -60,7 +62,7 @@ class ImageFiles(Dataset):
         return self.transform(read_image(self.files[index])), self.files[index]
 
 
-class InMemory:
+class TensorImages:
     """A source of images that are already tensors (n, C, H, W) uint8."""
 
     def __init__(self, images: Tensor, targets: list[int]):
@@ -73,7 +75,7 @@ class InMemory:
         return self.images[index], self.targets[index]
 
 
-class LabelledFiles:
+class LabeledFiles:
     """A source of image files in one folder per class."""
 
     def __init__(self, folder: Path, class_names: Sequence[str]):
@@ -91,7 +93,7 @@ class LabelledFiles:
         return read_image(path), label
 
 
-def first_of_each(labels: Sequence[int], count: int) -> list[int]:
+def first_per_class(labels: Sequence[int], count: int) -> list[int]:
     """Where the first `count` of each label stand, or all of a label that has fewer."""
     seen: Counter[int] = Counter()
     kept = []

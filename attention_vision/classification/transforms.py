@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 
 @dataclass(frozen=True)
-class SmallImages:
+class CIFARAugmentation:
     """For images that are already cut out, such as CIFAR: pad, crop, flip.
 
     Attributes:
@@ -58,7 +58,7 @@ class SmallImages:
 
 
 @dataclass(frozen=True)
-class Photographs:
+class ImageNetAugmentation:
     """For photographs of any size, such as ImageNet: a random part of the image, resized.
 
     Attributes:
@@ -88,11 +88,14 @@ class Photographs:
         return _normalise([resize, v2.CenterCrop(size)], mean, std)
 
 
-Recipe = SmallImages | Photographs
+Augmentation = CIFARAugmentation | ImageNetAugmentation
 
 
 def _finish(
-    geometry: list[v2.Transform], recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...]
+    geometry: list[v2.Transform],
+    recipe: Augmentation,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> v2.Transform:
     """Flip, RandAugment, normalisation and erasing: what the two recipes share."""
     if recipe.flip:

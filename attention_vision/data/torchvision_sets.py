@@ -13,7 +13,7 @@ CIFAR10_NAMES = (
 )  # fmt: skip
 
 
-def published(
+def load_torchvision_dataset(
     dataset: type[torchvision.datasets.VisionDataset],
     root: str,
     split: Literal["train", "val"],

@@ -58,9 +58,11 @@ def attention_sheet(
     maps = {}
     for layer, rows in weights.items():
         row = "attention of the query" if layers is None else layer.removeprefix("transformer.")
-        maps[row] = on_image(rows[0, :, best].mean(0), network, padding_mask)
+        maps[row] = attention_on_image(rows[0, :, best].mean(0), network, padding_mask)
         for head in range(rows.shape[1]) if heads else ():
-            maps[f"{row}\nhead {head}"] = on_image(rows[0, head, best], network, padding_mask)
+            maps[f"{row}\nhead {head}"] = attention_on_image(
+                rows[0, head, best], network, padding_mask
+            )
     titles = [
         caption(names, label, score) for label, score in zip(labels, scores.tolist(), strict=True)
     ]
@@ -174,7 +176,7 @@ def proposal_attention(
     return found, seen["proposals"][source], rows.unflatten(1, (side, side))
 
 
-def on_image(weights: Tensor, network: DETR, padding_mask: Tensor) -> Tensor:
+def attention_on_image(weights: Tensor, network: DETR, padding_mask: Tensor) -> Tensor:
     """(Q, N) of one image's grid -> (Q, h, w) in 0..1, without its padding.
 
     Padding is cut off first: its zeros would be blended into the image's last pixels.

@@ -19,7 +19,7 @@ from attention_vision.backbones import ResNet
 from attention_vision.backbones.backbone import Backbone, MeanPool
 from attention_vision.detection.boxes import to_pixels
 from attention_vision.detection.criterion import without_crowds
-from attention_vision.detection.matcher import name
+from attention_vision.detection.matcher import image_name
 from attention_vision.errors import InputError
 
 GRID = (7, 7)  # places of a proposal (Faster R-CNN; arXiv 1612.03144, section 5.2)
@@ -63,7 +63,7 @@ class AttentionBoxHead(nn.Module):
     one place says is lost in the mean of many, and is learned late.
 
     Each class has its own row in the predictor, as in the plain head: were one row shared, classes
-    could differ by nothing but by where they look, and would all start alike.
+    could differ by nothing but by where they pyramid_levels, and would all start alike.
 
     Cost with 256 channels and K = 91, plain in brackets: 3.8 M parameters (14.4 M), 52 M
     multiply-adds per proposal (14.4 M). Weights that places share are used for every place, so
@@ -248,19 +248,21 @@ class AttentionRCNN(nn.Module):
             InputError: a label is no class, or a box is not finite or has no area.
             ValueError: no targets in training.
         """
-        sizes = unpadded(padding_mask)
+        sizes = unpadded_sizes(padding_mask)
         wanted = None
         if self.training:
             if targets is None:
                 raise ValueError("AttentionRCNN: targets are needed in training")
-            wanted = self.as_torchvision(targets, sizes)
-        images = fill(images, self.backbone.strides[-1])
+            wanted = self.to_torchvision(targets, sizes)
+        images = pad_to_stride(images, self.backbone.strides[-1])
         batch = ImageList(images, [tuple(size) for size in sizes.tolist()])
-        maps = self.look(images)
+        maps = self.pyramid_levels(images)
         proposals, of_proposals = self.rpn(batch, maps, wanted)
         detections, of_head = self.roi_heads(maps, proposals, batch.image_sizes, wanted)
         if not self.training:
-            return [as_ours(one, size) for one, size in zip(detections, sizes, strict=True)]
+            return [
+                from_torchvision(one, size) for one, size in zip(detections, sizes, strict=True)
+            ]
         losses = {
             "rpn_class": of_proposals["loss_objectness"],
             "rpn_box": of_proposals["loss_rpn_box_reg"],
@@ -270,10 +272,10 @@ class AttentionRCNN(nn.Module):
         return {"total": sum(losses.values()), **losses}
 
     def compile(self, backend: str = "inductor") -> None:
-        """Compiles what has fixed shapes, `look`; the rest changes with the objects of an image."""
-        self.look = torch.compile(self.look, backend=backend)
+        """Compiles `pyramid_levels`, whose shapes are fixed; the rest varies with the objects."""
+        self.pyramid_levels = torch.compile(self.pyramid_levels, backend=backend)
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def pyramid_levels(self, images: Tensor) -> dict[str, Tensor]:
         """The levels of the pyramid, named 0, 1, ... and "pool", fine to coarse."""
         maps = self.backbone.features(images)[self.first_stage - 1 :]
         levels = self.pyramid({str(level): one for level, one in enumerate(maps)})
@@ -281,7 +283,7 @@ class AttentionRCNN(nn.Module):
         # pixel 1001, and roi_align and nms have no kernel on a CPU.
         return {level: one.float() for level, one in levels.items()}
 
-    def as_torchvision(
+    def to_torchvision(
         self, targets: list[dict[str, Tensor]], sizes: Tensor
     ) -> list[dict[str, Tensor]]:
         """Targets with boxes in pixels, xyxy, and labels that count background as 0."""
@@ -303,7 +305,7 @@ class AttentionRCNN(nn.Module):
             return
         first = int(bad.nonzero()[0])
         of_object = [image for image, target in enumerate(targets) for _ in target["labels"]]
-        image = name(targets[of_object[first]], of_object[first])
+        image = image_name(targets[of_object[first]], of_object[first])
         if no_class[first]:
             raise InputError(
                 f"image {image}: label {int(labels[first])} is none of "
@@ -315,7 +317,7 @@ class AttentionRCNN(nn.Module):
         )
 
 
-def as_ours(detections: dict[str, Tensor], size: Tensor) -> dict[str, Tensor]:
+def from_torchvision(detections: dict[str, Tensor], size: Tensor) -> dict[str, Tensor]:
     """Torchvision's detections of one image, (h, w), with boxes in 0..1 and labels from 0."""
     return {
         "boxes": detections["boxes"] / size.flip(0).repeat(2),
@@ -324,13 +326,13 @@ def as_ours(detections: dict[str, Tensor], size: Tensor) -> dict[str, Tensor]:
     }
 
 
-def unpadded(padding_mask: Tensor) -> Tensor:
+def unpadded_sizes(padding_mask: Tensor) -> Tensor:
     """Height and width of each image without its padding: (B, H, W) -> (B, 2)."""
     inside = ~padding_mask
     return torch.stack((inside.any(2).sum(1), inside.any(1).sum(1)), 1)
 
 
-def fill(images: Tensor, stride: int) -> Tensor:
+def pad_to_stride(images: Tensor, stride: int) -> Tensor:
     """Zeros at the right and at the bottom, up to a multiple of the stride.
 
     Anchors are spread evenly over an image: they stand where the map looks only if its places do

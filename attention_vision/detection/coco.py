@@ -10,13 +10,13 @@ from PIL import Image
 
 from attention_vision.data.image_files import read_image
 from attention_vision.detection.coco_annotations import Instances
-from attention_vision.detection.data import DetectionData, Objects, Source
-from attention_vision.detection.transforms import Scales
+from attention_vision.detection.data import DetectionData, DetectionSource, Objects
+from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
 
 Labels = Literal["contiguous", "category_ids", "category_ids_from_1"]
 
-DETR_RECIPE = Scales()
+DETR_RECIPE = DETRAugmentation()
 UNUSED = "N/A"  # the name of a label that no category has
 
 # Categories 1 to 90; ten numbers were never used.
@@ -111,7 +111,7 @@ class COCOFolder(DetectionData):
         val_images: str,
         val_annotations: str,
         labels: Labels = "contiguous",
-        recipe: Scales = DETR_RECIPE,
+        recipe: DETRAugmentation = DETR_RECIPE,
         batch_size: int = 2,
         num_workers: int = 2,
         seed: int | None = None,
@@ -149,7 +149,7 @@ class COCOFolder(DetectionData):
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.categories.get(number, UNUSED) for number in self.category_ids)
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> DetectionSource:
         instances = self._read(split)
         if split == "train" and instances.files and (instances.iscrowd != 0).all():
             raise InputError(f"{instances.path}: no objects to train on, all images are empty")
@@ -187,7 +187,7 @@ class COCO(COCOFolder):
         self,
         root: str,
         labels: Labels = "category_ids",
-        recipe: Scales = DETR_RECIPE,
+        recipe: DETRAugmentation = DETR_RECIPE,
         batch_size: int = 2,
         num_workers: int = 4,
         seed: int | None = None,

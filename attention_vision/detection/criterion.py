@@ -89,10 +89,12 @@ class SetCriterion(nn.Module):
         boxes = torch.stack([layer["boxes"] for layer in outputs]).float()
         labels = torch.cat([target["labels"] for target in targets]).to(logits.device)
         objects = torch.cat([target["boxes"] for target in targets]).to(boxes)
-        query, place = (index.to(logits.device) for index in flat(matches, targets, logits.shape))
+        query, matched = (
+            index.to(logits.device) for index in flat_indices(matches, targets, logits.shape)
+        )
 
         classes = labels.new_full(logits.shape[:3], self.num_classes).flatten()
-        classes[query] = labels[place]
+        classes[query] = labels[matched]
         errors = F.cross_entropy(
             logits.flatten(0, 2), classes, self.weight_of_class, reduction="none"
         )
@@ -106,7 +108,7 @@ class SetCriterion(nn.Module):
             count = mean_over_processes(count)
         count = count.clamp(1)
 
-        predicted, wanted = boxes.flatten(0, 2)[query], objects[place]
+        predicted, wanted = boxes.flatten(0, 2)[query], objects[matched]
         distance = (predicted - wanted).abs().sum(1)
         corners = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (predicted, wanted))
         overlap = giou(*corners)
@@ -127,7 +129,7 @@ def without_crowds(target: dict[str, Tensor]) -> dict[str, Tensor]:
     return target | {key: target[key][single] for key in objects if key in target}
 
 
-def flat(matches: Matches, targets: Targets, shape: torch.Size) -> tuple[Tensor, Tensor]:
+def flat_indices(matches: Matches, targets: Targets, shape: torch.Size) -> tuple[Tensor, Tensor]:
     """Matches as indices into all queries of all layers, L B Q, and into all objects of a batch."""
     _, images, queries = shape[:3]
     counts = [len(target["labels"]) for target in targets]

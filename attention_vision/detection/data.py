@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, scene
 from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
 from attention_vision.data.loading import EpochSampler, TaskData, random_stream, replicas
-from attention_vision.detection.transforms import Scales
+from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
 from attention_vision.training.steps import mix
 
@@ -42,7 +42,7 @@ class Objects(NamedTuple):
     iscrowd: Tensor  # (n,) int64
 
 
-class Source(Protocol):
+class DetectionSource(Protocol):
     """Images with their objects: `source[i]` is (RGB image, image id, objects)."""
 
     sizes: np.ndarray  # (images, 2): heights and widths
@@ -67,12 +67,12 @@ class DetectionData(TaskData):
     """
 
     category_ids: Sequence[int]
-    train_images: "Annotated"
+    train_images: "AnnotatedDataset"
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(
         self,
-        recipe: Scales,
+        recipe: DETRAugmentation,
         batch_size: int,
         num_workers: int,
         seed: int | None,
@@ -82,17 +82,17 @@ class DetectionData(TaskData):
         super().__init__(batch_size, num_workers, seed, images)
         self.recipe, self.group_by_shape = recipe, group_by_shape
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> DetectionSource:
         """The images of "train" or "val". Raises InputError when they are missing or wrong."""
         raise NotImplementedError
 
-    def dataset(self, split: str, seed: int) -> "Annotated":
+    def dataset(self, split: str, seed: int) -> "AnnotatedDataset":
         training = split == "train"
         transform = (self.recipe.train if training else self.recipe.evaluate)(self.mean, self.std)
-        return Annotated(self._checked(split), transform, seed, crowds=not training)
+        return AnnotatedDataset(self._checked(split), transform, seed, crowds=not training)
 
     def inputs(self, folder: str) -> Dataset:
-        return ImageFiles(folder, self.recipe.evaluate(self.mean, self.std))
+        return DetectionInputs(folder, self.recipe.evaluate(self.mean, self.std))
 
     def sampler(self) -> EpochSampler:
         if not self.group_by_shape:
@@ -121,7 +121,7 @@ class DetectionData(TaskData):
     def _loading(self) -> dict[str, Any]:
         return super()._loading() | {"collate_fn": collate}
 
-    def _checked(self, split: str) -> Source:
+    def _checked(self, split: str) -> DetectionSource:
         source = self.source(split)
         if not len(source):
             raise InputError(f"{type(self).__name__}: no {split} images")
@@ -173,14 +173,14 @@ class GroupedSampler(EpochSampler):
         return [indices[start : start + self.batch_size] for start in starts], indices[end:]
 
 
-class Annotated(Dataset):
+class AnnotatedDataset(Dataset):
     """Transformed (image, target) pairs; each image draws from a stream of its own.
 
     The stream follows from (seed, epoch, index): an image looks the same at any number of workers,
     and after a resume. An index without its epoch, as evaluation asks, is taken as epoch 0.
     """
 
-    def __init__(self, source: Source, transform: v2.Transform, seed: int, crowds: bool):
+    def __init__(self, source: DetectionSource, transform: v2.Transform, seed: int, crowds: bool):
         self.source, self.transform, self.seed, self.crowds = source, transform, seed, crowds
 
     def __len__(self) -> int:
@@ -209,7 +209,7 @@ class Annotated(Dataset):
         }
 
 
-class ImageFiles(Dataset):
+class DetectionInputs(Dataset):
     """All images below a folder in the order of their paths, numbered from 0."""
 
     def __init__(self, folder: str, transform: v2.Transform):
@@ -265,18 +265,18 @@ class DigitScenes(DetectionData):
         val_scenes: int = 200,
         size: int = 64,
         scene_seed: int = 0,
-        recipe: Scales | None = None,
+        recipe: DETRAugmentation | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int | None = None,
         images: str | None = None,
     ):
-        as_drawn = Scales(flip=0.0, short_sides=(size,), crop=0.0, evaluation=size)
+        as_drawn = DETRAugmentation(flip=0.0, short_sides=(size,), crop=0.0, evaluation=size)
         super().__init__(recipe or as_drawn, batch_size, num_workers, seed, images, False)
         self.counts = {"train": scenes, "val": val_scenes}
         self.size, self.scene_seed = size, scene_seed
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> DetectionSource:
         return DrawnScenes(split, self.counts[split], self.size, self.scene_seed)
 
 

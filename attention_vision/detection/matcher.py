@@ -117,7 +117,7 @@ class HungarianMatcher(nn.Module):
                     f"decoder layer {layer} predicts numbers that are not finite; "
                     "lower the learning rate or clip gradients"
                 )
-            raise InputError(f"image {name(target, image)}: no matching cost, {reason}")
+            raise InputError(f"image {image_name(target, image)}: no matching cost, {reason}")
 
     def warn(self, counts: list[int], queries: int, targets: Targets) -> None:
         if self.warned or max(counts) <= queries:
@@ -125,8 +125,8 @@ class HungarianMatcher(nn.Module):
         self.warned = True
         image = counts.index(max(counts))
         warnings.warn(
-            f"image {name(targets[image], image)} has {max(counts)} objects and the model only "
-            f"{queries} queries: the others are not trained on; raise num_queries",
+            f"image {image_name(targets[image], image)} has {max(counts)} objects and the model"
+            f" only {queries} queries: the others are not trained on; raise num_queries",
             stacklevel=3,
         )
 
@@ -136,6 +136,6 @@ def planar(boxes: Tensor) -> Tensor:
     return boxes.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
-def name(target: dict[str, Tensor], place: int) -> str:
-    """What a message calls an image."""
+def image_name(target: dict[str, Tensor], place: int) -> str:
+    """The name of an image in messages: its id, or its index in the batch."""
     return str(int(target["image_id"])) if "image_id" in target else f"{place} of the batch"

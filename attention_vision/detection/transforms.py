@@ -16,7 +16,7 @@ SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 
 
 @dataclass(frozen=True)
-class Scales:
+class DETRAugmentation:
     """DETR's recipe (arXiv 2005.12872, section A.4, and `datasets/coco.py` of the release).
 
     Attributes:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from attention_vision.classification import Digits
-from attention_vision.classification.figures import look
+from attention_vision.classification.figures import saliency_maps
 from attention_vision.detection import COCOAveragePrecision, DetectionData, DigitScenes
 from attention_vision.detection.attention_figures import attention_sheet
 from attention_vision.detection.figures import to_pil
@@ -72,7 +72,7 @@ def where_they_look(
     """One digit of each class, and below it where each model looks and what it reads."""
     rows, titles, names = [rgb(images)], [[str(n) for n in labels.tolist()]], ["held-out digits"]
     for name, model in models.items():
-        maps, kind = look(model.network, images)
+        maps, kind = saliency_maps(model.network, images)
         chances, classes = model(images).detach().softmax(1).max(1)
         rows.append(overlay(images, maps))
         pairs = zip(classes.tolist(), chances.tolist(), strict=True)

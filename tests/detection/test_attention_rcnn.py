@@ -163,7 +163,7 @@ def test_the_experiments_network_is_torchvisions(name):
 def test_the_eps_of_the_weights_matters():
     state, images = torchvisions(1, 0.0).state_dict(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        maps = [load_official(plain(eps=eps), state).look(images) for eps in (1e-5, 0.0)]
+        maps = [load_official(plain(eps=eps), state).pyramid_levels(images) for eps in (1e-5, 0.0)]
     error = (maps[0]["0"] - maps[1]["0"]).norm() / maps[1]["0"].norm()
     assert error > 0.1
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from attention_vision.attention.recording import note
 from attention_vision.backbones import ResNet
 from attention_vision.detection.attention_figures import (
+    attention_on_image,
     attention_sheet,
     cross_attention,
-    on_image,
 )
 from attention_vision.detection.data import DigitScenes, collate
 from attention_vision.detection.detr import DETR
@@ -55,7 +55,7 @@ def query_attention(network: DETR, images: Tensor, padding_mask: Tensor) -> Tens
     maps = weights.new_zeros(*weights.shape[:2], *images.shape[2:])
     for one, rows, mask in zip(maps, weights, padding_mask, strict=True):
         height, width = unpadded_size(mask)
-        one[:, :height, :width] = on_image(rows, network, mask)
+        one[:, :height, :width] = attention_on_image(rows, network, mask)
     return maps
 
 

@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from attention_vision.data.digits import single_digits
 from attention_vision.data.image_files import image_files, read_image
 from attention_vision.data.loading import random_stream
-from attention_vision.data.torchvision_sets import published
+from attention_vision.data.torchvision_sets import load_torchvision_dataset
 from attention_vision.generation.image_to_image.data import EVALUATION, PairData, cut
 from attention_vision.generation.image_to_image.degradations import Degradation
 
@@ -191,10 +191,12 @@ class DegradedCIFAR10(DegradedImages):
     def prepare_data(self) -> None:
         if self.download:
             for split in ("train", "val"):
-                published(torchvision.datasets.CIFAR10, self.root, split, download=True)
+                load_torchvision_dataset(
+                    torchvision.datasets.CIFAR10, self.root, split, download=True
+                )
 
     def pictures(self, split: str) -> Sequence[Tensor]:
-        return published(torchvision.datasets.CIFAR10, self.root, split)[0]
+        return load_torchvision_dataset(torchvision.datasets.CIFAR10, self.root, split)[0]
 
 
 class DegradedDigits(DegradedImages):
