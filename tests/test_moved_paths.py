@@ -54,10 +54,9 @@ def test_bare_names_are_renamed_as_class_paths_alone():
     ],
 )
 def test_a_config_with_an_old_name_builds(name):
-    text = (
-        f"distillation: {{teacher: run, maps: {{class_path: {name}, init_args: {{weight: 3.0}}}}}}"
-    )
-    node = Node(classification.Distillation, chosen=False)
-    built = build(yaml.safe_load(text), {"distillation": node})["distillation"]
+    maps = {"class_path": name, "init_args": {"weight": 3.0}}
+    config = {"distillation": {"teacher": "run", "maps": maps}}
+    nodes = {"distillation": Node(classification.Distillation, chosen=False)}
+    built = build(config, nodes)["distillation"]
     assert type(built.maps) is classification.AttentionMapDistillation
     assert built.maps.weight == 3.0
