@@ -6,11 +6,11 @@ brought to the student's shape, so that its gradient is exact.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_vision.attention import record_attention
 from attention_vision.attention.recording import below, missing_layer
@@ -161,7 +161,7 @@ class AttentionMapDistillation(MapTransfer):
         )
         if len(mine) != len(theirs):
             raise ValueError("attention inside windows or lines is not resized")
-        theirs = resize_rows(theirs, mine.shape[2:], prefix, size)
+        theirs = resize_rows(theirs, (mine.shape[2], mine.shape[3]), prefix, size)
         if self.loss == "mse":
             return F.mse_loss(mine, theirs)
         return F.kl_div(mine.clamp_min(SMALLEST).log(), theirs, reduction="none").sum(-1).mean()
@@ -222,8 +222,11 @@ class AttentionTransfer(MapTransfer):
     def record(self, network: Backbone, layers: Sequence[str] | None) -> Iterator[Maps]:
         maps: Maps = {}
 
-        def keep(name: str, output: Tensor) -> None:
+        def keep(name: str, output: Any) -> None:
             maps[name] = output
+
+        def keep_pooled(pool: nn.Module, inputs: tuple[Tensor]) -> None:
+            keep("pool", inputs[0])
 
         modules = dict(network.named_modules())
         hooks = [
@@ -231,7 +234,7 @@ class AttentionTransfer(MapTransfer):
             for name in layers or ()
         ]
         if layers is None:
-            hooks = [network.pool.register_forward_pre_hook(lambda _, x: keep("pool", x[0]))]
+            hooks = [network.pool.register_forward_pre_hook(keep_pooled)]
         try:
             with torch.compiler.set_stance("force_eager"):  # compiled code has no hooks
                 yield maps

@@ -28,7 +28,11 @@ from attention_vision.classification.transforms import (
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD
 from attention_vision.data.loading import EpochSampler, RepeatedSampler, TaskData, replicas
-from attention_vision.data.torchvision_sets import CIFAR10_NAMES, load_torchvision_dataset
+from attention_vision.data.torchvision_sets import (
+    CIFAR10_NAMES,
+    InMemoryClass,
+    load_torchvision_dataset,
+)
 from attention_vision.errors import InputError
 
 SMALL_IMAGES, PHOTOGRAPHS = CIFARAugmentation(), ImageNetAugmentation()
@@ -168,7 +172,7 @@ class TorchvisionData(ClassificationData):
         per_class: training images of each class, the first ones; all where none is given.
     """
 
-    torchvision_class: type[torchvision.datasets.VisionDataset]
+    torchvision_class: InMemoryClass
     own_size = 32
 
     def __init__(

@@ -47,6 +47,9 @@ class Distillation:
         InputError: a number out of its range, no teacher or two, or nothing to learn from it.
     """
 
+    network: Backbone  # of a run folder set by `prepare`
+    weights: str
+
     def __init__(
         self,
         teacher: str | None = None,
@@ -69,7 +72,9 @@ class Distillation:
             raise InputError(f"model.distillation.temperature {temperature} is not positive")
         if logits == "none" and maps is None:
             raise InputError("model.distillation: logits is none and there are no maps to learn")
-        self.teacher, self.network, self.weights = teacher, network, weights
+        self.teacher = teacher
+        if network is not None and weights is not None:
+            self.network, self.weights = network, weights
         self.logits, self.temperature, self.maps = logits, temperature, maps
         self.alpha = 0.0 if logits == "none" else alpha
 
@@ -115,7 +120,8 @@ class Distillation:
         if self.logits == "soft":
             loss = loss + self.alpha * soft_loss(student, answer, self.temperature)
         if self.maps is not None:
-            loss = loss + self.maps(maps, theirs, self.prefixes, images.shape[2:])
+            size = images.shape[2], images.shape[3]
+            loss = loss + self.maps(maps, theirs, self.prefixes, size)
         return loss
 
     def ask(self, images: Tensor) -> tuple[Tensor, Maps]:
@@ -129,7 +135,7 @@ class Distillation:
 
     @property
     def name(self) -> str:
-        return self.teacher or self.weights
+        return self.weights if self.teacher is None else self.teacher
 
     def _check_images(self, config: dict[str, Any], data: ClassificationData | None) -> None:
         """Raises InputError when the teacher was trained on images normalised in another way."""

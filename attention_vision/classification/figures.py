@@ -1,6 +1,6 @@
 """Pictures of classification: where a network looks, and a panel of validation images."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from attention_vision.attention import AttentionPool, MultiHeadAttention, record_attention
-from attention_vision.backbones import Backbone, ClassToken, ViT
+from attention_vision.backbones import CCT, Backbone, ClassToken, ViT
+from attention_vision.data.loading import data_of
 from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet, spread
 
 
@@ -21,8 +22,10 @@ def saliency_maps(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
     """
     if isinstance(network.pool, AttentionPool):
         return pool_attention(network, images), "attention pool"
-    if isinstance(network.pool, ClassToken) and isinstance(
-        network.blocks[-1].attention, MultiHeadAttention
+    if (
+        isinstance(network, ViT | CCT)
+        and isinstance(network.pool, ClassToken)
+        and isinstance(network.blocks[-1].attention, MultiHeadAttention)
     ):
         return class_attention(network, images), "class token's attention"
     return grad_cam(network, images), "Grad-CAM"
@@ -35,7 +38,7 @@ def pool_attention(network: Backbone, images: Tensor) -> Tensor:
     return on_image(maps["pool"].mean((1, 2)), network, images)
 
 
-def class_attention(network: ViT, images: Tensor) -> Tensor:
+def class_attention(network: ViT | CCT, images: Tensor) -> Tensor:
     """Attention of the class token to the patches in the last block, mean of the heads.
 
     Shape: images (B, 3, H, W) -> (B, H, W), each map scaled to 0..1
@@ -98,24 +101,26 @@ class ImagePanel(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+        loggers: list[Any] = [one for one in trainer.loggers if hasattr(one, "log_image")]
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
         images, labels = self.chosen(trainer, batch)
-        picture = panel(module.network, images, labels, self.names(trainer))
+        network = cast(Backbone, module.network)
+        picture = panel(network, images, labels, self.names(trainer))
         for logger in loggers:
             logger.log_image("val/panel", [picture])
 
     def chosen(self, trainer: Trainer, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Images and labels, of the batch's types and on its device."""
-        source = getattr(trainer.datamodule, "val_images", None)
+        source = getattr(data_of(trainer), "val_images", None)
         if source is None:
-            return tuple(part[: self.images] for part in batch)
+            images, labels = batch
+            return images[: self.images], labels[: self.images]
         images, labels = zip(*spread(source, self.images), strict=True)
         return torch.stack(images).to(batch[0]), torch.tensor(labels).to(batch[1])
 
     def names(self, trainer: Trainer) -> list[str]:
-        return list(getattr(trainer.datamodule, "class_names", ()))
+        return list(getattr(data_of(trainer), "class_names", ()))
 
 
 def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -> np.ndarray:
@@ -138,4 +143,5 @@ def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -
             classes.tolist(), chances.tolist(), labels.tolist(), maps, strict=True
         )
     ]
-    return sheet([rgb(images), overlay(images, maps)], [labelled, predicted], ["images", kind])
+    pictures = [rgb(images).unbind(), overlay(images, maps).unbind()]
+    return sheet(pictures, [labelled, predicted], ["images", kind])

@@ -29,9 +29,11 @@ class Term(Protocol):
 
     def record(self, network: Backbone) -> AbstractContextManager[Maps]:
         """Records, of a forward pass inside the block, what the term needs to see."""
+        ...
 
     def __call__(self, images: Tensor, output: Output, maps: Maps) -> Tensor:
-        """What is added to the loss; images (B, 3, H, W) as the network saw them."""
+        """The summand of the loss, a scalar; images (B, 3, H, W) as the network saw them."""
+        ...
 
 
 @contextmanager

@@ -1,5 +1,9 @@
 """The training of a classifier: loss, mixing of images, metrics, averages of weights."""
 
+from functools import reduce
+from operator import add
+from typing import cast
+
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -23,7 +27,7 @@ from attention_vision.classification.progressive import (
     GateScheduler,
     ProgressiveActivation,
 )
-from attention_vision.data.loading import check_classes
+from attention_vision.data.loading import check_classes, data_of
 from attention_vision.errors import InputError
 from attention_vision.training.logging import EpochMean, StepLog, log_epoch_mean
 from attention_vision.training.optim import WarmupCosine, configure, layer_decay
@@ -113,7 +117,8 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Raises InputError when network and data disagree about the number of classes."""
-        check_classes(self.network, self.trainer.datamodule)
+        data = data_of(self.trainer)
+        check_classes(self.network, data)
         if self.weights is not None and self.trainer.ckpt_path is None:
             from attention_vision.checkpoints import load_official, start_from
 
@@ -125,7 +130,7 @@ class Classifier(LightningModule):
                     print(line, flush=True)
         if stage == "fit":
             for term in self.terms.values():
-                term.prepare(self.network, self.trainer.datamodule)
+                term.prepare(self.network, data)
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = [StepSeed(), StepLog(), ImagePanel(), Predictions()]
@@ -153,16 +158,19 @@ class Classifier(LightningModule):
         loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         parts = {"loss_ce": (1 - taught) * loss}
         parts |= {name: term(images, output, maps[name]) for name, term in self.terms.items()}
-        loss = sum(parts.values())
+        loss = reduce(add, parts.values())
         self.train_loss.update(loss.detach(), len(images))
-        for name, mean in self.train_parts.items():
+        for name, mean in self._part_means().items():
             mean.update(parts[name].detach(), len(images))
         return loss
 
     def on_train_epoch_end(self) -> None:
         log_epoch_mean(self, "train/loss", self.train_loss)
-        for name, mean in self.train_parts.items():
+        for name, mean in self._part_means().items():
             log_epoch_mean(self, f"train/{name}", mean)
+
+    def _part_means(self) -> dict[str, EpochMean]:
+        return {name: cast(EpochMean, mean) for name, mean in self.train_parts.items()}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate("val", *batch)
@@ -172,11 +180,13 @@ class Classifier(LightningModule):
 
     def _evaluate(self, split: str, images: Tensor, labels: Tensor) -> None:
         logits = self(images)
-        self.losses[split].update(cross_entropy(logits, labels), len(images))
-        self.accuracies[split].update(logits, labels)
+        loss = cast(MeanMetric, self.losses[split])
+        accuracy = cast(MetricCollection, self.accuracies[split])
+        loss.update(cross_entropy(logits, labels), len(images))
+        accuracy.update(logits, labels)
         # The metrics, not their values: Lightning computes them at the end over all processes.
-        self.log(f"{split}/loss", self.losses[split])
-        self.log_dict(self.accuracies[split], prog_bar=True)
+        self.log(f"{split}/loss", loss)
+        self.log_dict(accuracy, prog_bar=True)
 
     def predict_step(
         self, batch: tuple[Tensor, list[str]], batch_idx: int

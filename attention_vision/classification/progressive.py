@@ -132,7 +132,8 @@ class GateScheduler(Callback):
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.activation.go_to(trainer.global_step / steps_per_epoch(trainer))
-        if (step_number(trainer) + 1) % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
+        if (step_number(trainer) + 1) % every == 0:
             stages, gates = self.activation.stages, self.activation.gates.tolist()
             rows = zip(stages, gates, strict=True)
             log_now(trainer, {f"train/gate/{stage + 1}": gate for stage, gate in rows})

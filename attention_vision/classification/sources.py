@@ -18,8 +18,8 @@ from attention_vision.data.loading import random_stream
 class ClassificationSource(Protocol):
     """Images with labels, as torchvision's data sets have them: `source[i]` is (image, label)."""
 
-    targets: Sequence[int]
-
+    @property
+    def targets(self) -> Sequence[int]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> tuple[Any, int]: ...
 

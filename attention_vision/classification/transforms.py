@@ -41,7 +41,7 @@ class CIFARAugmentation:
         if self.rotation or self.shift or self.zoom:
             steps.append(
                 v2.RandomAffine(
-                    self.rotation,
+                    (-self.rotation, self.rotation),
                     translate=(self.shift, self.shift),
                     scale=(1 - self.zoom, 1 + self.zoom),
                     interpolation=v2.InterpolationMode.BILINEAR,

@@ -227,7 +227,8 @@ def train_loader(
         )
     if trainer is not None:
         # Lightning tells the sampler only after the first epoch's workers have begun to load.
-        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+        epochs = trainer.fit_loop.epoch_progress.current  # annotated as its base class
+        sampler.set_epoch(epochs.processed)  # pyright: ignore[reportAttributeAccessIssue]
     return TrainLoader(sampler.dataset, sampler=sampler, drop_last=True, **loading)
 
 

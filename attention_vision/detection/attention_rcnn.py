@@ -1,6 +1,8 @@
 """Faster R-CNN whose box head may attend: the parts of torchvision around a backbone of ours."""
 
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -77,12 +79,11 @@ class AttentionBoxHead(nn.Module):
 
     def __init__(self, channels: int, classes: int, hidden: int = 512):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, hidden, 3), nn.ReLU(), nn.Conv2d(hidden, hidden, 3)
-        )
-        for layer in (self.layers[0], self.layers[2]):
+        convolutions = nn.Conv2d(channels, hidden, 3), nn.Conv2d(hidden, hidden, 3)
+        self.layers = nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1])
+        for layer in convolutions:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType] never None here
         self.position = LearnedPosition(hidden, (GRID[0] - 4, GRID[1] - 4))
         nn.init.normal_(self.position.table, std=0.5)  # beside features of about 1
         self.pool = AttentionPool(hidden, queries=classes)
@@ -269,7 +270,7 @@ class AttentionRCNN(nn.Module):
             "class": of_head["loss_classifier"],
             "box": of_head["loss_box_reg"],
         }
-        return {"total": sum(losses.values()), **losses}
+        return {"total": reduce(add, losses.values()), **losses}
 
     def compile(self, backend: str = "inductor") -> None:
         """Compiles `pyramid_levels`, whose shapes are fixed; the rest varies with the objects."""
@@ -348,7 +349,9 @@ def align(strides: tuple[int, ...]) -> MultiScaleRoIAlign:
     Left alone it takes them from the first batch that it sees, for good, and wrongly if these
     images are small: 33 pixels give 2 places at stride 32.
     """
-    pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], GRID, sampling_ratio=2)
+    pool = MultiScaleRoIAlign(
+        [str(level) for level in range(len(strides))], list(GRID), sampling_ratio=2
+    )
     pool.scales = [1 / stride for stride in strides]
     finest, coarsest = (stride.bit_length() - 1 for stride in (strides[0], strides[-1]))
     pool.map_levels = LevelMapper(finest, coarsest)

@@ -7,7 +7,7 @@ leaderboard runs; nothing is averaged over batches or processes.
 import io
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,7 +53,8 @@ class COCOAveragePrecision(Metric):
     Args:
         class_names: name of each label, for `per_class`; numbers where none are given.
         category_ids: category of each label, for `per_class` where there are no names.
-        engine: "faster_coco_eval" gives the same numbers sooner, from the extra `speed`.
+        engine: "pycocotools", or "faster_coco_eval", which computes the same numbers sooner, from
+            the extra `speed`.
         size_limits: sides in pixels of the squares up to which objects are small and medium.
 
     Raises InputError where the engine is not installed, or the limits do not ascend from above 0.
@@ -66,7 +67,7 @@ class COCOAveragePrecision(Metric):
         self,
         class_names: Sequence[str] | None = None,
         category_ids: Sequence[int] | None = None,
-        engine: Literal["pycocotools", "faster_coco_eval"] = "pycocotools",
+        engine: str = "pycocotools",
         size_limits: tuple[float, float] = COCO_SIZES,
     ):
         super().__init__()
@@ -76,7 +77,7 @@ class COCOAveragePrecision(Metric):
             )
         self.names = class_names if class_names is not None else category_ids
         load_engine(engine)  # a missing one is told now, not after the first epoch
-        self.engine, self.size_limits = engine, tuple(size_limits)
+        self.engine, self.size_limits = engine, (size_limits[0], size_limits[1])
         self.class_ap: dict[str, float] = {}
         self.add_state("images", default=[], dist_reduce_fx=None)  # (image_id, Image) pairs
 

@@ -194,14 +194,12 @@ class COCO(COCOFolder):
         images: str | None = None,
         group_by_shape: bool = False,
     ):
-        paths = [
-            str(Path(root) / path)
-            for split in ("train2017", "val2017")
-            for path in (split, f"annotations/instances_{split}.json")
-        ]
+        folder = Path(root)
         super().__init__(
-            *paths, labels, recipe, batch_size, num_workers, seed, images, group_by_shape
-        )
+            str(folder / "train2017"), str(folder / "annotations/instances_train2017.json"),
+            str(folder / "val2017"), str(folder / "annotations/instances_val2017.json"),
+            labels, recipe, batch_size, num_workers, seed, images, group_by_shape,
+        )  # fmt: skip
 
     @cached_property
     def categories(self) -> dict[int, str]:

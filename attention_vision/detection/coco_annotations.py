@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -112,7 +112,7 @@ def _read_json(path: str, key: str) -> dict[str, list]:
     return dataset
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[Any]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -1,5 +1,8 @@
 """The loss of DETR over a set of objects."""
 
+from functools import reduce
+from operator import add
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +39,8 @@ class SetCriterion(nn.Module):
             release, where every process takes its own mean, and processes with few objects count
             as much as those with many.
     """
+
+    weight_of_class: Tensor
 
     def __init__(
         self,
@@ -77,7 +82,8 @@ class SetCriterion(nn.Module):
         matches = self.matcher(outputs, targets)
         parts = self.parts(outputs, targets, matches)  # (L,) each
 
-        losses = {"total": sum(weight * parts[key].sum() for key, weight in self.weights.items())}
+        weighted = (weight * parts[key].sum() for key, weight in self.weights.items())
+        losses = {"total": reduce(add, weighted)}
         for key, values in parts.items():
             *auxiliary, losses[key] = values.unbind()
             losses |= {f"{key}_{layer}": value for layer, value in enumerate(auxiliary)}

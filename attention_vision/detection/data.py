@@ -10,7 +10,7 @@ leaves them out of a loss. In predict a target has `path` and no objects.
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -190,7 +190,9 @@ class AnnotatedDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, image_id, objects = self.source[index]
         original = (image.height, image.width)
-        boxes = tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=original)
+        boxes = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue] sees only Tensor's
+            objects.boxes, format="XYXY", canvas_size=original
+        )
         with random_stream(self.seed, epoch, index):
             image, boxes = self.transform(image, boxes)
         height, width = image.shape[1:]
@@ -283,7 +285,7 @@ class DigitScenes(DetectionData):
 class DrawnScenes:
     """A source of scenes, held in memory."""
 
-    def __init__(self, split: Literal["train", "val"], count: int, size: int, seed: int):
+    def __init__(self, split: str, count: int, size: int, seed: int):
         self.scenes = [scene(split, index, size, seed) for index in range(count)]
         self.sizes = np.full((count, 2), size)
 

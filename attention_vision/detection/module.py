@@ -1,5 +1,7 @@
 """The training of detectors: what DETR and R-CNN share, and what they do not."""
 
+from typing import cast
+
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -8,7 +10,7 @@ from torch.optim import AdamW
 from torchvision.ops import box_convert
 
 from attention_vision.checkpoints import load_backbone, load_official
-from attention_vision.data.loading import check_classes
+from attention_vision.data.loading import check_classes, data_of
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
 from attention_vision.detection.criterion import SetCriterion
@@ -49,7 +51,7 @@ class Detector(LightningModule):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: DETR | AttentionRCNN,
         optimizer: OptimizerCallable,
         schedule: LRSchedulerCallable,
         backbone_lr_factor: float,
@@ -90,11 +92,11 @@ class Detector(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Raises InputError when network and data disagree about the number of classes."""
-        data, network = self.trainer.datamodule, self.network
+        data, network = data_of(self.trainer), self.network
         check_classes(network, data)
         if data is not None:
-            for metric in self.average_precision.values():
-                metric.names = list(data.class_names)
+            for split in self.average_precision:
+                self._metric(split).names = list(data.class_names)
         if self.trainer.ckpt_path is not None:
             return
         if self.weights is not None:
@@ -113,7 +115,8 @@ class Detector(LightningModule):
         losses = self.losses(batch)
         total = losses.pop("total")
         self.train_loss.update(total.detach(), len(batch[0]))
-        if (step_number(self.trainer) + 1) % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
+        if (step_number(self.trainer) + 1) % every == 0:
             log_now(self.trainer, {f"train/{name}": loss.item() for name, loss in losses.items()})
         return total
 
@@ -121,10 +124,10 @@ class Detector(LightningModule):
         log_epoch_mean(self, "train/loss", self.train_loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.average_precision["val"].update(self.predict_step(batch, batch_idx), batch[2])
+        self._metric("val").update(self.predict_step(batch, batch_idx), batch[2])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.average_precision["test"].update(self.predict_step(batch, batch_idx), batch[2])
+        self._metric("test").update(self.predict_step(batch, batch_idx), batch[2])
 
     def on_validation_epoch_end(self) -> None:
         self._log_average_precision("val")
@@ -132,8 +135,11 @@ class Detector(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_average_precision("test")
 
+    def _metric(self, split: str) -> COCOAveragePrecision:
+        return cast(COCOAveragePrecision, self.average_precision[split])
+
     def _log_average_precision(self, split: str) -> None:
-        metric = self.average_precision[split]
+        metric = self._metric(split)
         numbers = metric.compute()  # of all processes
         for name, value in numbers.items():
             self.log(f"{split}/{name}", value, prog_bar=name in ("ap", "ap50"))
@@ -164,6 +170,7 @@ class DETRDetector(Detector):
             size_limits: see `Detector`.
     """
 
+    network: DETR
     of_classes = ("class_head.",)
 
     def __init__(
@@ -224,6 +231,8 @@ class RCNNDetector(Detector):
         optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune, engine,
             size_limits: see `Detector`.
     """
+
+    network: AttentionRCNN
 
     def __init__(
         self,

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from attention_vision.data.loading import data_of
 from attention_vision.detection.attention_figures import attention_sheet
 from attention_vision.detection.data import Batch, collate
 from attention_vision.detection.detr import DETR
@@ -48,16 +49,16 @@ class DetectionPanel(Callback):
     def on_validation_batch_end(
         self,
         trainer: Trainer,
-        module: LightningModule,
+        module: Any,  # a Detector
         outputs: Any,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+        loggers: list[Any] = [one for one in trainer.loggers if hasattr(one, "log_image")]
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
-        names = list(getattr(trainer.datamodule, "class_names", ()))
+        names = list(getattr(data_of(trainer), "class_names", ()))
         samples, found, pictures = self.chosen(trainer, batch), [], []
         for images, padding_mask, _ in samples:
             with torch.no_grad():
@@ -86,10 +87,11 @@ class DetectionPanel(Callback):
 
     def chosen(self, trainer: Trainer, batch: Batch) -> list[Batch]:
         """Batches of one image each, which so needs little memory and no padding, on the device."""
-        source = getattr(trainer.datamodule, "val_images", None)
+        source = getattr(data_of(trainer), "val_images", None)
         if source is None:
-            count = min(self.images, len(batch[2]))
-            return [tuple(part[place : place + 1] for part in batch) for place in range(count)]
+            images, padding_mask, targets = batch
+            parts = (slice(index, index + 1) for index in range(min(self.images, len(targets))))
+            return [(images[part], padding_mask[part], targets[part]) for part in parts]
         alone = [collate([sample]) for sample in spread(source, self.images)]
         return [
             (images.to(batch[0]), padding_mask.to(batch[1]), targets)

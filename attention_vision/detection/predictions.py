@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from attention_vision.data.image_files import path_below, read_image
+from attention_vision.data.loading import data_of
 from attention_vision.detection.data import Batch
 from attention_vision.detection.figures import draw_detections
 from attention_vision.errors import InputError
@@ -50,7 +51,7 @@ class DetectionResults(Callback):
         self._names: dict[str, Path] = {}
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
-        data = trainer.datamodule
+        data = data_of(trainer)
         self._names = picture_names(data.predict_images.files, data.images)
 
     def on_predict_batch_end(
@@ -62,7 +63,7 @@ class DetectionResults(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        data = trainer.datamodule
+        data = data_of(trainer)
         for detections, target in zip(outputs, batch[2], strict=True):
             path = target["path"]
             file_name = path_below(path, data.images).as_posix()
@@ -85,7 +86,7 @@ class DetectionResults(Callback):
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", encoding="utf-8") as opened:  # row by row: there may be millions
             separator = "[\n"
-            for row in rows(images, trainer.datamodule.category_ids):
+            for row in rows(images, data_of(trainer).category_ids):
                 opened.write(separator + json.dumps(row))
                 separator = ",\n"
             opened.write("[]\n" if separator == "[\n" else "\n]\n")
