@@ -1,4 +1,4 @@
-"""Where a teacher looks as a target for where a student looks, whatever their shapes.
+"""Attention of a teacher as the target of the attention of a student.
 
 A student's layer is compared with a teacher's. Heads, depths and resolutions may differ: maps are
 brought to the student's shape, so that its gradient is exact.
@@ -96,8 +96,8 @@ class MapTransfer:
                 raise InputError(f"model.distillation.maps: the {who} has no {self.seen}")
         names, count = list(teacher), len(student)
         return [
-            (mine, names[-(-(place + 1) * len(names) // count) - 1])
-            for place, mine in enumerate(student)
+            (mine, names[-(-(index + 1) * len(names) // count) - 1])
+            for index, mine in enumerate(student)
         ]
 
     def one(self, maps: Maps, layer: str, who: str) -> str:
@@ -111,7 +111,7 @@ class MapTransfer:
     def distance(
         self, mine: Tensor, theirs: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
     ) -> Tensor:
-        """Of one pair of maps, a scalar. Raises ValueError when they cannot be compared."""
+        """Distance of one pair of maps, a scalar. Raises ValueError for maps of no common form."""
         raise NotImplementedError
 
 
@@ -120,8 +120,8 @@ class AttentionMapDistillation(MapTransfer):
 
     Heads are compared one by one where both have as many, else their means are. Tokens in front of
     the map (class, distillation) that only one of the two has are left out, and rows divided by
-    what is left. The teacher's map is resized over keys and over queries; a row keeps what it gives
-    to the tokens in front, and sums to 1.
+    what is left. The teacher's map is resized over keys and over queries; a row keeps its weights
+    on the tokens in front, and sums to 1.
 
     Args:
         loss: `"kl"`, Σ_k T log(T / S) of a row, mean over rows, as MiniLM (Wang et al., arXiv
@@ -140,7 +140,7 @@ class AttentionMapDistillation(MapTransfer):
         self.loss = loss
 
     def pairs(self, student: Maps, teacher: Maps) -> list[tuple[str, str]]:
-        if self.layers is None:  # a pool, which asks with one query, is no layer among others
+        if self.layers is None:  # a pool, which has one query, is not a layer among others
             student, teacher = (
                 {name: rows for name, rows in maps.items() if rows.shape[2] > 1}
                 for maps in (student, teacher)
@@ -194,7 +194,7 @@ class GateTransfer(MapTransfer):
             raise ValueError("gates of as many channels are needed")
         if (mine[0, 0].numel() == 1) != (theirs[0, 0].numel() == 1):
             raise ValueError("a channel gate and a spatial gate have nothing in common")
-        return normalised_difference(mine, theirs)
+        return normalized_difference(mine, theirs)
 
 
 class AttentionTransfer(MapTransfer):
@@ -202,8 +202,8 @@ class AttentionTransfer(MapTransfer):
 
     Q = Σ_c |A_c|² of a map (B, C, H, W), or of tokens (B, N, C) without those in front of the map;
     the distance is that of Q_S / ||Q_S|| and Q_T / ||Q_T||, the teacher's resized to the student's
-    places. As in the release (szagoruyko/attention-transfer) it is the mean squared difference over
-    places and images, where the paper has the norm of the difference; the release adds layers up,
+    grid. As in the release (szagoruyko/attention-transfer) it is the mean squared difference over
+    pixels and images, where the paper has the norm of the difference; the release adds layers up,
     here they are averaged.
 
     Args:
@@ -249,7 +249,7 @@ class AttentionTransfer(MapTransfer):
             energy(activations, prefix, size)
             for activations, prefix in zip((mine, theirs), prefixes, strict=True)
         )
-        return normalised_difference(mine, theirs)
+        return normalized_difference(mine, theirs)
 
 
 def energy(activations: Tensor, prefix: int, size: tuple[int, int]) -> Tensor:
@@ -262,7 +262,7 @@ def energy(activations: Tensor, prefix: int, size: tuple[int, int]) -> Tensor:
     return sums.unflatten(1, grid_of(sums.shape[1], size))[:, None]
 
 
-def normalised_difference(mine: Tensor, theirs: Tensor) -> Tensor:
+def normalized_difference(mine: Tensor, theirs: Tensor) -> Tensor:
     """Mean squared difference of maps over their norms.
 
     Shape: (B, C, H, W), (B, C, H', W') -> ()
@@ -291,26 +291,26 @@ def resize_rows(rows: Tensor, shape: tuple[int, int], prefix: int, size: tuple[i
 
     Shape: (B, h, Q, K) -> (B, h, *shape)
 
-    What a row gives to the grid of keys is spread over the new grid, its sum kept; a row between
+    A row's weight on the grid of keys is spread over the new grid, its sum kept; a row between
     two queries is their mean. The first `prefix` tokens stay as they are.
     """
     first = prefix if rows.shape[2] == rows.shape[3] else 0  # of queries
     if rows.shape[3] != shape[1]:
-        before, places = rows[..., :prefix], rows[..., prefix:]
-        spread = resize_places(places, shape[1] - prefix, size)
-        total = places.sum(-1, keepdim=True)
+        before, grid = rows[..., :prefix], rows[..., prefix:]
+        spread = resize_grid(grid, shape[1] - prefix, size)
+        total = grid.sum(-1, keepdim=True)
         spread = spread * (total / spread.sum(-1, keepdim=True).clamp_min(SMALLEST))
         rows = torch.cat((before, spread), 3)
     if rows.shape[2] != shape[0]:
-        before, places = rows[:, :, :first], rows[:, :, first:]
-        places = resize_places(places.mT, shape[0] - first, size).mT
-        rows = torch.cat((before, places), 2)
+        before, grid = rows[:, :, :first], rows[:, :, first:]
+        grid = resize_grid(grid.mT, shape[0] - first, size).mT
+        rows = torch.cat((before, grid), 2)
     return rows
 
 
-def resize_places(places: Tensor, count: int, size: tuple[int, int]) -> Tensor:
+def resize_grid(grid: Tensor, count: int, size: tuple[int, int]) -> Tensor:
     """Resize maps that lie row by row in an image's proportions. Shape: (..., N) -> (..., count)"""
-    old, new = grid_of(places.shape[-1], size), grid_of(count, size)
-    images = places.reshape(-1, 1, *old)
+    old, new = grid_of(grid.shape[-1], size), grid_of(count, size)
+    images = grid.reshape(-1, 1, *old)
     images = F.interpolate(images, new, mode="bilinear", antialias=True)
-    return images.reshape(*places.shape[:-1], count)
+    return images.reshape(*grid.shape[:-1], count)

@@ -1,6 +1,6 @@
 """Data for classification: `ClassificationData` and the data sets that derive from it.
 
-Batches are (images (B, 3, H, W) float normalised, labels (B,) int64); in predict (images, list of
+Batches are (images (B, 3, H, W) float normalized, labels (B,) int64); in predict (images, list of
 paths).
 """
 
@@ -253,7 +253,7 @@ class ImageFolder(ClassificationData):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """Read when first asked for: a missing root is no error of the configuration."""
+        """Read when first asked for: a missing root is not an error of the configuration."""
         return self._classes()
 
     def source(self, split: str) -> ClassificationSource:

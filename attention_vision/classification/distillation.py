@@ -1,4 +1,4 @@
-"""Knowledge distillation: a trained teacher's answers and maps as further targets."""
+"""Knowledge distillation: logits and maps of a trained teacher as further targets."""
 
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
@@ -31,15 +31,15 @@ class Distillation:
     term. A student with a distillation token learns the labels by its class token and the teacher
     by the other.
 
-    The teacher is no part of the student: neither its checkpoints nor its average hold it, and a
-    resumed run loads it again. It stays in eval mode and gets no gradient.
+    The teacher is not part of the student: neither its checkpoints nor its average contain it, and
+    a resumed run loads it again. It stays in eval mode and has no gradient.
 
     Args:
         teacher: run folder of classification, whose best checkpoint is taken; or else ...
         network: ... a network, its num_classes given, ...
         weights: ... and the official state dict that it loads, as `load_official` does.
         logits: `"hard"`, `"soft"` or `"none"`; with `none`, α counts as 0.
-        alpha: share of the teacher's answers, 0..1.
+        alpha: share of the teacher's logits in the loss, 0..1.
         temperature: τ of `soft`.
         maps: `AttentionMapDistillation`, `GateTransfer` or `AttentionTransfer`.
 
@@ -82,7 +82,7 @@ class Distillation:
         return self  # a copy of the student, such as its average, has the same teacher
 
     def prepare(self, network: Backbone, data: ClassificationData | None) -> None:
-        """Loads the teacher and holds it against the student and the data.
+        """Loads the teacher and checks it against the student and the data.
 
         Raises:
             InputError: there is no such teacher, it knows other classes, takes no images of this
@@ -112,7 +112,7 @@ class Distillation:
         return self.maps.record(network, self.maps.student_layers)
 
     def __call__(self, images: Tensor, output: Output, maps: Maps) -> Tensor:
-        answer, theirs = self.ask(images)
+        answer, theirs = self.teach(images)
         student = output[1] if isinstance(output, tuple) else output
         loss = student.new_zeros(())
         if self.logits == "hard":
@@ -124,7 +124,7 @@ class Distillation:
             loss = loss + self.maps(maps, theirs, self.prefixes, size)
         return loss
 
-    def ask(self, images: Tensor) -> tuple[Tensor, Maps]:
+    def teach(self, images: Tensor) -> tuple[Tensor, Maps]:
         """The teacher's logits (B, num_classes), and those maps that the student learns from."""
         teacher = self.network.to(images)  # device and precision; at once where it is there already
         record = nullcontext({})
@@ -138,7 +138,7 @@ class Distillation:
         return self.weights if self.teacher is None else self.teacher
 
     def _check_images(self, config: dict[str, Any], data: ClassificationData | None) -> None:
-        """Raises InputError when the teacher was trained on images normalised in another way."""
+        """Raises InputError when the teacher was trained on images normalized in another way."""
         module, _, name = config["data"]["class_path"].rpartition(".")
         theirs = getattr(import_module(module), name)
         if data is not None and (theirs.mean, theirs.std) != (data.mean, data.std):

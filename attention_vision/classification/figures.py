@@ -1,4 +1,4 @@
-"""Pictures of classification: where a network looks, and a panel of validation images."""
+"""Saliency maps of classifiers, and a panel of validation images."""
 
 from typing import Any, cast
 
@@ -15,10 +15,10 @@ from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet, 
 
 
 def saliency_maps(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
-    """Where a network looks: maps (B, H, W) in 0..1 at the images' size, and what they are.
+    """Maps (B, H, W) in 0..1 at the images' size, and the name of their kind.
 
-    A network that pools by attention shows what it pools from, one that reads a class token shows
-    that token's attention, and any other, whose attention is a gate or none, shows Grad-CAM.
+    The weights of a network that pools by attention, the class token's attention of a ViT, and
+    Grad-CAM of any other network, whose attention is a gate or none.
     """
     if isinstance(network.pool, AttentionPool):
         return pool_attention(network, images), "attention pool"
@@ -80,7 +80,7 @@ def on_image(weights: Tensor, network: Backbone, images: Tensor) -> Tensor:
 
 
 class ImagePanel(Callback):
-    """Logs `val/panel` once per validation: images, predictions, and where the network looks.
+    """Logs `val/panel` once per validation: images, predictions, and saliency maps.
 
     It goes to every logger that has `log_image`: W&B, and the run folder's pictures/.
 
@@ -124,9 +124,9 @@ class ImagePanel(Callback):
 
 
 def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -> np.ndarray:
-    """Images with their label over where the network looks with its prediction, (H, W, 3) uint8.
+    """Images with their labels over saliency maps with predictions, (H, W, 3) uint8.
 
-    A map that is the same everywhere is titled so: the network looks nowhere in particular.
+    The title of a uniform map says so.
     """
 
     def name(number: int) -> str:

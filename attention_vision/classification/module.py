@@ -198,9 +198,9 @@ class Classifier(LightningModule):
 
 
 def class_logits(output: Output, taught: bool) -> Tensor:
-    """What learns from the labels: of two tokens the class token, where the other has a teacher.
+    """The logits that learn from the labels: of two tokens the class token's if a teacher is given.
 
-    Without one both learn from the labels, through the mean that they answer with (as timm).
+    Without a teacher, both tokens learn from the labels through the mean of their logits (as timm).
     """
     if not isinstance(output, tuple):
         return output

@@ -1,4 +1,4 @@
-"""Where the images of a data set come from, and how they are handed out."""
+"""Sources of labeled images, and the data sets that transform them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ class ClassificationSource(Protocol):
 
 
 class AugmentedDataset(Dataset):
-    """Transformed (image, label) pairs; each image draws from a stream of its own.
+    """Transformed (image, label) pairs; each image has its own random stream.
 
-    The stream follows from (seed, epoch, index): an image looks the same at any number of workers,
-    and after a resume. An index without its epoch, as evaluation asks, is taken as epoch 0. With
+    The stream is seeded by (seed, epoch, index): an image looks the same at any number of workers,
+    and after a resume. An index without an epoch, as in evaluation, counts as epoch 0. With
     repeats, indices count them: index · repeats + repeat.
     """
 
@@ -94,7 +94,7 @@ class LabeledFiles:
 
 
 def first_per_class(labels: Sequence[int], count: int) -> list[int]:
-    """Where the first `count` of each label stand, or all of a label that has fewer."""
+    """Indices of the first `count` samples of each label, or of all if there are fewer."""
     seen: Counter[int] = Counter()
     kept = []
     for index, label in enumerate(labels):

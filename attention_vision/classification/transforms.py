@@ -1,7 +1,7 @@
 """Recipes of torchvision.transforms.v2 as a few numbers each.
 
-A recipe maps an image, PIL or tensor, grey or RGB, to a normalised float tensor (3, size, size).
-Geometry and colour work on uint8, which is fastest; random erasing comes after normalisation, as in
+A recipe maps an image, PIL or tensor, grey or RGB, to a normalized float tensor (3, size, size).
+Geometry and color work on uint8, which is fastest; random erasing comes after normalization, as in
 its paper's code.
 """
 
@@ -54,7 +54,7 @@ class CIFARAugmentation:
     def evaluation(
         self, size: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> v2.Transform:
-        return _normalise([v2.Resize((size, size), antialias=True)], mean, std)
+        return _normalize([v2.Resize((size, size), antialias=True)], mean, std)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ImageNetAugmentation:
         self, size: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> v2.Transform:
         resize = v2.Resize(round(size / self.centre), antialias=True)
-        return _normalise([resize, v2.CenterCrop(size)], mean, std)
+        return _normalize([resize, v2.CenterCrop(size)], mean, std)
 
 
 Augmentation = CIFARAugmentation | ImageNetAugmentation
@@ -97,16 +97,16 @@ def _finish(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> v2.Transform:
-    """Flip, RandAugment, normalisation and erasing: what the two recipes share."""
+    """Flip, RandAugment, normalization and erasing, which the two recipes share."""
     if recipe.flip:
         geometry.append(v2.RandomHorizontalFlip(recipe.flip))
     if recipe.randaugment:
         geometry.append(v2.RandAugment(recipe.randaugment, recipe.magnitude))
-    steps = _normalise(geometry, mean, std)
+    steps = _normalize(geometry, mean, std)
     return v2.Compose([steps, v2.RandomErasing(recipe.erasing)]) if recipe.erasing else steps
 
 
-def _normalise(
+def _normalize(
     geometry: list[v2.Transform], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> v2.Transform:
     return v2.Compose(

@@ -35,9 +35,9 @@ def attention_sheet(
     layers: Sequence[str] | None = None,
     heads: bool = False,
 ) -> np.ndarray:
-    """The best-scored detections of an image, and below each what its query attends to.
+    """The best-scored detections of an image, and below each the attention of its query.
 
-    Shape: image (3, H, W) normalised, padding_mask (H, W) -> (height, width, 3) uint8
+    Shape: image (3, H, W) normalized, padding_mask (H, W) -> (height, width, 3) uint8
 
     Args:
         names: of the labels; without any, their numbers are written.
@@ -118,7 +118,7 @@ def proposal_sheet(
     names: Sequence[str],
     count: int = 4,
 ) -> np.ndarray:
-    """The best detections of an image, and below each where its class looked in its proposal.
+    """The best detections of an image, and below each the attention of its class in its proposal.
 
     Shape: image (3, H, W) without padding -> (height, width, 3) uint8
 
@@ -129,11 +129,11 @@ def proposal_sheet(
     """
     height, width = image.shape[1:]
     covers = torch.zeros(min(count, len(maps)), height, width)
-    for cover, box, places in zip(covers, proposals.cpu(), maps.cpu(), strict=False):
-        left, top = (int(place) for place in box[:2].floor())
-        right, low = (int(place) for place in box[2:].ceil())
+    for cover, box, weights in zip(covers, proposals.cpu(), maps.cpu(), strict=False):
+        left, top = (int(edge) for edge in box[:2].floor())
+        right, low = (int(edge) for edge in box[2:].ceil())
         size = max(low - top, 1), max(right - left, 1)
-        inside = F.interpolate(places[None, None], size, mode="bilinear")[0, 0]
+        inside = F.interpolate(weights[None, None], size, mode="bilinear")[0, 0]
         part = cover[top : top + size[0], left : left + size[1]]
         part.copy_(inside[: part.shape[0], : part.shape[1]])
     labels, scores = (found[key][:count].tolist() for key in ("labels", "scores"))
@@ -148,7 +148,7 @@ def proposal_attention(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Detections, the proposal that each was read from, and what its class attended to there.
 
-    Shape: image (3, H, W), padding_mask (H, W) -> detections as the network gives them, proposals
+    Shape: image (3, H, W), padding_mask (H, W) -> detections as the network returns them, proposals
     (k, 4) xyxy in pixels, maps (k, 3, 3) over them, each of sum 1
     """
     heads, seen = network.roi_heads, {}

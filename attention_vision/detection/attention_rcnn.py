@@ -24,7 +24,7 @@ from attention_vision.detection.criterion import without_crowds
 from attention_vision.detection.matcher import image_name
 from attention_vision.errors import InputError
 
-GRID = (7, 7)  # places of a proposal (Faster R-CNN; arXiv 1612.03144, section 5.2)
+GRID = (7, 7)  # cells of a proposal (Faster R-CNN; arXiv 1612.03144, section 5.2)
 
 BoxHead = Callable[[int, int], nn.Module]
 
@@ -34,7 +34,7 @@ class PlainBoxHead(nn.Module):
 
     Shape: (P, C, 7, 7) -> logits (P, K) and box deltas (P, 4 K) of P proposals, K with background
 
-    Torchvision's: two layers over all places at once, from which every class is read. With 256
+    Torchvision's: two layers over all cells at once, from which every class is read. With 256
     channels and K = 91, 14.4 M parameters and as many multiply-adds per proposal.
 
     Args:
@@ -57,18 +57,18 @@ class AttentionBoxHead(nn.Module):
 
     Shape: (P, C, 7, 7) -> logits (P, K) and box deltas (P, 4 K) of P proposals, K with background
 
-    Two 3x3 convolutions that do not go beyond the border leave 3x3 places, of which each has seen
-    5x5 of the proposal: what a place shows by itself hardly tells classes apart (digits stay
-    unread). A learned vector tells the places apart. K class embeddings pool them, and logit and
+    Two 3x3 convolutions that do not go beyond the border leave 3x3 cells, of which each has seen
+    5x5 of the proposal: the content of one cell hardly tells classes apart (digits stay
+    unread). A learned vector tells the cells apart. K class embeddings pool them, and logit and
     box of class k are read from the vector that class k pooled. Queries start at 0, so that the
-    head starts as the mean over places under torchvision's predictor: over few of them, since what
-    one place says is lost in the mean of many, and is learned late.
+    head starts as the mean over cells under torchvision's predictor: over few of them, since what
+    one cell says is lost in the mean of many, and is learned late.
 
     Each class has its own row in the predictor, as in the plain head: were one row shared, classes
     could differ by nothing but by where they pyramid_levels, and would all start alike.
 
     Cost with 256 channels and K = 91, plain in brackets: 3.8 M parameters (14.4 M), 52 M
-    multiply-adds per proposal (14.4 M). Weights that places share are used for every place, so
+    multiply-adds per proposal (14.4 M). Weights that cells share are used for every cell, so
     that not both can be equal.
 
     Args:
@@ -90,8 +90,8 @@ class AttentionBoxHead(nn.Module):
         self.predictor = FastRCNNPredictor(hidden, classes)
 
     def forward(self, proposals: Tensor) -> tuple[Tensor, Tensor]:
-        places = self.layers(proposals).flatten(2).mT  # (P, 9, hidden)
-        return self.read(self.pool((places + self.position()).relu()))
+        cells = self.layers(proposals).flatten(2).mT  # (P, 9, hidden)
+        return self.read(self.pool((cells + self.position()).relu()))
 
     def read(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """The predictor, each class on its own vector: (P, K, C) -> (P, K), (P, 4 K)."""
@@ -126,14 +126,14 @@ class AttentionRCNN(nn.Module):
     counts background as class 0 and with it 91 classes: its 41,755,286 parameters are those of
     `num_classes=90`, whose label 0 is its label 1.
 
-    In training `model(images, padding_mask, targets)` gives the losses `total` and its parts
-    `rpn_class`, `rpn_box`, `class`, `box`. In evaluation `model(images, padding_mask)` gives for
+    In training `model(images, padding_mask, targets)` returns the losses `total` and its parts
+    `rpn_class`, `rpn_box`, `class`, `box`. In evaluation `model(images, padding_mask)` returns for
     every image `boxes` (k, 4) xyxy in 0..1 of the image without its padding, `scores` (k,), and
     `labels` (k,) in 0..num_classes - 1, best first.
 
     The numbers are torchvision's recipe. Levels have the strides S of the backbone's maps, and one
     more with twice the last; a proposal is pooled from the map in which its side, the root of its
-    area, is 14 to 28 places (224 pixels at stride 16), or else from the nearest there is.
+    area, is 14 to 28 cells (224 pixels at stride 16), or else from the nearest there is.
 
     Args:
         num_classes: without background.
@@ -146,7 +146,7 @@ class AttentionRCNN(nn.Module):
             those of small strides it costs much less.
         anchor_sizes: side of the square anchor of each level, in pixels; 8 S when not given, which
             is 32 to 512 for the strides 4 to 64.
-        anchor_ratios: height / width of the anchors at every place.
+        anchor_ratios: height / width of the anchors at every cell.
         train_proposals: most per level before non-maximum suppression, and per image after it.
         eval_proposals: the same in evaluation.
         sampled_anchors: of an image, on which the proposals are trained, at most half of them on
@@ -240,13 +240,13 @@ class AttentionRCNN(nn.Module):
         """Losses in training, detections in evaluation.
 
         Args:
-            images: (B, 3, H, W), normalised.
+            images: (B, 3, H, W), normalized.
             padding_mask: (B, H, W) bool, True where padded, at the right and at the bottom.
             targets: in training, per image `boxes` (n, 4) cxcywh in 0..1, `labels` (n,), `iscrowd`
                 (n,) where known; crowds are not trained on.
 
         Raises:
-            InputError: a label is no class, or a box is not finite or has no area.
+            InputError: a label is not a class, or a box is not finite or has no area.
             ValueError: no targets in training.
         """
         sizes = unpadded_sizes(padding_mask)
@@ -336,7 +336,7 @@ def unpadded_sizes(padding_mask: Tensor) -> Tensor:
 def pad_to_stride(images: Tensor, stride: int) -> Tensor:
     """Zeros at the right and at the bottom, up to a multiple of the stride.
 
-    Anchors are spread evenly over an image: they stand where the map looks only if its places do
+    Anchors are spread evenly over an image: they stand where the map looks only if its cells do
     not hang over the edge.
     """
     height, width = images.shape[-2:]
@@ -347,7 +347,7 @@ def align(strides: tuple[int, ...]) -> MultiScaleRoIAlign:
     """Torchvision's, with its scales from the strides.
 
     Left alone it takes them from the first batch that it sees, for good, and wrongly if these
-    images are small: 33 pixels give 2 places at stride 32.
+    images are small: 33 pixels give 2 cells at stride 32.
     """
     pool = MultiScaleRoIAlign(
         [str(level) for level in range(len(strides))], list(GRID), sampling_ratio=2

@@ -180,7 +180,7 @@ class COCO(COCOFolder):
 
     The labels are the category ids, 91 with 0 and ten more that no object has, so that the weights
     of DETR fit; those of Faster R-CNN fit "category_ids_from_1", which are 90, and "contiguous"
-    gives 80. All are known without the files.
+    has 80. All are known without the files.
     """
 
     def __init__(

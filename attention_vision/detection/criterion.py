@@ -23,7 +23,7 @@ class SetCriterion(nn.Module):
     * box: L1 distance of matched boxes (cxcywh), and giou: 1 - GIoU, both summed over pairs and
       divided by the number of objects, averaged over processes and at least 1.
 
-    Crowds are not trained on. A batch without objects gives box terms of 0 that still have a
+    Crowds are not trained on. A batch without objects has box terms of 0 that still have a
     gradient, so that data-parallel training does not wait for it.
 
     Hugging Face with `auxiliary_loss=True` has another loss, because it has another network (see
@@ -31,7 +31,7 @@ class SetCriterion(nn.Module):
 
     Args:
         num_classes: without no-object.
-        matcher: who answers for what.
+        matcher: assigns objects to queries.
         no_object_weight: of queries without an object, against 1 of the others.
         class_weight, box_weight, giou_weight: of the three terms in the total.
         auxiliary: whether all decoder layers are trained, or only the last.
@@ -140,9 +140,9 @@ def flat_indices(matches: Matches, targets: Targets, shape: torch.Size) -> tuple
     _, images, queries = shape[:3]
     counts = [len(target["labels"]) for target in targets]
     first = [sum(counts[:image]) for image in range(images)]
-    query, place = [], []
+    query, matched = [], []
     for layer, pairs in enumerate(matches):
         for image, (of_query, of_object) in enumerate(pairs):
             query.append(of_query + (layer * images + image) * queries)
-            place.append(of_object + first[image])
-    return torch.cat(query), torch.cat(place)
+            matched.append(of_object + first[image])
+    return torch.cat(query), torch.cat(matched)

@@ -1,6 +1,6 @@
 """Data for detection: `DetectionData`, and scenes of digits.
 
-Batches are (images (B, 3, H, W) float normalised and padded with zeros, padding_mask (B, H, W)
+Batches are (images (B, 3, H, W) float normalized and padded with zeros, padding_mask (B, H, W)
 bool, True where padded, targets: a dict per image). A target has `image_id`; `orig_size` and
 `size`, (h, w) of the file and as fed; and for its n objects `boxes` (n, 4) cxcywh in 0..1 of the
 image without padding, `labels` (n,) int64, `area` (n,) in pixels of the file, `iscrowd` (n,). In
@@ -164,7 +164,7 @@ class GroupedSampler(EpochSampler):
         batches += whole
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, self.rank))
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        return [index for place in shuffled for index in batches[place]] + rest
+        return [index for number in shuffled for index in batches[number]] + rest
 
     def _cut(self, indices: list[int]) -> tuple[list[list[int]], list[int]]:
         """Full batches, and what is left over."""
@@ -174,10 +174,10 @@ class GroupedSampler(EpochSampler):
 
 
 class AnnotatedDataset(Dataset):
-    """Transformed (image, target) pairs; each image draws from a stream of its own.
+    """Transformed (image, target) pairs; each image has its own random stream.
 
-    The stream follows from (seed, epoch, index): an image looks the same at any number of workers,
-    and after a resume. An index without its epoch, as evaluation asks, is taken as epoch 0.
+    The stream is seeded by (seed, epoch, index): an image looks the same at any number of workers,
+    and after a resume. An index without an epoch, as in evaluation, counts as epoch 0.
     """
 
     def __init__(self, source: DetectionSource, transform: v2.Transform, seed: int, crowds: bool):
@@ -199,9 +199,9 @@ class AnnotatedDataset(Dataset):
         kept = (boxes[:, 2:] > boxes[:, :2]).all(1)  # a crop leaves others outside
         if not self.crowds:
             kept &= objects.iscrowd == 0
-        centred = box_convert(boxes[kept], "xyxy", "cxcywh")
+        centered = box_convert(boxes[kept], "xyxy", "cxcywh")
         return image, {
-            "boxes": centred / torch.tensor([width, height, width, height]),
+            "boxes": centered / torch.tensor([width, height, width, height]),
             "labels": objects.labels[kept],
             "area": objects.area[kept],
             "iscrowd": objects.iscrowd[kept],

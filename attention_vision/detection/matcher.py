@@ -1,4 +1,4 @@
-"""Which query answers for which object: bipartite matching."""
+"""Bipartite matching of queries and objects."""
 
 import warnings
 
@@ -51,7 +51,7 @@ class HungarianMatcher(nn.Module):
             queries in ascending order.
 
         Raises:
-            InputError: a cost is not finite, or a label is no class; the message names the image.
+            InputError: a cost is not finite, or a label is outside the classes; names the image.
         """
         counts = [len(target["labels"]) for target in targets]
         costs = self.costs(outputs, targets, max(counts)).cpu()
@@ -73,7 +73,7 @@ class HungarianMatcher(nn.Module):
         return matches
 
     def costs(self, outputs: Outputs, targets: Targets, most: int) -> Tensor:
-        """(L, B, most, Q) in fp32, also under autocast; NaN where a label is no class."""
+        """(L, B, most, Q) in fp32, also under autocast; NaN where a label is not a class."""
         boxes = torch.stack([layer["boxes"] for layer in outputs]).float()
         labels = torch.zeros(len(targets), most, dtype=torch.int64, device=boxes.device)
         objects = boxes.new_zeros(len(targets), most, 4)
@@ -132,10 +132,10 @@ class HungarianMatcher(nn.Module):
 
 
 def planar(boxes: Tensor) -> Tensor:
-    """The same boxes, each coordinate adjacent in memory: arithmetic on them is vectorised."""
+    """The same boxes, each coordinate adjacent in memory: arithmetic on them is vectorized."""
     return boxes.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
-def image_name(target: dict[str, Tensor], place: int) -> str:
+def image_name(target: dict[str, Tensor], index: int) -> str:
     """The name of an image in messages: its id, or its index in the batch."""
-    return str(int(target["image_id"])) if "image_id" in target else f"{place} of the batch"
+    return str(int(target["image_id"])) if "image_id" in target else f"{index} of the batch"

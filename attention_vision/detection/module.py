@@ -1,4 +1,4 @@
-"""The training of detectors: what DETR and R-CNN share, and what they do not."""
+"""Training of detectors: the module that DETR and R-CNN share, and one module of each."""
 
 from typing import cast
 
@@ -28,9 +28,9 @@ MOST_CLASSES = 100  # COCO has 80; with more, metrics.csv would be nothing but t
 
 
 class Detector(LightningModule):
-    """What every detector shares: batches, predictions, the metric, the optimiser.
+    """Base of all detectors: batches, predictions, the metric, the optimizer.
 
-    A subclass gives `losses` and `detect`; the criterion is its own affair. Batches are those of
+    A subclass defines `losses` and `detect`, with a criterion of its own. Batches are those of
     `DetectionData`. Logs what `COCOAveragePrecision` measures, as `val/ap` and so on; of up to 100
     classes each one's AP too, as `val/ap_of/NAME`.
 
@@ -44,7 +44,7 @@ class Detector(LightningModule):
         backbone_weights: a run folder of classification, or an official state dict of the backbone;
             not read where there are `weights`, which hold the backbone too.
         fine_tune: see `weights`.
-        engine: of the metric; "faster_coco_eval" gives the same numbers sooner.
+        engine: of the metric; "faster_coco_eval" computes the same numbers sooner.
         size_limits: of the metric, sides in pixels of the squares up to which objects are small
             and medium. Those of COCO leave images of 64 pixels without a large one.
     """
@@ -158,7 +158,7 @@ class Detector(LightningModule):
 class DETRDetector(Detector):
     """Trains DETR on the set loss, and reads its detections.
 
-    Every query gives one detection: its likeliest class other than no-object, as the release's
+    Every query has one detection: its likeliest class other than no-object, as the release's
     evaluation; nothing is cut off by score, since AP would lose by it.
 
     Args:
@@ -253,7 +253,7 @@ class RCNNDetector(Detector):
 
     @property
     def of_classes(self) -> tuple[str, ...]:
-        """Of a plain head the predictor; any other is new to weights of a plain one as a whole."""
+        """The predictor of a plain head; another head as a whole, which plain weights lack."""
         plain = isinstance(self.network.roi_heads.box_head, PlainBoxHead)
         return ("roi_heads.box_head.predictor." if plain else "roi_heads.box_head.",)
 

@@ -32,8 +32,8 @@ INTERACTIVE = 30  # boxes an image that W&B gets, whatever their scores: its sli
 class DetectionPanel(Callback):
     """Logs pictures once per validation, from rank zero.
 
-    `val/panel`: images with ground truth and detections. `val/attention`, of DETR: what the queries
-    of the best detections attend to, on the first image that has objects. Both go to every logger
+    `val/panel`: images with ground truth and detections. `val/attention`, of DETR: attention of the
+    queries of the best detections, on the first image that has objects. Both go to every logger
     that has `log_image`: W&B, and the run folder's pictures/. `val/boxes`, to W&B alone: the same
     images with its interactive boxes.
 
@@ -70,7 +70,7 @@ class DetectionPanel(Callback):
         truths = [box_convert(one, "cxcywh", "xyxy") for one in boxes]
         pages = {"val/panel": panel(pictures, found, truths, names, self.threshold)}
         if isinstance(module.network, DETR):
-            first = next((place for place, truth in enumerate(truths) if len(truth)), 0)
+            first = next((index for index, truth in enumerate(truths) if len(truth)), 0)
             images, padding_mask, _ = samples[first]
             page = attention_sheet(module.network, images[0], padding_mask[0], names)
             pages["val/attention"] = page
@@ -116,8 +116,8 @@ def panel(
     columns = min(columns, len(drawings))
     wide, high = (max(sides) + 4 for sides in zip(*(one.size for one in drawings), strict=True))
     page = Image.new("RGB", (wide * columns, high * ceil(len(drawings) / columns)), "white")
-    for place, drawing in enumerate(drawings):
-        page.paste(drawing, (place % columns * wide + 2, place // columns * high + 2))
+    for index, drawing in enumerate(drawings):
+        page.paste(drawing, (index % columns * wide + 2, index // columns * high + 2))
     return np.array(page)
 
 

@@ -1,4 +1,4 @@
-"""What `predict` of a detector leaves in the run folder: results.json and pictures."""
+"""Output of `predict` of a detector: results.json and pictures."""
 
 import json
 from collections import Counter
@@ -111,7 +111,7 @@ def found(image_id: int, file_name: str, detections: dict[str, Tensor]) -> Found
 
 
 def rows(images: list[Found], category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """What results.json holds; numbers have the digits that tell one float32 from the next."""
+    """Rows of results.json; numbers have the digits that tell one float32 from the next."""
     for image in images:
         for box, score, label in zip(image.boxes, image.scores, image.labels, strict=True):
             yield {

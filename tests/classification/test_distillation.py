@@ -39,7 +39,7 @@ from attention_vision.classification import (
 )
 from attention_vision.classification.attention_transfer import (
     grid_of,
-    normalised_difference,
+    normalized_difference,
     resize_rows,
     without_tokens,
 )
@@ -110,7 +110,7 @@ def test_a_distillation_token_learns_from_the_teacher_alone(tmp_path):
     module.training_step((images, labels), 0).backward()
     with torch.no_grad():
         classes, distilled = student(images)
-        wanted = F.one_hot(distillation.ask(images)[0].argmax(1), 10)
+        wanted = F.one_hot(distillation.teach(images)[0].argmax(1), 10)
     for part, logits, targets in (
         (student.head.classes, classes, F.one_hot(labels, 10)),
         (student.head.distillation, distilled, wanted),
@@ -231,7 +231,7 @@ def test_pools_are_paired_by_name_alone(tmp_path):
     distillation = taught(student, teacher, tmp_path, logits="none", maps=maps)
     with distillation.record(student) as seen:
         student(images)
-    assert maps.pairs(seen, distillation.ask(images)[1]) == [
+    assert maps.pairs(seen, distillation.teach(images)[1]) == [
         ("blocks.0.attention", "blocks.1.attention"),
         ("blocks.1.attention", "blocks.3.attention"),
     ]
@@ -319,7 +319,7 @@ def test_gates_of_every_size(tmp_path):
         gate = student.stages[1][0].attention
         assert all((parameter.grad != 0).any() for parameter in list(gate.parameters())[-2:])
     gate, twice = torch.rand(2, 1, 4, 4), 2 * torch.ones(2, 1, 4, 4)
-    assert normalised_difference(gate, gate * twice) == pytest.approx(0, abs=1e-12)
+    assert normalized_difference(gate, gate * twice) == pytest.approx(0, abs=1e-12)
 
 
 # The teacher

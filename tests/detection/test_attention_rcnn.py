@@ -28,8 +28,8 @@ from attention_vision.detection.attention_rcnn import (
     AttentionBoxHead,
     AttentionRCNN,
     PlainBoxHead,
-    fill,
-    unpadded,
+    pad_to_stride,
+    unpadded_sizes,
 )
 from attention_vision.detection.boxes import to_pixels
 from attention_vision.detection.module import RCNNDetector
@@ -344,9 +344,9 @@ def test_any_backbone_trains_and_detects(name, first_stage):
 
 def test_sizes_come_from_the_mask_and_maps_fill_the_stride():
     images, padding_mask = batch((33, 50), (40, 21))
-    assert unpadded(padding_mask).tolist() == [[33, 50], [40, 21]]
-    assert fill(images, 32).shape == (2, 3, 64, 64)
-    assert fill(images[..., :32, :32], 32).shape == (2, 3, 32, 32)
+    assert unpadded_sizes(padding_mask).tolist() == [[33, 50], [40, 21]]
+    assert pad_to_stride(images, 32).shape == (2, 3, 64, 64)
+    assert pad_to_stride(images[..., :32, :32], 32).shape == (2, 3, 32, 32)
 
 
 def test_pooling_does_not_depend_on_the_first_batch():
