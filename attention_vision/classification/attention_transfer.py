@@ -72,15 +72,15 @@ class MapTransfer:
         """
         pairs = self.pairs(student, teacher)
         distances = []
-        for mine, theirs in pairs:
+        for student_layer, teacher_layer in pairs:
+            maps = student[student_layer].float(), teacher[teacher_layer].float()
             try:
-                maps = student[mine].float(), teacher[theirs].float()
                 distances.append(self.distance(*maps, prefixes, size))
             except ValueError as error:
-                shapes = f"{tuple(student[mine].shape)} and {tuple(teacher[theirs].shape)}"
+                shapes = " and ".join(str(tuple(one.shape)) for one in maps)
                 raise InputError(
-                    f"model.distillation.maps: the student's {mine} cannot learn from the teacher's"
-                    f" {theirs}, {shapes}: {error}"
+                    f"model.distillation.maps: the student's {student_layer} cannot learn from the"
+                    f" teacher's {teacher_layer}, {shapes}: {error}"
                 ) from error
         return self.weight * torch.stack(distances).mean()
 
@@ -88,16 +88,19 @@ class MapTransfer:
         """(student's layer, teacher's layer), every name that of one recorded map."""
         if self.layers is not None:
             return [
-                (self.one(student, mine, "student"), self.one(teacher, theirs, "teacher"))
-                for mine, theirs in self.layers.items()
+                (
+                    self.one(student, student_layer, "student"),
+                    self.one(teacher, teacher_layer, "teacher"),
+                )
+                for student_layer, teacher_layer in self.layers.items()
             ]
         for who, maps in (("student", student), ("teacher", teacher)):
             if not maps:
                 raise InputError(f"model.distillation.maps: the {who} has no {self.seen}")
         names, count = list(teacher), len(student)
         return [
-            (mine, names[-(-(index + 1) * len(names) // count) - 1])
-            for index, mine in enumerate(student)
+            (student_layer, names[-(-(index + 1) * len(names) // count) - 1])
+            for index, student_layer in enumerate(student)
         ]
 
     def one(self, maps: Maps, layer: str, who: str) -> str:
@@ -109,7 +112,7 @@ class MapTransfer:
         return found[0]
 
     def distance(
-        self, mine: Tensor, theirs: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
+        self, student: Tensor, teacher: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
     ) -> Tensor:
         """Distance of one pair of maps, a scalar. Raises ValueError for maps of no common form."""
         raise NotImplementedError
@@ -148,23 +151,23 @@ class AttentionMapDistillation(MapTransfer):
         return super().pairs(student, teacher)
 
     def distance(
-        self, mine: Tensor, theirs: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
+        self, student: Tensor, teacher: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
     ) -> Tensor:
-        if (mine.shape[2] == 1) != (theirs.shape[2] == 1):
+        if (student.shape[2] == 1) != (teacher.shape[2] == 1):
             raise ValueError("a pool's one query and a map's queries have nothing in common")
-        if mine.shape[1] != theirs.shape[1]:
-            mine, theirs = mine.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
+        if student.shape[1] != teacher.shape[1]:
+            student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
         prefix = min(prefixes)
-        mine, theirs = (
+        student, teacher = (
             without_tokens(rows, prefix, own)
-            for rows, own in zip((mine, theirs), prefixes, strict=True)
+            for rows, own in zip((student, teacher), prefixes, strict=True)
         )
-        if len(mine) != len(theirs):
+        if len(student) != len(teacher):
             raise ValueError("attention inside windows or lines is not resized")
-        theirs = resize_rows(theirs, (mine.shape[2], mine.shape[3]), prefix, size)
+        teacher = resize_rows(teacher, (student.shape[2], student.shape[3]), prefix, size)
         if self.loss == "mse":
-            return F.mse_loss(mine, theirs)
-        return F.kl_div(mine.clamp_min(SMALLEST).log(), theirs, reduction="none").sum(-1).mean()
+            return F.mse_loss(student, teacher)
+        return F.kl_div(student.clamp_min(SMALLEST).log(), teacher, reduction="none").sum(-1).mean()
 
 
 class GateTransfer(MapTransfer):
@@ -188,13 +191,13 @@ class GateTransfer(MapTransfer):
         return record_attention(network, layers, gradients=True, kinds=["gates"])
 
     def distance(
-        self, mine: Tensor, theirs: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
+        self, student: Tensor, teacher: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
     ) -> Tensor:
-        if mine.shape[1] != theirs.shape[1]:
+        if student.shape[1] != teacher.shape[1]:
             raise ValueError("gates of as many channels are needed")
-        if (mine[0, 0].numel() == 1) != (theirs[0, 0].numel() == 1):
+        if (student[0, 0].numel() == 1) != (teacher[0, 0].numel() == 1):
             raise ValueError("a channel gate and a spatial gate have nothing in common")
-        return normalized_difference(mine, theirs)
+        return normalized_difference(student, teacher)
 
 
 class AttentionTransfer(MapTransfer):
@@ -243,13 +246,13 @@ class AttentionTransfer(MapTransfer):
                 hook.remove()
 
     def distance(
-        self, mine: Tensor, theirs: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
+        self, student: Tensor, teacher: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
     ) -> Tensor:
-        mine, theirs = (
+        student, teacher = (
             energy(activations, prefix, size)
-            for activations, prefix in zip((mine, theirs), prefixes, strict=True)
+            for activations, prefix in zip((student, teacher), prefixes, strict=True)
         )
-        return normalized_difference(mine, theirs)
+        return normalized_difference(student, teacher)
 
 
 def energy(activations: Tensor, prefix: int, size: tuple[int, int]) -> Tensor:
@@ -262,15 +265,15 @@ def energy(activations: Tensor, prefix: int, size: tuple[int, int]) -> Tensor:
     return sums.unflatten(1, grid_of(sums.shape[1], size))[:, None]
 
 
-def normalized_difference(mine: Tensor, theirs: Tensor) -> Tensor:
+def normalized_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of maps over their norms.
 
     Shape: (B, C, H, W), (B, C, H', W') -> ()
     """
-    if mine.shape[2:] != theirs.shape[2:]:
-        theirs = F.interpolate(theirs, mine.shape[2:], mode="bilinear", antialias=True)
-    mine, theirs = (F.normalize(x.flatten(1)) for x in (mine, theirs))
-    return F.mse_loss(mine, theirs)
+    if student.shape[2:] != teacher.shape[2:]:
+        teacher = F.interpolate(teacher, student.shape[2:], mode="bilinear", antialias=True)
+    student, teacher = (F.normalize(x.flatten(1)) for x in (student, teacher))
+    return F.mse_loss(student, teacher)
 
 
 def without_tokens(rows: Tensor, kept: int, prefix: int) -> Tensor:
