@@ -268,7 +268,7 @@ def test_proposals_are_those_that_detections_were_read_from():
     found, proposals, maps = proposal_attention(network, image, padding_mask)
     assert len(found["boxes"]) == len(proposals) == len(maps) > 2
     with torch.no_grad(), record_attention(heads, ["box_head.pool"]) as weights:
-        pooled = heads.box_roi_pool(network.look(image[None]), [proposals], [(48, 64)])
+        pooled = heads.box_roi_pool(network.pyramid_levels(image[None]), [proposals], [(48, 64)])
         _, deltas = heads.box_head(pooled)
     each, classes = torch.arange(len(maps)), found["labels"] + 1
     boxes = heads.box_coder.decode(deltas, [proposals])[each, classes]

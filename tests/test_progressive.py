@@ -15,7 +15,7 @@ from attention_vision.attention import CBAM, SqueezeExcite
 from attention_vision.backbones import CCT, Backbone, EfficientNet, ResNet, Swin, ViT
 from attention_vision.classification import Classifier, Digits
 from attention_vision.classification.progressive import (
-    Progression,
+    GateSchedule,
     ProgressiveActivation,
     attention_slots,
 )
@@ -52,7 +52,7 @@ def test_the_identity_before_its_turn_and_itself_after(name: str) -> None:
     network = redraw(build(), 0)
     images, state = torch.randn(2, 3, 16, 16), dict(network.state_dict())
     plain = logits(network, images)
-    activation = ProgressiveActivation(network, Progression(start_epoch=1))
+    activation = ProgressiveActivation(network, GateSchedule(start_epoch=1))
     assert len(activation.stages) == stages
     assert network.state_dict().keys() == state.keys()
     assert torch.equal(logits(network, images), plain)  # without a training all is active
@@ -72,7 +72,7 @@ def test_the_identity_before_its_turn_and_itself_after(name: str) -> None:
 
 def test_a_closed_stage_learns_nothing_and_an_open_one_does() -> None:
     network = redraw(NETWORKS["ResNet"][1](), 0)
-    activation = ProgressiveActivation(network, Progression())
+    activation = ProgressiveActivation(network, GateSchedule())
     activation.go_to(2.5)  # two stages are open, the third by half
     assert activation.gates.tolist() == [1, 1, 0.5, 0]
     network(torch.randn(2, 3, 16, 16)).square().sum().backward()
@@ -82,14 +82,14 @@ def test_a_closed_stage_learns_nothing_and_an_open_one_does() -> None:
 
 
 def test_the_schedule() -> None:
-    steps = Progression(start_epoch=2, epochs_per_stage=3, ramp=0)
+    steps = GateSchedule(start_epoch=2, epochs_per_stage=3, ramp=0)
     assert [steps.gates(2, epoch) for epoch in (1.99, 2, 4.99, 5)] == [
         [0, 0],
         [1, 0],
         [1, 0],
         [1, 1],
     ]
-    ramps = Progression(epochs_per_stage=1, ramp=4, first="high")
+    ramps = GateSchedule(epochs_per_stage=1, ramp=4, first="high")
     assert ramps.gates(3, 3.0) == [0.25, 0.5, 0.75]
     assert ramps.gates(3, 0.0) == [0, 0, 0]
     assert ramps.gates(3, 60.0) == [1, 1, 1]
@@ -100,12 +100,12 @@ def test_the_schedule() -> None:
 )
 def test_numbers_out_of_range(wrong: dict) -> None:
     with pytest.raises(InputError, match=f"model.progressive.{next(iter(wrong))}"):
-        Progression(**wrong)
+        GateSchedule(**wrong)
 
 
 def test_a_network_without_attention_is_refused() -> None:
     with pytest.raises(InputError, match=r"model\.progressive: the network has no attention"):
-        Classifier(ResNet(18, width=8, num_classes=5), progressive=Progression())
+        Classifier(ResNet(18, width=8, num_classes=5), progressive=GateSchedule())
 
 
 class Gates(Callback):
@@ -130,7 +130,7 @@ def train(folder: Path, checkpoint: Path | None = None) -> tuple[Classifier, Gat
         network,
         partial(torch.optim.AdamW, lr=1e-2),
         ema_decay=0.7,
-        progressive=Progression(start_epoch=0.5, epochs_per_stage=0.5, ramp=1),
+        progressive=GateSchedule(start_epoch=0.5, epochs_per_stage=0.5, ramp=1),
     )
     gates = Gates()
     saving = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
@@ -159,6 +159,6 @@ def test_gates_follow_the_step_and_a_resumed_run_is_the_same(tmp_path: Path) -> 
         assert torch.equal(resumed.state_dict()[name], value), name
 
     state = torch.load(saved, weights_only=True)["state_dict"]
-    measured = Classifier(whole.network, progressive=Progression())
+    measured = Classifier(whole.network, progressive=GateSchedule())
     measured.load_state_dict(state)
     assert measured.progressive.gates.tolist() == expected[5]

@@ -1,9 +1,9 @@
 """Image classification: `Classifier` trains any backbone on any `ClassificationData`."""
 
 from attention_vision.classification.attention_transfer import (
-    ActivationTransfer,
+    AttentionMapDistillation,
+    AttentionTransfer,
     GateTransfer,
-    RowTransfer,
 )
 from attention_vision.classification.data import (
     CIFAR10,
@@ -17,13 +17,15 @@ from attention_vision.classification.data import (
 from attention_vision.classification.distillation import Distillation
 from attention_vision.classification.module import Classifier
 from attention_vision.classification.penalties import AttentionPenalty
-from attention_vision.classification.transforms import Photographs, SmallImages
+from attention_vision.classification.transforms import CIFARAugmentation, ImageNetAugmentation
 
 __all__ = [
     "CIFAR10",
     "CIFAR100",
-    "ActivationTransfer",
+    "AttentionMapDistillation",
     "AttentionPenalty",
+    "AttentionTransfer",
+    "CIFARAugmentation",
     "ClassificationData",
     "Classifier",
     "Digits",
@@ -32,7 +34,5 @@ __all__ = [
     "GateTransfer",
     "ImageFolder",
     "ImageNet",
-    "Photographs",
-    "RowTransfer",
-    "SmallImages",
+    "ImageNetAugmentation",
 ]

@@ -1,4 +1,4 @@
-"""Where a teacher looks as a target for where a student looks, whatever their shapes.
+"""Attention of a teacher as the target of the attention of a student.
 
 A student's layer is compared with a teacher's. Heads, depths and resolutions may differ: maps are
 brought to the student's shape, so that its gradient is exact.
@@ -6,11 +6,11 @@ brought to the student's shape, so that its gradient is exact.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_vision.attention import record_attention
 from attention_vision.attention.recording import layers_under, missing_layer
@@ -40,18 +40,18 @@ class MapTransfer:
     def check(self, student: Backbone, teacher: Backbone) -> None:
         """Raises InputError when a named layer is missing."""
         for who, network, names in (
-            ("student", student, self.of_student),
-            ("teacher", teacher, self.of_teacher),
+            ("student", student, self.student_layers),
+            ("teacher", teacher, self.teacher_layers),
         ):
             if missing := missing_layer(network, names):
                 raise InputError(f"model.distillation.maps.layers: the {who} {missing}")
 
     @property
-    def of_student(self) -> list[str] | None:
+    def student_layers(self) -> list[str] | None:
         return None if self.layers is None else list(self.layers)
 
     @property
-    def of_teacher(self) -> list[str] | None:
+    def teacher_layers(self) -> list[str] | None:
         return None if self.layers is None else list(self.layers.values())
 
     def record(
@@ -72,15 +72,15 @@ class MapTransfer:
         """
         pairs = self.pairs(student, teacher)
         distances = []
-        for mine, theirs in pairs:
+        for student_layer, teacher_layer in pairs:
+            maps = student[student_layer].float(), teacher[teacher_layer].float()
             try:
-                maps = student[mine].float(), teacher[theirs].float()
                 distances.append(self.distance(*maps, prefixes, size))
             except ValueError as error:
-                shapes = f"{tuple(student[mine].shape)} and {tuple(teacher[theirs].shape)}"
+                shapes = " and ".join(str(tuple(one.shape)) for one in maps)
                 raise InputError(
-                    f"model.distillation.maps: the student's {mine} cannot learn from the teacher's"
-                    f" {theirs}, {shapes}: {error}"
+                    f"model.distillation.maps: the student's {student_layer} cannot learn from the"
+                    f" teacher's {teacher_layer}, {shapes}: {error}"
                 ) from error
         return self.weight * torch.stack(distances).mean()
 
@@ -88,16 +88,19 @@ class MapTransfer:
         """(student's layer, teacher's layer), every name that of one recorded map."""
         if self.layers is not None:
             return [
-                (self.one(student, mine, "student"), self.one(teacher, theirs, "teacher"))
-                for mine, theirs in self.layers.items()
+                (
+                    self.one(student, student_layer, "student"),
+                    self.one(teacher, teacher_layer, "teacher"),
+                )
+                for student_layer, teacher_layer in self.layers.items()
             ]
         for who, maps in (("student", student), ("teacher", teacher)):
             if not maps:
                 raise InputError(f"model.distillation.maps: the {who} has no {self.seen}")
         names, count = list(teacher), len(student)
         return [
-            (mine, names[-(-(place + 1) * len(names) // count) - 1])
-            for place, mine in enumerate(student)
+            (student_layer, names[-(-(index + 1) * len(names) // count) - 1])
+            for index, student_layer in enumerate(student)
         ]
 
     def one(self, maps: Maps, layer: str, who: str) -> str:
@@ -109,19 +112,19 @@ class MapTransfer:
         return found[0]
 
     def distance(
-        self, mine: Tensor, theirs: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
+        self, student: Tensor, teacher: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
     ) -> Tensor:
-        """Of one pair of maps, a scalar. Raises ValueError when they cannot be compared."""
+        """Distance of one pair of maps, a scalar. Raises ValueError for maps of no common form."""
         raise NotImplementedError
 
 
-class RowTransfer(MapTransfer):
+class AttentionMapDistillation(MapTransfer):
     """Softmax rows of the student learn from the teacher's, (B, h, Q, K) of each.
 
     Heads are compared one by one where both have as many, else their means are. Tokens in front of
     the map (class, distillation) that only one of the two has are left out, and rows divided by
-    what is left. The teacher's map is resized over keys and over queries; a row keeps what it gives
-    to the tokens in front, and sums to 1.
+    what is left. The teacher's map is resized over keys and over queries; a row keeps its weights
+    on the tokens in front, and sums to 1.
 
     Args:
         loss: `"kl"`, Σ_k T log(T / S) of a row, mean over rows, as MiniLM (Wang et al., arXiv
@@ -140,7 +143,7 @@ class RowTransfer(MapTransfer):
         self.loss = loss
 
     def pairs(self, student: Maps, teacher: Maps) -> list[tuple[str, str]]:
-        if self.layers is None:  # a pool, which asks with one query, is no layer among others
+        if self.layers is None:  # a pool, which has one query, is not a layer among others
             student, teacher = (
                 {name: rows for name, rows in maps.items() if rows.shape[2] > 1}
                 for maps in (student, teacher)
@@ -148,23 +151,23 @@ class RowTransfer(MapTransfer):
         return super().pairs(student, teacher)
 
     def distance(
-        self, mine: Tensor, theirs: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
+        self, student: Tensor, teacher: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
     ) -> Tensor:
-        if (mine.shape[2] == 1) != (theirs.shape[2] == 1):
+        if (student.shape[2] == 1) != (teacher.shape[2] == 1):
             raise ValueError("a pool's one query and a map's queries have nothing in common")
-        if mine.shape[1] != theirs.shape[1]:
-            mine, theirs = mine.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
+        if student.shape[1] != teacher.shape[1]:
+            student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
         prefix = min(prefixes)
-        mine, theirs = (
+        student, teacher = (
             without_tokens(rows, prefix, own)
-            for rows, own in zip((mine, theirs), prefixes, strict=True)
+            for rows, own in zip((student, teacher), prefixes, strict=True)
         )
-        if len(mine) != len(theirs):
+        if len(student) != len(teacher):
             raise ValueError("attention inside windows or lines is not resized")
-        theirs = resize_rows(theirs, mine.shape[2:], prefix, size)
+        teacher = resize_rows(teacher, (student.shape[2], student.shape[3]), prefix, size)
         if self.loss == "mse":
-            return F.mse_loss(mine, theirs)
-        return F.kl_div(mine.clamp_min(SMALLEST).log(), theirs, reduction="none").sum(-1).mean()
+            return F.mse_loss(student, teacher)
+        return F.kl_div(student.clamp_min(SMALLEST).log(), teacher, reduction="none").sum(-1).mean()
 
 
 class GateTransfer(MapTransfer):
@@ -188,22 +191,22 @@ class GateTransfer(MapTransfer):
         return record_attention(network, layers, gradients=True, kinds=["gates"])
 
     def distance(
-        self, mine: Tensor, theirs: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
+        self, student: Tensor, teacher: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
     ) -> Tensor:
-        if mine.shape[1] != theirs.shape[1]:
+        if student.shape[1] != teacher.shape[1]:
             raise ValueError("gates of as many channels are needed")
-        if (mine[0, 0].numel() == 1) != (theirs[0, 0].numel() == 1):
+        if (student[0, 0].numel() == 1) != (teacher[0, 0].numel() == 1):
             raise ValueError("a channel gate and a spatial gate have nothing in common")
-        return normalised_difference(mine, theirs)
+        return normalized_difference(student, teacher)
 
 
-class ActivationTransfer(MapTransfer):
+class AttentionTransfer(MapTransfer):
     """Attention transfer (Zagoruyko & Komodakis, arXiv 1612.03928, eq. 1-2) between any backbones.
 
     Q = Σ_c |A_c|² of a map (B, C, H, W), or of tokens (B, N, C) without those in front of the map;
     the distance is that of Q_S / ||Q_S|| and Q_T / ||Q_T||, the teacher's resized to the student's
-    places. As in the release (szagoruyko/attention-transfer) it is the mean squared difference over
-    places and images, where the paper has the norm of the difference; the release adds layers up,
+    grid. As in the release (szagoruyko/attention-transfer) it is the mean squared difference over
+    pixels and images, where the paper has the norm of the difference; the release adds layers up,
     here they are averaged.
 
     Args:
@@ -222,8 +225,11 @@ class ActivationTransfer(MapTransfer):
     def record(self, network: Backbone, layers: Sequence[str] | None) -> Iterator[Maps]:
         maps: Maps = {}
 
-        def keep(name: str, output: Tensor) -> None:
+        def keep(name: str, output: Any) -> None:
             maps[name] = output
+
+        def keep_pooled(pool: nn.Module, inputs: tuple[Tensor]) -> None:
+            keep("pool", inputs[0])
 
         modules = dict(network.named_modules())
         hooks = [
@@ -231,7 +237,7 @@ class ActivationTransfer(MapTransfer):
             for name in layers or ()
         ]
         if layers is None:
-            hooks = [network.pool.register_forward_pre_hook(lambda _, x: keep("pool", x[0]))]
+            hooks = [network.pool.register_forward_pre_hook(keep_pooled)]
         try:
             with torch.compiler.set_stance("force_eager"):  # compiled code has no hooks
                 yield maps
@@ -240,13 +246,13 @@ class ActivationTransfer(MapTransfer):
                 hook.remove()
 
     def distance(
-        self, mine: Tensor, theirs: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
+        self, student: Tensor, teacher: Tensor, prefixes: tuple[int, int], size: tuple[int, int]
     ) -> Tensor:
-        mine, theirs = (
+        student, teacher = (
             energy(activations, prefix, size)
-            for activations, prefix in zip((mine, theirs), prefixes, strict=True)
+            for activations, prefix in zip((student, teacher), prefixes, strict=True)
         )
-        return normalised_difference(mine, theirs)
+        return normalized_difference(student, teacher)
 
 
 def energy(activations: Tensor, prefix: int, size: tuple[int, int]) -> Tensor:
@@ -259,15 +265,15 @@ def energy(activations: Tensor, prefix: int, size: tuple[int, int]) -> Tensor:
     return sums.unflatten(1, grid_of(sums.shape[1], size))[:, None]
 
 
-def normalised_difference(mine: Tensor, theirs: Tensor) -> Tensor:
+def normalized_difference(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of maps over their norms.
 
     Shape: (B, C, H, W), (B, C, H', W') -> ()
     """
-    if mine.shape[2:] != theirs.shape[2:]:
-        theirs = F.interpolate(theirs, mine.shape[2:], mode="bilinear", antialias=True)
-    mine, theirs = (F.normalize(x.flatten(1)) for x in (mine, theirs))
-    return F.mse_loss(mine, theirs)
+    if student.shape[2:] != teacher.shape[2:]:
+        teacher = F.interpolate(teacher, student.shape[2:], mode="bilinear", antialias=True)
+    student, teacher = (F.normalize(x.flatten(1)) for x in (student, teacher))
+    return F.mse_loss(student, teacher)
 
 
 def without_tokens(rows: Tensor, kept: int, prefix: int) -> Tensor:
@@ -288,26 +294,26 @@ def resize_rows(rows: Tensor, shape: tuple[int, int], prefix: int, size: tuple[i
 
     Shape: (B, h, Q, K) -> (B, h, *shape)
 
-    What a row gives to the grid of keys is spread over the new grid, its sum kept; a row between
+    A row's weight on the grid of keys is spread over the new grid, its sum kept; a row between
     two queries is their mean. The first `prefix` tokens stay as they are.
     """
     first = prefix if rows.shape[2] == rows.shape[3] else 0  # of queries
     if rows.shape[3] != shape[1]:
-        before, places = rows[..., :prefix], rows[..., prefix:]
-        spread = resize_places(places, shape[1] - prefix, size)
-        total = places.sum(-1, keepdim=True)
+        before, grid = rows[..., :prefix], rows[..., prefix:]
+        spread = resize_grid(grid, shape[1] - prefix, size)
+        total = grid.sum(-1, keepdim=True)
         spread = spread * (total / spread.sum(-1, keepdim=True).clamp_min(SMALLEST))
         rows = torch.cat((before, spread), 3)
     if rows.shape[2] != shape[0]:
-        before, places = rows[:, :, :first], rows[:, :, first:]
-        places = resize_places(places.mT, shape[0] - first, size).mT
-        rows = torch.cat((before, places), 2)
+        before, grid = rows[:, :, :first], rows[:, :, first:]
+        grid = resize_grid(grid.mT, shape[0] - first, size).mT
+        rows = torch.cat((before, grid), 2)
     return rows
 
 
-def resize_places(places: Tensor, count: int, size: tuple[int, int]) -> Tensor:
+def resize_grid(grid: Tensor, count: int, size: tuple[int, int]) -> Tensor:
     """Resize maps that lie row by row in an image's proportions. Shape: (..., N) -> (..., count)"""
-    old, new = grid_of(places.shape[-1], size), grid_of(count, size)
-    images = places.reshape(-1, 1, *old)
+    old, new = grid_of(grid.shape[-1], size), grid_of(count, size)
+    images = grid.reshape(-1, 1, *old)
     images = F.interpolate(images, new, mode="bilinear", antialias=True)
-    return images.reshape(*places.shape[:-1], count)
+    return images.reshape(*grid.shape[:-1], count)

@@ -1,46 +1,43 @@
-"""Data for classification: the base class holds loaders, sampling, recipe; subclasses the images.
+"""Data for classification: `ClassificationData` and the data sets that derive from it.
 
-Batches are (images (B, 3, H, W) float normalised, labels (B,) int64); in predict (images, list of
+Batches are (images (B, 3, H, W) float normalized, labels (B,) int64); in predict (images, list of
 paths).
 """
 
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from attention_vision.classification.sources import (
-    Augmented,
-    ImageFiles,
-    InMemory,
-    LabelledFiles,
-    Source,
-    first_of_each,
+    AugmentedDataset,
+    ClassificationInputs,
+    ClassificationSource,
+    LabeledFiles,
+    TensorImages,
+    first_per_class,
 )
-from attention_vision.classification.transforms import Photographs, Recipe, SmallImages
+from attention_vision.classification.transforms import (
+    Augmentation,
+    CIFARAugmentation,
+    ImageNetAugmentation,
+)
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD
-from attention_vision.data.loading import (
-    EpochSampler,
-    RepeatedSampler,
-    check_loading,
-    evaluation_loader,
-    replicas,
-    train_loader,
+from attention_vision.data.loading import EpochSampler, RepeatedSampler, TaskData, replicas
+from attention_vision.data.torchvision_sets import (
+    CIFAR10_NAMES,
+    InMemoryClass,
+    load_torchvision_dataset,
 )
-from attention_vision.data.torchvision_sets import CIFAR10_NAMES, published
 from attention_vision.errors import InputError
-from attention_vision.training.steps import run_seed
 
-SMALL_IMAGES, PHOTOGRAPHS = SmallImages(), Photographs()
+SMALL_IMAGES, PHOTOGRAPHS = CIFARAugmentation(), ImageNetAugmentation()
 # No flips, which would make other digits; small turns, shifts and zooms instead.
-HANDWRITING = SmallImages(padding=0, flip=0.0, rotation=10.0, shift=0.08, zoom=0.1)
+HANDWRITING = CIFARAugmentation(padding=0, flip=0.0, rotation=10.0, shift=0.08, zoom=0.1)
 
 CIFAR100_NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
@@ -54,28 +51,22 @@ trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
 
-class ClassificationData(LightningDataModule):
-    """Base of all classification data: a subclass sets what is declared here and gives `source`.
+class ClassificationData(TaskData):
+    """Base of all classification data: a subclass sets what is declared here, defines `source`.
 
     Each subclass takes its own kind of `recipe`, the augmentation of the training images.
 
     Args:
         image_size: side of the square images that the network sees, in pixels.
-        batch_size: images per process and step.
-        num_workers: processes that load images, 0 to load in the training process.
-        seed: of order and augmentation; the run's seed where none is given.
-        images: folder of images to predict, searched through its subfolders.
         repeats: how often an epoch shows each image that it takes, augmented anew; its length stays
             (repeated augmentation, see `RepeatedSampler`; 3 in DeiT).
-
-    `num_classes` and `class_names` are known before `setup`.
+        batch_size, num_workers, seed, images: see `TaskData`.
 
     Raises:
         InputError: a size or number that is not positive.
     """
 
-    class_names: Sequence[str]
-    recipe: Recipe
+    recipe: Augmentation
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(
@@ -87,61 +78,35 @@ class ClassificationData(LightningDataModule):
         images: str | None,
         repeats: int,
     ):
-        super().__init__()
+        super().__init__(batch_size, num_workers, seed, images)
         for name, value in (("image_size", image_size), ("repeats", repeats)):
             if value < 1:
                 raise InputError(f"data.{name} {value} is not positive")
-        check_loading(batch_size, num_workers)
-        self.image_size = image_size
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.images, self.repeats = images, repeats
+        self.image_size, self.repeats = image_size, repeats
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> ClassificationSource:
         """The images of "train" or "val". Raises InputError when they are missing or wrong."""
         raise NotImplementedError
 
-    def setup(self, stage: str) -> None:
-        transforms = self.recipe.train, self.recipe.evaluation
-        train, evaluation = (make(self.image_size, self.mean, self.std) for make in transforms)
-        seed = run_seed() if self.seed is None else self.seed
-        if stage == "fit":
-            self.train_images = Augmented(self._checked("train"), train, seed, self.repeats)
-        if stage in ("fit", "validate", "test"):
-            self.val_images = Augmented(self._checked("val"), evaluation, seed)
-        if stage == "predict":
-            if self.images is None:
-                raise InputError("nothing to predict: set data.images to a folder of images")
-            self.predict_images = ImageFiles(self.images, evaluation)
+    def dataset(self, split: str, seed: int) -> Dataset:
+        if split == "train":
+            transform = self.recipe.train(self.image_size, self.mean, self.std)
+            return AugmentedDataset(self._checked(split), transform, seed, self.repeats)
+        return AugmentedDataset(self._checked(split), self._evaluation(), seed)
 
-    def train_dataloader(self) -> StatefulDataLoader:
-        """Shuffled full batches. Raises InputError when there is not even one."""
-        images = self.train_images
-        place = images, *replicas(self.trainer), images.seed
-        repeated = self.repeats > 1
-        sampler = RepeatedSampler(*place, self.repeats) if repeated else EpochSampler(*place)
-        return train_loader(self.trainer, sampler, self._loading())
+    def inputs(self, folder: str) -> Dataset:
+        return ClassificationInputs(folder, self._evaluation())
 
-    def val_dataloader(self) -> DataLoader:
-        return evaluation_loader(self.trainer, self.val_images, self._loading())
+    def sampler(self) -> EpochSampler:
+        if self.repeats == 1:
+            return super().sampler()
+        processes = replicas(self.trainer)
+        return RepeatedSampler(self.train_images, *processes, self.order_seed, self.repeats)
 
-    def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
+    def _evaluation(self) -> v2.Transform:
+        return self.recipe.evaluation(self.image_size, self.mean, self.std)
 
-    def predict_dataloader(self) -> DataLoader:
-        return DataLoader(self.predict_images, **self._loading())
-
-    def _loading(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-        }
-
-    def _checked(self, split: str) -> Source:
+    def _checked(self, split: str) -> ClassificationSource:
         source = self.source(split)
         if not len(source):
             raise InputError(f"{type(self).__name__}: no {split} images")
@@ -168,7 +133,7 @@ class Digits(ClassificationData):
 
     def __init__(
         self,
-        recipe: SmallImages = HANDWRITING,
+        recipe: CIFARAugmentation = HANDWRITING,
         image_size: int = 32,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -185,19 +150,19 @@ class Digits(ClassificationData):
             raise InputError(f"data.per_class {per_class} is not positive")
         self.recipe, self.cluttered, self.per_class = recipe, cluttered, per_class
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> ClassificationSource:
         images, labels = single_digits(split, self.image_size)
         if split == "train" and self.per_class is not None:
-            kept = first_of_each(labels.tolist(), self.per_class)
+            kept = first_per_class(labels.tolist(), self.per_class)
             images, labels = images[kept], labels[kept]
         if split == "train" and self.cluttered:
             more, of_more = cluttered_digits(split, self.cluttered, self.image_size)
             images = torch.cat((images.expand(-1, 3, -1, -1), more))
             labels = torch.cat((labels, of_more))
-        return InMemory((images * 255).round().byte(), labels.tolist())
+        return TensorImages((images * 255).round().byte(), labels.tolist())
 
 
-class Published(ClassificationData):
+class TorchvisionData(ClassificationData):
     """Base of torchvision's small data sets, held in memory; their test images are "val" here.
 
     Args:
@@ -207,14 +172,14 @@ class Published(ClassificationData):
         per_class: training images of each class, the first ones; all where none is given.
     """
 
-    dataset: type
+    torchvision_class: InMemoryClass
     own_size = 32
 
     def __init__(
         self,
         root: str,
         download: bool = False,
-        recipe: SmallImages = SMALL_IMAGES,
+        recipe: CIFARAugmentation = SMALL_IMAGES,
         image_size: int | None = None,
         batch_size: int = 128,
         num_workers: int = 2,
@@ -233,36 +198,36 @@ class Published(ClassificationData):
     def prepare_data(self) -> None:
         if self.download:
             for split in ("train", "val"):
-                published(self.dataset, self.root, split, download=True)
+                load_torchvision_dataset(self.torchvision_class, self.root, split, download=True)
 
-    def source(self, split: str) -> Source:
-        images, labels = published(self.dataset, self.root, split)
+    def source(self, split: str) -> ClassificationSource:
+        images, labels = load_torchvision_dataset(self.torchvision_class, self.root, split)
         if split == "train" and self.per_class is not None:
-            kept = first_of_each(labels, self.per_class)
+            kept = first_per_class(labels, self.per_class)
             images, labels = images[kept], [labels[index] for index in kept]
-        return InMemory(images, labels)
+        return TensorImages(images, labels)
 
 
-class CIFAR10(Published):
+class CIFAR10(TorchvisionData):
     """50,000 training and 10,000 test images of 32x32 pixels."""
 
-    dataset = torchvision.datasets.CIFAR10
+    torchvision_class = torchvision.datasets.CIFAR10
     class_names = CIFAR10_NAMES
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-class CIFAR100(Published):
+class CIFAR100(TorchvisionData):
     """50,000 training and 10,000 test images of 32x32 pixels, 100 fine classes."""
 
-    dataset = torchvision.datasets.CIFAR100
+    torchvision_class = torchvision.datasets.CIFAR100
     class_names = tuple(CIFAR100_NAMES.split())
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 
 
-class FashionMNIST(Published):
+class FashionMNIST(TorchvisionData):
     """60,000 training and 10,000 test images of 28x28 pixels, grey."""
 
-    dataset = torchvision.datasets.FashionMNIST
+    torchvision_class = torchvision.datasets.FashionMNIST
     class_names = tuple(torchvision.datasets.FashionMNIST.classes)
     mean, std = (0.2860,) * 3, (0.3530,) * 3
     own_size = 28
@@ -274,7 +239,7 @@ class ImageFolder(ClassificationData):
     def __init__(
         self,
         root: str,
-        recipe: Photographs = PHOTOGRAPHS,
+        recipe: ImageNetAugmentation = PHOTOGRAPHS,
         image_size: int = 224,
         batch_size: int = 64,
         num_workers: int = 4,
@@ -288,14 +253,14 @@ class ImageFolder(ClassificationData):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """Read when first asked for: a missing root is no error of the configuration."""
+        """Read when first asked for: a missing root is not an error of the configuration."""
         return self._classes()
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> ClassificationSource:
         for name in self._folders(split):
             if name not in self.class_names:
                 raise InputError(f"{self.root / split / name}: train has no class {name}")
-        source = LabelledFiles(self.root / split, self.class_names)
+        source = LabeledFiles(self.root / split, self.class_names)
         without = set(range(self.num_classes)) - set(source.targets)
         if split == "train" and without:
             raise InputError(f"no images in {self.root / split / self.class_names[min(without)]}")
@@ -321,7 +286,7 @@ class ImageNet(ImageFolder):
     The folders are looked up when data is needed, so that experiments can be read without them.
     """
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> ClassificationSource:
         found = len(self._folders(split))
         if found != 1000:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Knowledge distillation: a trained teacher's answers and maps as further targets."""
+"""Knowledge distillation: logits and maps of a trained teacher as further targets."""
 
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
@@ -31,21 +31,24 @@ class Distillation:
     term. A student with a distillation token learns the labels by its class token and the teacher
     by the other.
 
-    The teacher is no part of the student: neither its checkpoints nor its average hold it, and a
-    resumed run loads it again. It stays in eval mode and gets no gradient.
+    The teacher is not part of the student: neither its checkpoints nor its average contain it, and
+    a resumed run loads it again. It stays in eval mode and has no gradient.
 
     Args:
         teacher: run folder of classification, whose best checkpoint is taken; or else ...
         network: ... a network, its num_classes given, ...
         weights: ... and the official state dict that it loads, as `load_official` does.
         logits: `"hard"`, `"soft"` or `"none"`; with `none`, α counts as 0.
-        alpha: share of the teacher's answers, 0..1.
+        alpha: share of the teacher's logits in the loss, 0..1.
         temperature: τ of `soft`.
-        maps: `RowTransfer`, `GateTransfer` or `ActivationTransfer`.
+        maps: `AttentionMapDistillation`, `GateTransfer` or `AttentionTransfer`.
 
     Raises:
         InputError: a number out of its range, no teacher or two, or nothing to learn from it.
     """
+
+    network: Backbone  # of a run folder set by `prepare`
+    weights: str
 
     def __init__(
         self,
@@ -69,7 +72,9 @@ class Distillation:
             raise InputError(f"model.distillation.temperature {temperature} is not positive")
         if logits == "none" and maps is None:
             raise InputError("model.distillation: logits is none and there are no maps to learn")
-        self.teacher, self.network, self.weights = teacher, network, weights
+        self.teacher = teacher
+        if network is not None and weights is not None:
+            self.network, self.weights = network, weights
         self.logits, self.temperature, self.maps = logits, temperature, maps
         self.alpha = 0.0 if logits == "none" else alpha
 
@@ -77,7 +82,7 @@ class Distillation:
         return self  # a copy of the student, such as its average, has the same teacher
 
     def prepare(self, network: Backbone, data: ClassificationData | None) -> None:
-        """Loads the teacher and holds it against the student and the data.
+        """Loads the teacher and checks it against the student and the data.
 
         Raises:
             InputError: there is no such teacher, it knows other classes, takes no images of this
@@ -104,10 +109,10 @@ class Distillation:
     def record(self, network: Backbone) -> AbstractContextManager[Maps]:
         if self.maps is None:
             return nullcontext({})
-        return self.maps.record(network, self.maps.of_student)
+        return self.maps.record(network, self.maps.student_layers)
 
     def __call__(self, images: Tensor, output: Output, maps: Maps) -> Tensor:
-        answer, theirs = self.ask(images)
+        answer, theirs = self.teach(images)
         student = output[1] if isinstance(output, tuple) else output
         loss = student.new_zeros(())
         if self.logits == "hard":
@@ -115,24 +120,25 @@ class Distillation:
         if self.logits == "soft":
             loss = loss + self.alpha * soft_loss(student, answer, self.temperature)
         if self.maps is not None:
-            loss = loss + self.maps(maps, theirs, self.prefixes, images.shape[2:])
+            size = images.shape[2], images.shape[3]
+            loss = loss + self.maps(maps, theirs, self.prefixes, size)
         return loss
 
-    def ask(self, images: Tensor) -> tuple[Tensor, Maps]:
+    def teach(self, images: Tensor) -> tuple[Tensor, Maps]:
         """The teacher's logits (B, num_classes), and those maps that the student learns from."""
         teacher = self.network.to(images)  # device and precision; at once where it is there already
         record = nullcontext({})
         if self.maps is not None:
-            record = self.maps.record(teacher, self.maps.of_teacher)
+            record = self.maps.record(teacher, self.maps.teacher_layers)
         with torch.no_grad(), record as maps:
             return teacher(images), maps
 
     @property
     def name(self) -> str:
-        return self.teacher or self.weights
+        return self.weights if self.teacher is None else self.teacher
 
     def _check_images(self, config: dict[str, Any], data: ClassificationData | None) -> None:
-        """Raises InputError when the teacher was trained on images normalised in another way."""
+        """Raises InputError when the teacher was trained on images normalized in another way."""
         module, _, name = config["data"]["class_path"].rpartition(".")
         theirs = getattr(import_module(module), name)
         if data is not None and (theirs.mean, theirs.std) != (data.mean, data.std):

@@ -1,6 +1,6 @@
-"""Pictures of classification: where a network looks, and a panel of validation images."""
+"""Saliency maps of classifiers, and a panel of validation images."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -9,21 +9,25 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from attention_vision.attention import AttentionPool, MultiHeadAttention, record_attention
-from attention_vision.backbones import Backbone, ClassToken, ViT
+from attention_vision.backbones import CCT, Backbone, ClassToken, ViT
+from attention_vision.data.loading import data_of
 from attention_vision.data.samples import evenly_spaced
+from attention_vision.training.logging import image_loggers
 from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet
 
 
-def look(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
-    """Where a network looks: maps (B, H, W) in 0..1 at the images' size, and what they are.
+def saliency_maps(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
+    """Maps (B, H, W) in 0..1 at the images' size, and the name of their kind.
 
-    A network that pools by attention shows what it pools from, one that reads a class token shows
-    that token's attention, and any other, whose attention is a gate or none, shows Grad-CAM.
+    The weights of a network that pools by attention, the class token's attention of a ViT, and
+    Grad-CAM of any other network, whose attention is a gate or none.
     """
     if isinstance(network.pool, AttentionPool):
         return pool_attention(network, images), "attention pool"
-    if isinstance(network.pool, ClassToken) and isinstance(
-        network.blocks[-1].attention, MultiHeadAttention
+    if (
+        isinstance(network, ViT | CCT)
+        and isinstance(network.pool, ClassToken)
+        and isinstance(network.blocks[-1].attention, MultiHeadAttention)
     ):
         return class_attention(network, images), "class token's attention"
     return grad_cam(network, images), "Grad-CAM"
@@ -36,7 +40,7 @@ def pool_attention(network: Backbone, images: Tensor) -> Tensor:
     return on_image(maps["pool"].mean((1, 2)), network, images)
 
 
-def class_attention(network: ViT, images: Tensor) -> Tensor:
+def class_attention(network: ViT | CCT, images: Tensor) -> Tensor:
     """Attention of the class token to the patches in the last block, mean of the heads.
 
     Shape: images (B, 3, H, W) -> (B, H, W), each map scaled to 0..1
@@ -78,7 +82,7 @@ def on_image(weights: Tensor, network: Backbone, images: Tensor) -> Tensor:
 
 
 class ImagePanel(Callback):
-    """Logs `val/panel` once per validation: images, predictions, and where the network looks.
+    """Logs `val/panel` once per validation: images, predictions, and saliency maps.
 
     It goes to every logger that has `log_image`: W&B, and the run folder's pictures/.
 
@@ -99,30 +103,32 @@ class ImagePanel(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+        loggers = image_loggers(trainer)
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
         images, labels = self.chosen(trainer, batch)
-        picture = panel(module.network, images, labels, self.names(trainer))
+        network = cast(Backbone, module.network)
+        picture = panel(network, images, labels, self.names(trainer))
         for logger in loggers:
             logger.log_image("val/panel", [picture])
 
     def chosen(self, trainer: Trainer, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Images and labels, of the batch's types and on its device."""
-        source = getattr(trainer.datamodule, "val_images", None)
+        source = getattr(data_of(trainer), "val_images", None)
         if source is None:
-            return tuple(part[: self.images] for part in batch)
+            images, labels = batch
+            return images[: self.images], labels[: self.images]
         images, labels = zip(*evenly_spaced(source, self.images), strict=True)
         return torch.stack(images).to(batch[0]), torch.tensor(labels).to(batch[1])
 
     def names(self, trainer: Trainer) -> list[str]:
-        return list(getattr(trainer.datamodule, "class_names", ()))
+        return list(getattr(data_of(trainer), "class_names", ()))
 
 
 def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -> np.ndarray:
-    """Images with their label over where the network looks with its prediction, (H, W, 3) uint8.
+    """Images with their labels over saliency maps with predictions, (H, W, 3) uint8.
 
-    A map that is the same everywhere is titled so: the network looks nowhere in particular.
+    The title of a uniform map says so.
     """
 
     def name(number: int) -> str:
@@ -130,7 +136,7 @@ def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -
 
     with torch.no_grad():
         chances, classes = network(images).softmax(1).max(1)
-    maps, kind = look(network, images)
+    maps, kind = saliency_maps(network, images)
     labelled = [name(label) for label in labels.tolist()]
     predicted = [
         f"{name(number)} {chance:.0%}{'' if number == label else ' ✗'}"
@@ -139,4 +145,5 @@ def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -
             classes.tolist(), chances.tolist(), labels.tolist(), maps, strict=True
         )
     ]
-    return sheet([rgb(images), overlay(images, maps)], [labelled, predicted], ["images", kind])
+    pictures = [rgb(images).unbind(), overlay(images, maps).unbind()]
+    return sheet(pictures, [labelled, predicted], ["images", kind])

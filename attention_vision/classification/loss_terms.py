@@ -1,4 +1,4 @@
-"""What is added to a classifier's loss: the contract of its slots `distillation` and `penalty`."""
+"""Contract of the terms added to a classifier's loss: `distillation` and `penalty`."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -29,14 +29,16 @@ class Term(Protocol):
 
     def record(self, network: Backbone) -> AbstractContextManager[Maps]:
         """Records, of a forward pass inside the block, what the term needs to see."""
+        ...
 
     def __call__(self, images: Tensor, output: Output, maps: Maps) -> Tensor:
-        """What is added to the loss; images (B, 3, H, W) as the network saw them."""
+        """The summand of the loss, a scalar; images (B, 3, H, W) as the network saw them."""
+        ...
 
 
 @contextmanager
-def record(terms: Mapping[str, Term], network: Backbone) -> Iterator[dict[str, Maps]]:
-    """Name of each term -> what it records of the forward pass inside the block."""
+def record_terms(terms: Mapping[str, Term], network: Backbone) -> Iterator[dict[str, Maps]]:
+    """Records for each term, by its name, the forward pass inside the block."""
     with ExitStack() as stack:
         yield {name: stack.enter_context(term.record(network)) for name, term in terms.items()}
 
@@ -55,6 +57,6 @@ def trial(network: nn.Module) -> Iterator[None]:
 
 
 def blank_image(network: nn.Module, data: ClassificationData) -> Tensor:
-    """One image (1, 3, H, W) of the data's size, to ask the network with."""
+    """One image (1, 3, H, W) of the data's size, for a trial of the network."""
     first = next(network.parameters())
     return torch.zeros(1, 3, data.image_size, data.image_size).to(first)

@@ -1,5 +1,9 @@
 """The training of a classifier: loss, mixing of images, metrics, averages of weights."""
 
+from functools import reduce
+from operator import add
+from typing import cast
+
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -15,11 +19,15 @@ from torchvision.transforms import v2
 from attention_vision.backbones import Backbone
 from attention_vision.classification.distillation import Distillation
 from attention_vision.classification.figures import ImagePanel
-from attention_vision.classification.loss_terms import Output, Term, record
+from attention_vision.classification.loss_terms import Output, Term, record_terms
 from attention_vision.classification.penalties import AttentionPenalty
 from attention_vision.classification.predictions import Predictions
-from attention_vision.classification.progressive import Activate, Progression, ProgressiveActivation
-from attention_vision.data.loading import check_classes
+from attention_vision.classification.progressive import (
+    GateSchedule,
+    GateScheduler,
+    ProgressiveActivation,
+)
+from attention_vision.data.loading import check_classes, data_of
 from attention_vision.errors import InputError
 from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean
 from attention_vision.training.optim import WarmupCosine, configure, layer_decay
@@ -71,7 +79,7 @@ class Classifier(LightningModule):
         channels_last: bool = False,
         mix_epochs: int | None = None,
         layer_decay: float = 1.0,
-        progressive: Progression | None = None,
+        progressive: GateSchedule | None = None,
         distillation: Distillation | None = None,
         penalty: AttentionPenalty | None = None,
     ):
@@ -109,7 +117,8 @@ class Classifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Raises InputError when network and data disagree about the number of classes."""
-        check_classes(self.network, self.trainer.datamodule)
+        data = data_of(self.trainer)
+        check_classes(self.network, data)
         if self.weights is not None and self.trainer.ckpt_path is None:
             from attention_vision.checkpoints import load_official, start_from
 
@@ -121,14 +130,14 @@ class Classifier(LightningModule):
                     print(line, flush=True)
         if stage == "fit":
             for term in self.terms.values():
-                term.prepare(self.network, self.trainer.datamodule)
+                term.prepare(self.network, data)
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = [SeedEveryStep(), StepLogger(), ImagePanel(), Predictions()]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
         if self.progressive:
-            callbacks.append(Activate(self.progressive))
+            callbacks.append(GateScheduler(self.progressive))
         return callbacks
 
     def configure_optimizers(self) -> dict:
@@ -142,23 +151,26 @@ class Classifier(LightningModule):
         mixes = self.mix_epochs is None or self.current_epoch < self.mix_epochs
         # targets (B,), or (B, num_classes) where images are mixed
         images, targets = self.mix(*batch) if mixes else batch
-        with record(self.terms, self.network) as maps:
+        with record_terms(self.terms, self.network) as maps:
             output = self(images)
         taught = self.distillation.alpha if self.distillation else 0.0
         logits = class_logits(output, taught > 0)
         loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         parts = {"loss_ce": (1 - taught) * loss}
         parts |= {name: term(images, output, maps[name]) for name, term in self.terms.items()}
-        loss = sum(parts.values())
+        loss = reduce(add, parts.values())
         self.train_loss.update(loss.detach(), len(images))
-        for name, mean in self.train_parts.items():
+        for name, mean in self._part_means().items():
             mean.update(parts[name].detach(), len(images))
         return loss
 
     def on_train_epoch_end(self) -> None:
         log_epoch_mean(self, "train/loss", self.train_loss)
-        for name, mean in self.train_parts.items():
+        for name, mean in self._part_means().items():
             log_epoch_mean(self, f"train/{name}", mean)
+
+    def _part_means(self) -> dict[str, ResumableMean]:
+        return {name: cast(ResumableMean, mean) for name, mean in self.train_parts.items()}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate("val", *batch)
@@ -168,11 +180,13 @@ class Classifier(LightningModule):
 
     def _evaluate(self, split: str, images: Tensor, labels: Tensor) -> None:
         logits = self(images)
-        self.losses[split].update(cross_entropy(logits, labels), len(images))
-        self.accuracies[split].update(logits, labels)
+        loss = cast(MeanMetric, self.losses[split])
+        accuracy = cast(MetricCollection, self.accuracies[split])
+        loss.update(cross_entropy(logits, labels), len(images))
+        accuracy.update(logits, labels)
         # The metrics, not their values: Lightning computes them at the end over all processes.
-        self.log(f"{split}/loss", self.losses[split])
-        self.log_dict(self.accuracies[split], prog_bar=True)
+        self.log(f"{split}/loss", loss)
+        self.log_dict(accuracy, prog_bar=True)
 
     def predict_step(
         self, batch: tuple[Tensor, list[str]], batch_idx: int
@@ -184,9 +198,9 @@ class Classifier(LightningModule):
 
 
 def class_logits(output: Output, taught: bool) -> Tensor:
-    """What learns from the labels: of two tokens the class token, where the other has a teacher.
+    """The logits that learn from the labels: of two tokens the class token's if a teacher is given.
 
-    Without one both learn from the labels, through the mean that they answer with (as timm).
+    Without a teacher, both tokens learn from the labels through the mean of their logits (as timm).
     """
     if not isinstance(output, tuple):
         return output

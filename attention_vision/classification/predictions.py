@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from attention_vision.data.loading import data_of
 from attention_vision.training.distributed import gather
 from attention_vision.training.logging import run_folder
 
@@ -30,7 +31,7 @@ class Predictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        names = trainer.datamodule.class_names
+        names = data_of(trainer).class_names
         for path, classes, probabilities in zip(*outputs, strict=True):
             likeliest = [names[number] for number in classes.tolist()]
             self._rows.append([path, *likeliest, *(f"{p:.6f}" for p in probabilities.tolist())])

@@ -19,7 +19,7 @@ from attention_vision.training.steps import step_number
 
 
 @dataclass(frozen=True)
-class Progression:
+class GateSchedule:
     """When the attention of which stage takes effect.
 
     The k-th stage, k = 0, 1, ..., has the gate clamp((t - start_epoch - k epochs_per_stage) / ramp)
@@ -48,7 +48,7 @@ class Progression:
             raise InputError(f"model.progressive.first {self.first!r} is neither low nor high")
 
     def gates(self, stages: int, epoch: float) -> list[float]:
-        """Of so many stages, from low to high."""
+        """Gates of all stages at a time in epochs, from low to high."""
         elapsed = (epoch - self.start_epoch - k * self.epochs_per_stage for k in range(stages))
         gates = [min(1.0, max(0.0, t / self.ramp)) if self.ramp else float(t >= 0) for t in elapsed]
         return gates if self.first == "low" else gates[::-1]
@@ -60,14 +60,14 @@ class ProgressiveActivation(nn.Module):
     Attention of maps is y = g a(x) + (1 - g) x, attention of tokens, which stands on the branch of
     a residual block, y = g a(x). With g = 0 the map is the identity and the branch empty, with
     g = 1 the network is what it is without gates; both exactly. The names of the network's
-    parameters stay. While its gate is 0 attention gets gradients of zero: what an optimiser does
+    parameters stay. While its gate is 0 attention gets gradients of zero: what an optimizer does
     with those, such as weight decay, it does.
 
     A stage is what the first number in a slot's name counts: the stages of ResNet, Swin and
     EfficientNet, the blocks of ViT and CCT. Stages without attention have no turn.
 
-    `gates`, on the CPU, is no buffer but extra state, and a copy shares it: it belongs to the step,
-    and an average of weights over steps must not average it.
+    `gates`, on the CPU, is not a buffer but extra state, and a copy shares it: it belongs to the
+    step, and an average of weights over steps must not average it.
 
     Args:
         network: with attention in slots that are called `attention`.
@@ -76,7 +76,7 @@ class ProgressiveActivation(nn.Module):
         InputError: there is none.
     """
 
-    def __init__(self, network: nn.Module, progression: Progression):
+    def __init__(self, network: nn.Module, progression: GateSchedule):
         super().__init__()
         slots = attention_slots(network)
         if not slots:
@@ -95,7 +95,7 @@ class ProgressiveActivation(nn.Module):
     def gated(
         self, stage: int, attention: nn.Module, inputs: Sequence[Tensor], output: Tensor
     ) -> Tensor:
-        """What a slot of the stage gives instead of `output`; a forward hook."""
+        """The gated output of a slot of the stage; a forward hook."""
         gate = self.gates[stage]
         if output.ndim == 3:  # (B, N, C)
             return gate * output
@@ -115,7 +115,7 @@ class ProgressiveActivation(nn.Module):
         return self
 
 
-class Activate(Callback):
+class GateScheduler(Callback):
     """Sets the gates before every batch from the number of the step; logs them as train/gate/STAGE.
 
     Stages are counted from 1.
@@ -132,7 +132,8 @@ class Activate(Callback):
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.activation.go_to(trainer.global_step / steps_per_epoch(trainer))
-        if (step_number(trainer) + 1) % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
+        if (step_number(trainer) + 1) % every == 0:
             stages, gates = self.activation.stages, self.activation.gates.tolist()
             rows = zip(stages, gates, strict=True)
             log_now(trainer, {f"train/gate/{stage + 1}": gate for stage, gate in rows})

@@ -1,4 +1,4 @@
-"""Where the images of a data set come from, and how they are handed out."""
+"""Sources of labeled images, and the data sets that transform them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,24 +15,26 @@ from attention_vision.data.image_files import EXTENSIONS, image_files, read_imag
 from attention_vision.data.loading import random_stream
 
 
-class Source(Protocol):
+class ClassificationSource(Protocol):
     """Images with labels, as torchvision's data sets have them: `source[i]` is (image, label)."""
 
-    targets: Sequence[int]
-
+    @property
+    def targets(self) -> Sequence[int]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> tuple[Any, int]: ...
 
 
-class Augmented(Dataset):
-    """Transformed (image, label) pairs; each image draws from a stream of its own.
+class AugmentedDataset(Dataset):
+    """Transformed (image, label) pairs; each image has its own random stream.
 
-    The stream follows from (seed, epoch, index): an image looks the same at any number of workers,
-    and after a resume. An index without its epoch, as evaluation asks, is taken as epoch 0. With
+    The stream is seeded by (seed, epoch, index): an image looks the same at any number of workers,
+    and after a resume. An index without an epoch, as in evaluation, counts as epoch 0. With
     repeats, indices count them: index · repeats + repeat.
     """
 
-    def __init__(self, source: Source, transform: v2.Transform, seed: int, repeats: int = 1):
+    def __init__(
+        self, source: ClassificationSource, transform: v2.Transform, seed: int, repeats: int = 1
+    ):
         self.source, self.transform = source, transform
         self.seed, self.repeats = seed, repeats
 
@@ -46,7 +48,7 @@ class Augmented(Dataset):
             return self.transform(image), int(label)
 
 
-class ImageFiles(Dataset):
+class ClassificationInputs(Dataset):
     """All images below a folder in the order of their paths, as (image, path)."""
 
     def __init__(self, folder: str, transform: v2.Transform):
@@ -60,7 +62,7 @@ class ImageFiles(Dataset):
         return self.transform(read_image(self.files[index])), self.files[index]
 
 
-class InMemory:
+class TensorImages:
     """A source of images that are already tensors (n, C, H, W) uint8."""
 
     def __init__(self, images: Tensor, targets: list[int]):
@@ -73,7 +75,7 @@ class InMemory:
         return self.images[index], self.targets[index]
 
 
-class LabelledFiles:
+class LabeledFiles:
     """A source of image files in one folder per class."""
 
     def __init__(self, folder: Path, class_names: Sequence[str]):
@@ -91,8 +93,8 @@ class LabelledFiles:
         return read_image(path), label
 
 
-def first_of_each(labels: Sequence[int], count: int) -> list[int]:
-    """Where the first `count` of each label stand, or all of a label that has fewer."""
+def first_per_class(labels: Sequence[int], count: int) -> list[int]:
+    """Indices of the first `count` samples of each label, or of all if there are fewer."""
     seen: Counter[int] = Counter()
     kept = []
     for index, label in enumerate(labels):

@@ -1,7 +1,7 @@
 """Recipes of torchvision.transforms.v2 as a few numbers each.
 
-A recipe maps an image, PIL or tensor, grey or RGB, to a normalised float tensor (3, size, size).
-Geometry and colour work on uint8, which is fastest; random erasing comes after normalisation, as in
+A recipe maps an image, PIL or tensor, grey or RGB, to a normalized float tensor (3, size, size).
+Geometry and color work on uint8, which is fastest; random erasing comes after normalization, as in
 its paper's code.
 """
 
@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 
 @dataclass(frozen=True)
-class SmallImages:
+class CIFARAugmentation:
     """For images that are already cut out, such as CIFAR: pad, crop, flip.
 
     Attributes:
@@ -41,7 +41,7 @@ class SmallImages:
         if self.rotation or self.shift or self.zoom:
             steps.append(
                 v2.RandomAffine(
-                    self.rotation,
+                    (-self.rotation, self.rotation),
                     translate=(self.shift, self.shift),
                     scale=(1 - self.zoom, 1 + self.zoom),
                     interpolation=v2.InterpolationMode.BILINEAR,
@@ -54,11 +54,11 @@ class SmallImages:
     def evaluation(
         self, size: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> v2.Transform:
-        return _normalise([v2.Resize((size, size), antialias=True)], mean, std)
+        return _normalize([v2.Resize((size, size), antialias=True)], mean, std)
 
 
 @dataclass(frozen=True)
-class Photographs:
+class ImageNetAugmentation:
     """For photographs of any size, such as ImageNet: a random part of the image, resized.
 
     Attributes:
@@ -85,25 +85,28 @@ class Photographs:
         self, size: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> v2.Transform:
         resize = v2.Resize(round(size / self.centre), antialias=True)
-        return _normalise([resize, v2.CenterCrop(size)], mean, std)
+        return _normalize([resize, v2.CenterCrop(size)], mean, std)
 
 
-Recipe = SmallImages | Photographs
+Augmentation = CIFARAugmentation | ImageNetAugmentation
 
 
 def _finish(
-    geometry: list[v2.Transform], recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...]
+    geometry: list[v2.Transform],
+    recipe: Augmentation,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> v2.Transform:
-    """Flip, RandAugment, normalisation and erasing: what the two recipes share."""
+    """Flip, RandAugment, normalization and erasing, which the two recipes share."""
     if recipe.flip:
         geometry.append(v2.RandomHorizontalFlip(recipe.flip))
     if recipe.randaugment:
         geometry.append(v2.RandAugment(recipe.randaugment, recipe.magnitude))
-    steps = _normalise(geometry, mean, std)
+    steps = _normalize(geometry, mean, std)
     return v2.Compose([steps, v2.RandomErasing(recipe.erasing)]) if recipe.erasing else steps
 
 
-def _normalise(
+def _normalize(
     geometry: list[v2.Transform], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> v2.Transform:
     return v2.Compose(

@@ -45,6 +45,27 @@ MOVED_PATHS = {  # below attention_vision; moved in 0.2
     "generation.image_to_image.predictions.PairResults": (
         "generation.image_to_image.predictions.ImageToImageResults"
     ),
+    "classification.ActivationTransfer": "classification.AttentionTransfer",
+    "classification.Photographs": "classification.ImageNetAugmentation",
+    "classification.RowTransfer": "classification.AttentionMapDistillation",
+    "classification.SmallImages": "classification.CIFARAugmentation",
+    "classification.attention_transfer.ActivationTransfer": "classification.AttentionTransfer",
+    "classification.attention_transfer.RowTransfer": "classification.AttentionMapDistillation",
+    "classification.progressive.Progression": "classification.progressive.GateSchedule",
+    "classification.transforms.Photographs": "classification.ImageNetAugmentation",
+    "classification.transforms.SmallImages": "classification.CIFARAugmentation",
+    "detection.Scales": "detection.DETRAugmentation",
+    "detection.transforms.Scales": "detection.DETRAugmentation",
+}
+
+# Old name -> new name of classes that a config may name without their path.
+RENAMED_CLASSES = {  # renamed in 0.2
+    "ActivationTransfer": "AttentionTransfer",
+    "Photographs": "ImageNetAugmentation",
+    "Progression": "GateSchedule",
+    "RowTransfer": "AttentionMapDistillation",
+    "Scales": "DETRAugmentation",
+    "SmallImages": "CIFARAugmentation",
 }
 
 
@@ -60,11 +81,18 @@ def current_path(path: str) -> str:
 
 
 def with_current_paths(config: Any) -> Any:
-    """Copies a config with every class path in it as it reads today."""
+    """Copies a config with every class path in it as it reads today.
+
+    A value of a key `class_path` may also be a bare class name.
+    """
     if isinstance(config, str):
         return current_path(config)
     if isinstance(config, Mapping):
-        return {key: with_current_paths(value) for key, value in config.items()}
+        current = {key: with_current_paths(value) for key, value in config.items()}
+        name = current.get("class_path")
+        if isinstance(name, str):
+            current["class_path"] = RENAMED_CLASSES.get(name, name)
+        return current
     if isinstance(config, list):
         return [with_current_paths(value) for value in config]
     return config

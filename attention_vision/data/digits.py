@@ -12,7 +12,7 @@ that split's scans only. `write_scenes` leaves them as a data set in COCO format
 import json
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def scans() -> tuple[Tensor, Tensor]:
         raise InputError(
             'the embedded digits come with scikit-learn: pip install "attention-vision[demo]"'
         ) from None
-    shipped = load_digits()
+    shipped: Any = load_digits()
     images = torch.from_numpy(shipped.images).float() / 16
     return images, torch.from_numpy(shipped.target).long()
 
@@ -50,7 +50,7 @@ def held_out(labels: Tensor) -> Tensor:
     return mask
 
 
-def single_digits(split: Literal["train", "val"], size: int = 32) -> tuple[Tensor, Tensor]:
+def single_digits(split: str, size: int = 32) -> tuple[Tensor, Tensor]:
     """One digit per image: images (n, 1, size, size) float in 0..1 and labels (n,) int64.
 
     1,442 digits to train on and 355 held out. Scans are upscaled bilinearly.
@@ -75,7 +75,7 @@ OVERLAP = 0.1  # largest share of a box that another one may cover
 INK = 0.25  # opacity from which a pixel belongs to a digit
 
 
-def scene(split: Literal["train", "val"], index: int, size: int = 64, seed: int = 0) -> Scene:
+def scene(split: str, index: int, size: int = 64, seed: int = 0) -> Scene:
     """One scene of size x size pixels, drawn from numpy's PCG64 by (seed, split, index) alone.
 
     Up to five digits, about 8 to 40 pixels high where the side is 64 (log-uniformly, so that small
@@ -88,7 +88,8 @@ def scene(split: Literal["train", "val"], index: int, size: int = 64, seed: int 
     image = _ground(random, size)
     boxes, labels = [], []
     count = random.choice(len(DIGITS), p=DIGITS)
-    heights = size * np.exp(random.uniform(*np.log(HEIGHTS), count))
+    least, most = np.log(HEIGHTS)
+    heights = size * np.exp(random.uniform(least, most, count))
     for height in np.sort(heights)[::-1]:  # large ones first: small ones find a place beside them
         _add(image, height, split, boxes, labels, random)
     return Scene(
@@ -99,7 +100,7 @@ def scene(split: Literal["train", "val"], index: int, size: int = 64, seed: int 
 
 
 def cluttered_digits(
-    split: Literal["train", "val"], count: int, size: int = 32, seed: int = 0
+    split: str, count: int, size: int = 32, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Scenes of one digit each: images (count, 3, size, size) float in 0..1, labels (count,) int64.
 

@@ -1,12 +1,12 @@
-"""Order, random streams and loaders of data that resumes inside an epoch, for all tasks.
+"""Base of all data modules: order, random streams and loaders, resumable inside an epoch.
 
 An image looks the same at any number of workers and after a resume, and evaluation counts every
 image once at any number of processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -16,13 +16,103 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from attention_vision.errors import InputError
-from attention_vision.training.steps import mix
+from attention_vision.training.steps import mix, run_seed
+
+
+class TaskData(LightningDataModule):
+    """Base of the data modules of all tasks: the settings of loading, and the loaders.
+
+    A subclass sets `class_names` and defines `dataset`; one that predicts files defines `inputs`.
+
+    Args:
+        batch_size: images per process and step.
+        num_workers: processes that load images, 0 to load in the training process.
+        seed: of order and augmentation; the run's seed where none is given.
+        images: folder of images to predict, searched through its subfolders.
+
+    `num_classes` (0 without classes) and `class_names` are known before `setup`.
+
+    Raises:
+        InputError: `batch_size` is not positive, or `num_workers` negative.
+    """
+
+    class_names: Sequence[str] = ()
+    train_images: Dataset
+    val_images: Dataset
+    predict_images: Dataset
+
+    def __init__(
+        self, batch_size: int, num_workers: int, seed: int | None, images: str | None = None
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"data.batch_size {batch_size} is not positive")
+        if num_workers < 0:
+            raise InputError(f"data.num_workers {num_workers} is negative")
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.seed, self.images = seed, images
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def order_seed(self) -> int:
+        return run_seed() if self.seed is None else self.seed
+
+    def dataset(self, split: str, seed: int) -> Dataset:
+        """The samples of "train" or "val". Raises InputError when they are missing or wrong.
+
+        Training indexes `dataset[epoch, index]`, evaluation `dataset[index]`: what is random in a
+        sample is drawn under `random_stream(seed, epoch, index)`.
+        """
+        raise NotImplementedError
+
+    def inputs(self, folder: str) -> Dataset:
+        """The samples to predict: all files below a folder."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Opens the data of a stage. Raises InputError when it is missing or wrong."""
+        if stage == "fit":
+            self.train_images = self.dataset("train", self.order_seed)
+        if stage in ("fit", "validate", "test"):
+            self.val_images = self.dataset("val", self.order_seed)
+        if stage == "predict":
+            if self.images is None:
+                raise InputError("nothing to predict: set data.images to a folder of images")
+            self.predict_images = self.inputs(self.images)
+
+    def sampler(self) -> "EpochSampler":
+        """The order of the training samples of this process."""
+        return EpochSampler(self.train_images, *replicas(self.trainer), seed=self.order_seed)
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        """Shuffled full batches. Raises InputError when there is not even one."""
+        return train_loader(self.trainer, self.sampler(), self._loading())
+
+    def val_dataloader(self) -> DataLoader:
+        return evaluation_loader(self.trainer, self.val_images, self._loading())
+
+    def test_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        return DataLoader(self.predict_images, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        """The arguments of every loader."""
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
 
 class EpochSampler(DistributedSampler):
-    """Shuffled (epoch, index) pairs, with its place in the epoch as state for the loader to save.
+    """Shuffled (epoch, index) pairs; the loader saves the position in the epoch.
 
-    A DistributedSampler, so that Lightning leaves it alone and sets its epoch. A place that was
+    A DistributedSampler, so that Lightning leaves it alone and sets its epoch. A position that was
     loaded counts for its own epoch only: loaded at an epoch's end, it is gone when the next begins.
     """
 
@@ -54,10 +144,10 @@ class EpochSampler(DistributedSampler):
 class RepeatedSampler(EpochSampler):
     """Repeated augmentation (Hoffer et al., arXiv 1901.09335) as DeiT samples it (`RASampler`).
 
-    The shuffled images stand `repeats` times one behind the other, and the processes take turns. An
-    epoch is cut to as many samples as without repeats, the images rounded down to a multiple of 256
-    and divided among the processes, so that it sees a `repeats`-th of the images. Yields
-    (epoch, index · repeats + repeat): for the stream of randomness every repeat is another sample.
+    Each of the shuffled images follows `repeats` times in a row, and the processes take turns. An
+    epoch is cut to the length that it has without repeats, the number of images rounded down to a
+    multiple of 256 and divided among the processes: it covers 1 / `repeats` of the images. Yields
+    (epoch, index · repeats + repeat): every repeat has a random stream of its own.
 
     Raises InputError for fewer than 256 images, of which nothing is left.
     """
@@ -65,25 +155,26 @@ class RepeatedSampler(EpochSampler):
     def __init__(self, images: Dataset, replicas: int, rank: int, seed: int, repeats: int):
         super().__init__(images, replicas, rank, seed)
         self.repeats = repeats
-        self.num_samples = len(images) // 256 * 256 // replicas
+        count = length(images)
+        self.num_samples = count // 256 * 256 // replicas
         if not self.num_samples:
             raise InputError(
                 f"data.repeats {repeats}: an epoch is a multiple of 256 images, and there are"
-                f" {len(images)}; leave repeats out"
+                f" {count}; leave repeats out"
             )
 
     def order(self) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        images = torch.randperm(len(self.dataset), generator=generator)
+        images = torch.randperm(length(self.dataset), generator=generator)
         samples = images[:, None] * self.repeats + torch.arange(self.repeats)
         return samples.flatten()[self.rank :: self.num_replicas][: self.num_samples].tolist()
 
 
 class TrainLoader(StatefulDataLoader):
-    """torchdata's loader: a checkpoint keeps its place in an epoch, for as many workers."""
+    """torchdata's loader, resumable inside an epoch with the same number of workers."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises InputError when the place was saved with another number of workers."""
+        """Raises InputError when the position was saved with another number of workers."""
         saved = state["_snapshot"]["_main_snapshot"]["_num_workers"] if "_snapshot" in state else 0
         if saved != self.num_workers:
             raise InputError(
@@ -95,9 +186,10 @@ class TrainLoader(StatefulDataLoader):
 
 @contextmanager
 def random_stream(*numbers: int) -> Iterator[None]:
-    """Inside, torch draws from a stream that follows from the numbers; outside, nothing changed.
+    """Seeds torch's CPU generator from the numbers inside a block, and restores its state after it.
 
-    An image that draws under (seed, epoch, index) does not depend on who loads it, or when.
+    A sample that draws under (seed, epoch, index) depends neither on the process that loads it nor
+    on the time.
     """
     generator = torch.default_generator  # torch.manual_seed would touch the GPU's stream as well
     state = generator.get_state()
@@ -108,12 +200,9 @@ def random_stream(*numbers: int) -> Iterator[None]:
         generator.set_state(state)
 
 
-def check_loading(batch_size: int, num_workers: int) -> None:
-    """Raises InputError when there are no images in a batch, or fewer than no workers."""
-    if batch_size < 1:
-        raise InputError(f"data.batch_size {batch_size} is not positive")
-    if num_workers < 0:
-        raise InputError(f"data.num_workers {num_workers} is negative")
+def length(images: Dataset) -> int:
+    """The number of samples; torch's `Dataset` does not declare its length."""
+    return len(cast(Sized, images))
 
 
 def replicas(trainer: Trainer | None) -> tuple[int, int]:
@@ -127,9 +216,9 @@ def train_loader(
     """Shuffled full batches. Raises InputError when there is not even one.
 
     Args:
-        trainer: tells the epoch, if there is one.
-        sampler: of the data set, `sampler.dataset`.
-        loading: what the loader takes besides, `batch_size` among it.
+        trainer: has the number of the epoch; None outside of training.
+        sampler: the order; it holds the data set, `sampler.dataset`.
+        loading: the other arguments of the loader, with `batch_size`.
     """
     if len(sampler) < loading["batch_size"]:
         raise InputError(
@@ -138,7 +227,8 @@ def train_loader(
         )
     if trainer is not None:
         # Lightning tells the sampler only after the first epoch's workers have begun to load.
-        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
+        epochs = trainer.fit_loop.epoch_progress.current  # annotated as its base class
+        sampler.set_epoch(epochs.processed)  # pyright: ignore[reportAttributeAccessIssue]
     return TrainLoader(sampler.dataset, sampler=sampler, drop_last=True, **loading)
 
 
@@ -147,12 +237,12 @@ def evaluation_loader(
 ) -> DataLoader:
     """All images in order, divided among the processes without repeats.
 
-    Raises InputError where a process would have none: it would not join the others' collectives.
+    Raises InputError where a process would have no image: it would not join the collectives.
     """
     count, rank = replicas(trainer)
-    if len(images) < count:
+    if length(images) < count:
         raise InputError(
-            f"{len(images)} images to evaluate cannot be divided among {count} processes: lower"
+            f"{length(images)} images to evaluate cannot be divided among {count} processes: lower"
             " trainer.devices"
         )
     sampler = None
@@ -161,7 +251,12 @@ def evaluation_loader(
     return DataLoader(images, sampler=sampler, **loading)
 
 
-def check_classes(network: nn.Module, data: LightningDataModule | None) -> None:
+def data_of(trainer: Trainer) -> Any:
+    """The data module of a trainer, whose class the caller knows; None with loaders alone."""
+    return getattr(trainer, "datamodule", None)  # Lightning sets it without declaring it
+
+
+def check_classes(network: nn.Module, data: TaskData | None) -> None:
     """Raises InputError when their `num_classes` differ; loaders alone, without data, pass."""
     if data is not None and data.num_classes != network.num_classes:
         raise InputError(

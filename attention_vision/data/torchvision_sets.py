@@ -1,6 +1,6 @@
 """Torchvision's small data sets on disk, for the data of all tasks."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torchvision
@@ -12,17 +12,20 @@ CIFAR10_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 
+InMemoryClass = type[torchvision.datasets.CIFAR10] | type[torchvision.datasets.MNIST]
 
-def published(
-    dataset: type[torchvision.datasets.VisionDataset],
+
+def load_torchvision_dataset(
+    dataset: InMemoryClass,
     root: str,
-    split: Literal["train", "val"],
+    split: str,
     download: bool = False,
 ) -> tuple[Tensor, list[int]]:
     """Images (n, 1 or 3, H, W) uint8 and labels; the data set's test images are "val" here.
 
     Args:
-        dataset: a class of torchvision that holds its images in memory, as CIFAR10.
+        dataset: a class of torchvision that keeps its images in memory, as CIFAR10.
+        split: "train" or "val".
         root: folder of the data, as torchvision lays it out.
         download: fetch the data into `root` first.
 

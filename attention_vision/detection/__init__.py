@@ -12,7 +12,7 @@ from attention_vision.detection.data import DetectionData, DigitScenes
 from attention_vision.detection.detr import DETR
 from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.detection.module import Detector, DETRDetector, RCNNDetector
-from attention_vision.detection.transforms import Scales
+from attention_vision.detection.transforms import DETRAugmentation
 
 __all__ = [
     "COCO",
@@ -21,6 +21,7 @@ __all__ = [
     "AttentionRCNN",
     "COCOAveragePrecision",
     "COCOFolder",
+    "DETRAugmentation",
     "DETRDetector",
     "DetectionData",
     "Detector",
@@ -28,6 +29,5 @@ __all__ = [
     "HungarianMatcher",
     "PlainBoxHead",
     "RCNNDetector",
-    "Scales",
     "SetCriterion",
 ]

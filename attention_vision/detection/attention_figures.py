@@ -6,7 +6,6 @@ from math import ceil, isqrt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ImageDraw
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
@@ -15,32 +14,16 @@ from attention_vision.detection.attention_rcnn import AttentionRCNN
 from attention_vision.detection.boxes import to_pixels
 from attention_vision.detection.detr import DETR
 from attention_vision.detection.figures import (
-    LEAST,
-    colour,
-    extent,
-    fitted,
-    frame,
-    name,
-    picture_of,
+    READABLE,
+    Color,
+    caption,
+    class_color,
+    draw_boxes,
+    readable,
+    to_pil,
+    unpadded_size,
 )
 from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet
-
-
-def query_attention(network: DETR, images: Tensor, padding_mask: Tensor) -> Tensor:
-    """What each query attends to in the last decoder layer, mean of the heads.
-
-    Shape: images (B, 3, H, W), padding_mask (B, H, W) -> (B, Q, H, W), each map scaled to 0..1 over
-    the image without its padding, where it is 0
-
-    The memory is that of Q pictures an image: `attention_sheet` keeps the best queries only.
-    """
-    _, layers = _cross_attention(network, images, padding_mask)
-    (weights,) = (rows.mean(1) for rows in layers.values())
-    maps = weights.new_zeros(*weights.shape[:2], *images.shape[2:])
-    for place, (rows, mask) in enumerate(zip(weights, padding_mask, strict=True)):
-        height, width = extent(mask)
-        maps[place, :, :height, :width] = _on_image(rows, network, mask)
-    return maps
 
 
 def attention_sheet(
@@ -52,9 +35,9 @@ def attention_sheet(
     layers: Sequence[str] | None = None,
     heads: bool = False,
 ) -> np.ndarray:
-    """The best-scored detections of an image, and below each what its query attends to.
+    """The best-scored detections of an image, and below each the attention of its query.
 
-    Shape: image (3, H, W) normalised, padding_mask (H, W) -> (height, width, 3) uint8
+    Shape: image (3, H, W) normalized, padding_mask (H, W) -> (height, width, 3) uint8
 
     Args:
         names: of the labels; without any, their numbers are written.
@@ -62,12 +45,12 @@ def attention_sheet(
         layers: names of cross-attentions of the decoder, a row each; the last where none are given.
         heads: a row more for each head.
     """
-    outputs, weights = _cross_attention(network, image[None], padding_mask[None], layers)
+    outputs, weights = cross_attention(network, image[None], padding_mask[None], layers)
     # As DETRDetector reads its detections: the likeliest class other than no-object.
     scores, labels = outputs["logits"][0].float().softmax(-1)[:, :-1].max(-1)
     scores, best = scores.sort(descending=True, stable=True)
     scores, best = scores[:count], best[:count]
-    height, width = extent(padding_mask)
+    height, width = unpadded_size(padding_mask)
     size = torch.tensor([height, width])
     boxes = to_pixels(outputs["boxes"][0, best].float().cpu(), size).tolist()
     labels = labels[best].tolist()
@@ -75,12 +58,13 @@ def attention_sheet(
     maps = {}
     for layer, rows in weights.items():
         row = "attention of the query" if layers is None else layer.removeprefix("transformer.")
-        maps[row] = _on_image(rows[0, :, best].mean(0), network, padding_mask)
+        maps[row] = attention_on_image(rows[0, :, best].mean(0), network, padding_mask)
         for head in range(rows.shape[1]) if heads else ():
-            maps[f"{row}\nhead {head}"] = _on_image(rows[0, head, best], network, padding_mask)
+            maps[f"{row}\nhead {head}"] = attention_on_image(
+                rows[0, head, best], network, padding_mask
+            )
     titles = [
-        f"{name(names, label)} {score:.2f}"
-        for label, score in zip(labels, scores.tolist(), strict=True)
+        caption(names, label, score) for label, score in zip(labels, scores.tolist(), strict=True)
     ]
     return detection_rows(image[:, :height, :width], boxes, labels, titles, maps)
 
@@ -97,22 +81,22 @@ def detection_rows(
     Args:
         image: (3, H, W) without padding, of any range.
         boxes: xyxy in its pixels.
-        labels: of their colours.
+        labels: for their colors.
         titles: over the detections.
         maps: name of a row -> (detections, H, W) in 0..1.
     """
-    plain, colours = rgb(image[None])[0], [colour(label) for label in labels]
+    plain, colors = rgb(image[None])[0], [class_color(label) for label in labels]
     if not boxes:
-        picture = torch.from_numpy(np.array(fitted(picture_of(plain), LEAST)[0])) / 255
+        picture = torch.from_numpy(np.array(readable(to_pil(plain), READABLE)[0])) / 255
         return sheet([[picture]], [["nothing detected"]], [""], inches=2.4)
-    rows = [[_framed(plain, *pair) for pair in zip(boxes, colours, strict=True)]]
+    rows = [[_framed(plain, *pair) for pair in zip(boxes, colors, strict=True)]]
     for of_row in maps.values():
         covered = overlay(image[None].cpu(), of_row)
-        rows.append([_framed(*parts) for parts in zip(covered, boxes, colours, strict=True)])
+        rows.append([_framed(*parts) for parts in zip(covered, boxes, colors, strict=True)])
     return sheet(rows, [titles, *[[] for _ in maps]], ["detections", *maps], inches=2.4)
 
 
-def _cross_attention(
+def cross_attention(
     network: DETR, images: Tensor, padding_mask: Tensor, layers: Sequence[str] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The last layer's outputs, and attention to the grid, (B, h, Q, N) of the named layers.
@@ -134,7 +118,7 @@ def proposal_sheet(
     names: Sequence[str],
     count: int = 4,
 ) -> np.ndarray:
-    """The best detections of an image, and below each where its class looked in its proposal.
+    """The best detections of an image, and below each the attention of its class in its proposal.
 
     Shape: image (3, H, W) without padding -> (height, width, 3) uint8
 
@@ -145,18 +129,16 @@ def proposal_sheet(
     """
     height, width = image.shape[1:]
     covers = torch.zeros(min(count, len(maps)), height, width)
-    for cover, box, places in zip(covers, proposals.cpu(), maps.cpu(), strict=False):
-        left, top = (int(place) for place in box[:2].floor())
-        right, low = (int(place) for place in box[2:].ceil())
+    for cover, box, weights in zip(covers, proposals.cpu(), maps.cpu(), strict=False):
+        left, top = (int(edge) for edge in box[:2].floor())
+        right, low = (int(edge) for edge in box[2:].ceil())
         size = max(low - top, 1), max(right - left, 1)
-        inside = F.interpolate(places[None, None], size, mode="bilinear")[0, 0]
+        inside = F.interpolate(weights[None, None], size, mode="bilinear")[0, 0]
         part = cover[top : top + size[0], left : left + size[1]]
         part.copy_(inside[: part.shape[0], : part.shape[1]])
     labels, scores = (found[key][:count].tolist() for key in ("labels", "scores"))
     boxes = found["boxes"][:count].float().cpu() * torch.tensor([width, height, width, height])
-    titles = [
-        f"{name(names, label)} {score:.2f}" for label, score in zip(labels, scores, strict=True)
-    ]
+    titles = [caption(names, label, score) for label, score in zip(labels, scores, strict=True)]
     row = {"attention of the class\nin its proposal": scaled(covers)} if len(covers) else {}
     return detection_rows(image, boxes.tolist(), labels, titles, row)
 
@@ -166,7 +148,7 @@ def proposal_attention(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Detections, the proposal that each was read from, and what its class attended to there.
 
-    Shape: image (3, H, W), padding_mask (H, W) -> detections as the network gives them, proposals
+    Shape: image (3, H, W), padding_mask (H, W) -> detections as the network returns them, proposals
     (k, 4) xyxy in pixels, maps (k, 3, 3) over them, each of sum 1
     """
     heads, seen = network.roi_heads, {}
@@ -183,7 +165,7 @@ def proposal_attention(
     finally:
         for hook in hooks:
             hook.remove()
-    height, width = extent(padding_mask)
+    height, width = unpadded_size(padding_mask)
     classes = found["labels"] + 1  # background is 0
     decoded = heads.box_coder.decode(seen["deltas"], [seen["proposals"]])  # (P, K, 4)
     decoded = clip_boxes_to_image(decoded, (height, width))
@@ -194,21 +176,21 @@ def proposal_attention(
     return found, seen["proposals"][source], rows.unflatten(1, (side, side))
 
 
-def _on_image(weights: Tensor, network: DETR, padding_mask: Tensor) -> Tensor:
+def attention_on_image(weights: Tensor, network: DETR, padding_mask: Tensor) -> Tensor:
     """(Q, N) of one image's grid -> (Q, h, w) in 0..1, without its padding.
 
     Padding is cut off first: its zeros would be blended into the image's last pixels.
     """
     stride = network.backbone.strides[-1]
     grid = [ceil(length / stride) for length in padding_mask.shape]
-    height, width = extent(padding_mask)
+    height, width = unpadded_size(padding_mask)
     maps = weights.unflatten(1, grid)[:, : ceil(height / stride), : ceil(width / stride)]
     maps = F.interpolate(maps[:, None], scale_factor=stride, mode="bilinear")[:, 0]
     return scaled(maps[:, :height, :width])
 
 
-def _framed(pixels: Tensor, box: list[float], colour: tuple[int, int, int]) -> Tensor:
+def _framed(pixels: Tensor, box: list[float], color: Color) -> Tensor:
     """(H, W, 3) in 0..1 -> the same at the size of a sheet's pictures, with one box."""
-    picture, scale = fitted(picture_of(pixels), LEAST)
-    frame(ImageDraw.Draw(picture), box, scale, colour, 3)
-    return torch.from_numpy(np.array(picture)) / 255
+    picture, scale = readable(to_pil(pixels), READABLE)
+    framed = draw_boxes(picture, torch.tensor([box]) * scale, [color], 3)
+    return torch.from_numpy(np.array(framed)) / 255

@@ -1,6 +1,8 @@
 """Faster R-CNN whose box head may attend: the parts of torchvision around a backbone of ours."""
 
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +21,10 @@ from attention_vision.backbones import ResNet
 from attention_vision.backbones.backbone import Backbone
 from attention_vision.detection.boxes import to_pixels
 from attention_vision.detection.criterion import without_crowds
-from attention_vision.detection.matcher import name
+from attention_vision.detection.matcher import image_name
 from attention_vision.errors import InputError
 
-GRID = (7, 7)  # places of a proposal (Faster R-CNN; arXiv 1612.03144, section 5.2)
+GRID = (7, 7)  # cells of a proposal (Faster R-CNN; arXiv 1612.03144, section 5.2)
 
 BoxHead = Callable[[int, int], nn.Module]
 
@@ -32,7 +34,7 @@ class PlainBoxHead(nn.Module):
 
     Shape: (P, C, 7, 7) -> logits (P, K) and box deltas (P, 4 K) of P proposals, K with background
 
-    Torchvision's: two layers over all places at once, from which every class is read. With 256
+    Torchvision's: two layers over all cells at once, from which every class is read. With 256
     channels and K = 91, 14.4 M parameters and as many multiply-adds per proposal.
 
     Args:
@@ -55,18 +57,18 @@ class AttentionBoxHead(nn.Module):
 
     Shape: (P, C, 7, 7) -> logits (P, K) and box deltas (P, 4 K) of P proposals, K with background
 
-    Two 3x3 convolutions that do not go beyond the border leave 3x3 places, of which each has seen
-    5x5 of the proposal: what a place shows by itself hardly tells classes apart (digits stay
-    unread). A learned vector tells the places apart. K class embeddings pool them, and logit and
+    Two 3x3 convolutions that do not go beyond the border leave 3x3 cells, of which each has seen
+    5x5 of the proposal: the content of one cell hardly tells classes apart (digits stay
+    unread). A learned vector tells the cells apart. K class embeddings pool them, and logit and
     box of class k are read from the vector that class k pooled. Queries start at 0, so that the
-    head starts as the mean over places under torchvision's predictor: over few of them, since what
-    one place says is lost in the mean of many, and is learned late.
+    head starts as the mean over cells under torchvision's predictor: over few of them, since what
+    one cell says is lost in the mean of many, and is learned late.
 
     Each class has its own row in the predictor, as in the plain head: were one row shared, classes
-    could differ by nothing but by where they look, and would all start alike.
+    could differ by nothing but by where they pyramid_levels, and would all start alike.
 
     Cost with 256 channels and K = 91, plain in brackets: 3.8 M parameters (14.4 M), 52 M
-    multiply-adds per proposal (14.4 M). Weights that places share are used for every place, so
+    multiply-adds per proposal (14.4 M). Weights that cells share are used for every cell, so
     that not both can be equal.
 
     Args:
@@ -77,20 +79,19 @@ class AttentionBoxHead(nn.Module):
 
     def __init__(self, channels: int, classes: int, hidden: int = 512):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, hidden, 3), nn.ReLU(), nn.Conv2d(hidden, hidden, 3)
-        )
-        for layer in (self.layers[0], self.layers[2]):
+        convolutions = nn.Conv2d(channels, hidden, 3), nn.Conv2d(hidden, hidden, 3)
+        self.layers = nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1])
+        for layer in convolutions:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType] never None here
         self.position = LearnedPosition(hidden, (GRID[0] - 4, GRID[1] - 4))
         nn.init.normal_(self.position.table, std=0.5)  # beside features of about 1
         self.pool = AttentionPool(hidden, queries=classes)
         self.predictor = FastRCNNPredictor(hidden, classes)
 
     def forward(self, proposals: Tensor) -> tuple[Tensor, Tensor]:
-        places = self.layers(proposals).flatten(2).mT  # (P, 9, hidden)
-        return self.read(self.pool((places + self.position()).relu()))
+        cells = self.layers(proposals).flatten(2).mT  # (P, 9, hidden)
+        return self.read(self.pool((cells + self.position()).relu()))
 
     def read(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """The predictor, each class on its own vector: (P, K, C) -> (P, K), (P, 4 K)."""
@@ -125,14 +126,14 @@ class AttentionRCNN(nn.Module):
     counts background as class 0 and with it 91 classes: its 41,755,286 parameters are those of
     `num_classes=90`, whose label 0 is its label 1.
 
-    In training `model(images, padding_mask, targets)` gives the losses `total` and its parts
-    `rpn_class`, `rpn_box`, `class`, `box`. In evaluation `model(images, padding_mask)` gives for
+    In training `model(images, padding_mask, targets)` returns the losses `total` and its parts
+    `rpn_class`, `rpn_box`, `class`, `box`. In evaluation `model(images, padding_mask)` returns for
     every image `boxes` (k, 4) xyxy in 0..1 of the image without its padding, `scores` (k,), and
     `labels` (k,) in 0..num_classes - 1, best first.
 
     The numbers are torchvision's recipe. Levels have the strides S of the backbone's maps, and one
     more with twice the last; a proposal is pooled from the map in which its side, the root of its
-    area, is 14 to 28 places (224 pixels at stride 16), or else from the nearest there is.
+    area, is 14 to 28 cells (224 pixels at stride 16), or else from the nearest there is.
 
     Args:
         num_classes: without background.
@@ -146,7 +147,7 @@ class AttentionRCNN(nn.Module):
             those of small strides it costs much less.
         anchor_sizes: side of the square anchor of each level, in pixels; 8 S when not given, which
             is 32 to 512 for the strides 4 to 64.
-        anchor_ratios: height / width of the anchors at every place.
+        anchor_ratios: height / width of the anchors at every cell.
         train_proposals: most per level before non-maximum suppression, and per image after it.
         eval_proposals: the same in evaluation.
         sampled_anchors: of an image, on which the proposals are trained, at most half of them on
@@ -236,41 +237,43 @@ class AttentionRCNN(nn.Module):
         """Losses in training, detections in evaluation.
 
         Args:
-            images: (B, 3, H, W), normalised.
+            images: (B, 3, H, W), normalized.
             padding_mask: (B, H, W) bool, True where padded, at the right and at the bottom.
             targets: in training, per image `boxes` (n, 4) cxcywh in 0..1, `labels` (n,), `iscrowd`
                 (n,) where known; crowds are not trained on.
 
         Raises:
-            InputError: a label is no class, or a box is not finite or has no area.
+            InputError: a label is not a class, or a box is not finite or has no area.
             ValueError: no targets in training.
         """
-        sizes = unpadded(padding_mask)
+        sizes = unpadded_sizes(padding_mask)
         wanted = None
         if self.training:
             if targets is None:
                 raise ValueError("AttentionRCNN: targets are needed in training")
-            wanted = self.as_torchvision(targets, sizes)
-        images = fill(images, self.backbone.strides[-1])
+            wanted = self.to_torchvision(targets, sizes)
+        images = pad_to_stride(images, self.backbone.strides[-1])
         batch = ImageList(images, [tuple(size) for size in sizes.tolist()])
-        maps = self.look(images)
+        maps = self.pyramid_levels(images)
         proposals, of_proposals = self.rpn(batch, maps, wanted)
         detections, of_head = self.roi_heads(maps, proposals, batch.image_sizes, wanted)
         if not self.training:
-            return [as_ours(one, size) for one, size in zip(detections, sizes, strict=True)]
+            return [
+                from_torchvision(one, size) for one, size in zip(detections, sizes, strict=True)
+            ]
         losses = {
             "rpn_class": of_proposals["loss_objectness"],
             "rpn_box": of_proposals["loss_rpn_box_reg"],
             "class": of_head["loss_classifier"],
             "box": of_head["loss_box_reg"],
         }
-        return {"total": sum(losses.values()), **losses}
+        return {"total": reduce(add, losses.values()), **losses}
 
     def compile(self, backend: str = "inductor") -> None:
-        """Compiles what has fixed shapes, `look`; the rest changes with the objects of an image."""
-        self.look = torch.compile(self.look, backend=backend)
+        """Compiles `pyramid_levels`, whose shapes are fixed; the rest varies with the objects."""
+        self.pyramid_levels = torch.compile(self.pyramid_levels, backend=backend)
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def pyramid_levels(self, images: Tensor) -> dict[str, Tensor]:
         """The levels of the pyramid, named 0, 1, ... and "pool", fine to coarse."""
         maps = self.backbone.features(images)[self.first_stage - 1 :]
         levels = self.pyramid({str(level): one for level, one in enumerate(maps)})
@@ -278,7 +281,7 @@ class AttentionRCNN(nn.Module):
         # pixel 1001, and roi_align and nms have no kernel on a CPU.
         return {level: one.float() for level, one in levels.items()}
 
-    def as_torchvision(
+    def to_torchvision(
         self, targets: list[dict[str, Tensor]], sizes: Tensor
     ) -> list[dict[str, Tensor]]:
         """Targets with boxes in pixels, xyxy, and labels that count background as 0."""
@@ -300,7 +303,7 @@ class AttentionRCNN(nn.Module):
             return
         first = int(bad.nonzero()[0])
         of_object = [image for image, target in enumerate(targets) for _ in target["labels"]]
-        image = name(targets[of_object[first]], of_object[first])
+        image = image_name(targets[of_object[first]], of_object[first])
         if no_class[first]:
             raise InputError(
                 f"image {image}: label {int(labels[first])} is none of "
@@ -312,7 +315,7 @@ class AttentionRCNN(nn.Module):
         )
 
 
-def as_ours(detections: dict[str, Tensor], size: Tensor) -> dict[str, Tensor]:
+def from_torchvision(detections: dict[str, Tensor], size: Tensor) -> dict[str, Tensor]:
     """Torchvision's detections of one image, (h, w), with boxes in 0..1 and labels from 0."""
     return {
         "boxes": detections["boxes"] / size.flip(0).repeat(2),
@@ -321,16 +324,16 @@ def as_ours(detections: dict[str, Tensor], size: Tensor) -> dict[str, Tensor]:
     }
 
 
-def unpadded(padding_mask: Tensor) -> Tensor:
+def unpadded_sizes(padding_mask: Tensor) -> Tensor:
     """Height and width of each image without its padding: (B, H, W) -> (B, 2)."""
     inside = ~padding_mask
     return torch.stack((inside.any(2).sum(1), inside.any(1).sum(1)), 1)
 
 
-def fill(images: Tensor, stride: int) -> Tensor:
+def pad_to_stride(images: Tensor, stride: int) -> Tensor:
     """Zeros at the right and at the bottom, up to a multiple of the stride.
 
-    Anchors are spread evenly over an image: they stand where the map looks only if its places do
+    Anchors are spread evenly over an image: they stand where the map looks only if its cells do
     not hang over the edge.
     """
     height, width = images.shape[-2:]
@@ -341,9 +344,11 @@ def align(strides: tuple[int, ...]) -> MultiScaleRoIAlign:
     """Torchvision's, with its scales from the strides.
 
     Left alone it takes them from the first batch that it sees, for good, and wrongly if these
-    images are small: 33 pixels give 2 places at stride 32.
+    images are small: 33 pixels give 2 cells at stride 32.
     """
-    pool = MultiScaleRoIAlign([str(level) for level in range(len(strides))], GRID, sampling_ratio=2)
+    pool = MultiScaleRoIAlign(
+        [str(level) for level in range(len(strides))], list(GRID), sampling_ratio=2
+    )
     pool.scales = [1 / stride for stride in strides]
     finest, coarsest = (stride.bit_length() - 1 for stride in (strides[0], strides[-1]))
     pool.map_levels = LevelMapper(finest, coarsest)

@@ -1,13 +1,14 @@
 """COCO's average precision, exact at any number of processes.
 
 Detections and ground truths are gathered as they are and evaluated once, by the code that the
-leaderboard runs; nothing is averaged over batches or processes.
+leaderboard runs; nothing is averaged over batches or processes. The MeanAveragePrecision of
+torchmetrics lacks size limits, processes without images, and one count per image_id.
 """
 
 import io
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torchmetrics import Metric
 from attention_vision.detection.boxes import to_pixels
 from attention_vision.errors import InputError
 
-# The order in which pycocotools summarises.
+# The order in which pycocotools summarizes.
 NUMBERS = (
     "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
     "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
@@ -27,7 +28,7 @@ Detections = dict[str, Tensor]
 
 
 class Image(NamedTuple):
-    """What is known of one image, in float64 and pixels of the file; boxes are x, y, w, h."""
+    """Detections and ground truth of one image, in float64; boxes are x, y, w, h in its pixels."""
 
     boxes: np.ndarray  # (k, 4)
     scores: np.ndarray  # (k,)
@@ -45,7 +46,7 @@ class COCOAveragePrecision(Metric):
     one IoU; `ar1`, `ar10`, `ar100` the largest recall with that many detections per image. Small
     is an area of up to 32^2 pixels, medium to 96^2, large beyond, where area is the annotation's
     (of the mask, in COCO); other `size_limits` suit images that are smaller than COCO's. At most
-    100 detections per image and class count, the best scored. A crowd is no object to find:
+    100 detections per image and class count, the best scored. A crowd is not an object to find:
     detections on it count neither way. A number without ground truth is -1.
 
     An image counts once, by its `image_id`, even if a process repeats it; a process may have none.
@@ -53,7 +54,8 @@ class COCOAveragePrecision(Metric):
     Args:
         class_names: name of each label, for `per_class`; numbers where none are given.
         category_ids: category of each label, for `per_class` where there are no names.
-        engine: "faster_coco_eval" gives the same numbers sooner, from the extra `speed`.
+        engine: "pycocotools", or "faster_coco_eval", which computes the same numbers sooner, from
+            the extra `speed`.
         size_limits: sides in pixels of the squares up to which objects are small and medium.
 
     Raises InputError where the engine is not installed, or the limits do not ascend from above 0.
@@ -66,7 +68,7 @@ class COCOAveragePrecision(Metric):
         self,
         class_names: Sequence[str] | None = None,
         category_ids: Sequence[int] | None = None,
-        engine: Literal["pycocotools", "faster_coco_eval"] = "pycocotools",
+        engine: str = "pycocotools",
         size_limits: tuple[float, float] = COCO_SIZES,
     ):
         super().__init__()
@@ -76,7 +78,7 @@ class COCOAveragePrecision(Metric):
             )
         self.names = class_names if class_names is not None else category_ids
         load_engine(engine)  # a missing one is told now, not after the first epoch
-        self.engine, self.size_limits = engine, tuple(size_limits)
+        self.engine, self.size_limits = engine, (size_limits[0], size_limits[1])
         self.class_ap: dict[str, float] = {}
         self.add_state("images", default=[], dist_reduce_fx=None)  # (image_id, Image) pairs
 
@@ -210,7 +212,7 @@ def evaluate(
     # (IoU, recall, class, area, detections): all areas, 100 detections
     precision = evaluated.eval["precision"][:, :, :, 0, -1]
     labels = [category["id"] for category in truths["categories"]]
-    by_label = {label: precision[:, :, place] for place, label in enumerate(labels)}
+    by_label = {label: precision[:, :, index] for index, label in enumerate(labels)}
     return numbers, {
         label: float(values.mean()) for label, values in by_label.items() if values.max() > -1
     }

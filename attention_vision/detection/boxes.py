@@ -2,33 +2,22 @@
 
 import torch
 from torch import Tensor
-
-
-def to_corners(boxes: Tensor) -> Tensor:
-    """(..., 4) cxcywh -> xyxy."""
-    centre, size = boxes.chunk(2, -1)
-    return torch.cat((centre - size / 2, centre + size / 2), -1)
-
-
-def to_centres(boxes: Tensor) -> Tensor:
-    """(..., 4) xyxy -> cxcywh."""
-    low, high = boxes.chunk(2, -1)
-    return torch.cat(((low + high) / 2, high - low), -1)
+from torchvision.ops import box_convert
 
 
 def to_pixels(boxes: Tensor, size: Tensor) -> Tensor:
     """(n, 4) cxcywh in 0..1 and (h, w) -> xyxy in pixels of that size."""
     height, width = size.unbind(-1)
-    return to_corners(boxes) * torch.stack((width, height, width, height), -1)
+    return box_convert(boxes, "cxcywh", "xyxy") * torch.stack((width, height, width, height), -1)
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al., arXiv 1902.09630, algorithm 1), -1..1.
+    """Generalized IoU (Rezatofighi et al., arXiv 1902.09630, algorithm 1), -1..1.
 
     Shape: xyxy (..., 4) and (..., 4), which broadcast -> (...). Pairs are (n, 4) and (n, 4), all
     against all (n, 1, 4) and (m, 4).
 
-    Boxes without area overlap with nothing, also where the release divides 0 by 0 and gives NaN.
+    Boxes without area overlap with nothing, also where the release divides 0 by 0 and returns NaN.
     """
     left_a, top_a, right_a, bottom_a = a.unbind(-1)
     left_b, top_b, right_b, bottom_b = b.unbind(-1)

@@ -10,13 +10,13 @@ from PIL import Image
 
 from attention_vision.data.image_files import read_image
 from attention_vision.detection.coco_annotations import Instances
-from attention_vision.detection.data import DetectionData, Objects, Source
-from attention_vision.detection.transforms import Scales
+from attention_vision.detection.data import DetectionData, DetectionSource, Objects
+from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
 
 Labels = Literal["contiguous", "category_ids", "category_ids_from_1"]
 
-DETR_RECIPE = Scales()
+DETR_RECIPE = DETRAugmentation()
 UNUSED = "N/A"  # the name of a label that no category has
 
 # Categories 1 to 90; ten numbers were never used.
@@ -111,7 +111,7 @@ class COCOFolder(DetectionData):
         val_images: str,
         val_annotations: str,
         labels: Labels = "contiguous",
-        recipe: Scales = DETR_RECIPE,
+        recipe: DETRAugmentation = DETR_RECIPE,
         batch_size: int = 2,
         num_workers: int = 2,
         seed: int | None = None,
@@ -149,7 +149,7 @@ class COCOFolder(DetectionData):
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.categories.get(number, UNUSED) for number in self.category_ids)
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> DetectionSource:
         instances = self._read(split)
         if split == "train" and instances.files and (instances.iscrowd != 0).all():
             raise InputError(f"{instances.path}: no objects to train on, all images are empty")
@@ -180,28 +180,26 @@ class COCO(COCOFolder):
 
     The labels are the category ids, 91 with 0 and ten more that no object has, so that the weights
     of DETR fit; those of Faster R-CNN fit "category_ids_from_1", which are 90, and "contiguous"
-    gives 80. All are known without the files.
+    has 80. All are known without the files.
     """
 
     def __init__(
         self,
         root: str,
         labels: Labels = "category_ids",
-        recipe: Scales = DETR_RECIPE,
+        recipe: DETRAugmentation = DETR_RECIPE,
         batch_size: int = 2,
         num_workers: int = 4,
         seed: int | None = None,
         images: str | None = None,
         group_by_shape: bool = False,
     ):
-        paths = [
-            str(Path(root) / path)
-            for split in ("train2017", "val2017")
-            for path in (split, f"annotations/instances_{split}.json")
-        ]
+        folder = Path(root)
         super().__init__(
-            *paths, labels, recipe, batch_size, num_workers, seed, images, group_by_shape
-        )
+            str(folder / "train2017"), str(folder / "annotations/instances_train2017.json"),
+            str(folder / "val2017"), str(folder / "annotations/instances_val2017.json"),
+            labels, recipe, batch_size, num_workers, seed, images, group_by_shape,
+        )  # fmt: skip
 
     @cached_property
     def categories(self) -> dict[int, str]:

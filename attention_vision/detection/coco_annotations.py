@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -50,18 +50,18 @@ class Instances:
         repairs = Repairs(path)
         categories = _categories(dataset["categories"], path, repairs)
         images = [
-            _fields(image, ("id", "file_name", "width", "height"), f"image {place} of {path}")
-            for place, image in enumerate(dataset["images"])
+            _fields(image, ("id", "file_name", "width", "height"), f"image {index} of {path}")
+            for index, image in enumerate(dataset["images"])
         ]
-        place_of = _places(images, path)
+        index_of = _indices(images, path)
         objects = [
             found
             for annotation in _once(dataset["annotations"], repairs)
-            if (found := _object(annotation, images, place_of, categories, path, repairs))
+            if (found := _object(annotation, images, index_of, categories, path, repairs))
         ]
         repairs.warn()
         objects.sort(key=lambda found: found[0])  # stable: the file's order within an image
-        places, boxes, category_ids, area, iscrowd = (
+        indices, boxes, category_ids, area, iscrowd = (
             zip(*objects, strict=True) if objects else [()] * 5
         )
         return cls(
@@ -70,7 +70,7 @@ class Instances:
             files=[file for _, file, _, _ in images],
             image_ids=np.array([image_id for image_id, *_ in images], dtype=np.int64),
             sizes=np.array([(h, w) for *_, w, h in images], dtype=np.int64).reshape(-1, 2),
-            first=np.searchsorted(np.array(places, dtype=np.int64), np.arange(len(images) + 1)),
+            first=np.searchsorted(np.array(indices, dtype=np.int64), np.arange(len(images) + 1)),
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
             category_ids=np.array(category_ids, dtype=np.int64),
             area=np.array(area, dtype=np.float64),
@@ -105,14 +105,14 @@ def _read_json(path: str, key: str) -> dict[str, list]:
             f"cannot read {path}: set {key} to a COCO instances file ({error.strerror})"
         ) from None
     except ValueError as error:  # of JSON and of UTF-8
-        raise InputError(f"{path} is no whole JSON file: copy it again ({error})") from None
+        raise InputError(f"{path} is not a whole JSON file: copy it again ({error})") from None
     for name in ("images", "annotations", "categories"):
         if not isinstance(dataset, dict) or not isinstance(dataset.get(name), list):
-            raise InputError(f"{path} is no COCO instances file: it has no list called {name}")
+            raise InputError(f"{path} is not a COCO instances file: it has no list called {name}")
     return dataset
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[Any]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -126,10 +126,10 @@ def _fields(entry: Any, names: tuple[str, ...], where: str) -> tuple:
 def _categories(entries: list, path: str, repairs: "Repairs") -> dict[int, str]:
     """Names by id, in the order of the ids."""
     categories: dict[int, str] = {}
-    for place, entry in enumerate(entries):
-        number, name = _fields(entry, ("id", "name"), f"category {place} of {path}")
+    for index, entry in enumerate(entries):
+        number, name = _fields(entry, ("id", "name"), f"category {index} of {path}")
         if type(number) is not int or number < 0:
-            raise InputError(f"{path}: category id {number!r} is no number from 0 up")
+            raise InputError(f"{path}: category id {number!r} is not a whole number from 0 up")
         if number in categories:
             raise InputError(
                 f"{path}: category id {number} stands twice, for {categories[number]} and {name}"
@@ -143,21 +143,23 @@ def _categories(entries: list, path: str, repairs: "Repairs") -> dict[int, str]:
     return dict(sorted(categories.items()))
 
 
-def _places(images: list[tuple], path: str) -> dict[int, int]:
-    """The place of each image by its id."""
-    places: dict[int, int] = {}
-    for place, (image_id, file, width, height) in enumerate(images):
+def _indices(images: list[tuple], path: str) -> dict[int, int]:
+    """The index of each image by its id."""
+    indices: dict[int, int] = {}
+    for index, (image_id, file, width, height) in enumerate(images):
         if type(image_id) is not int:
-            raise InputError(f"{path}: image id {image_id!r} of {file} is no whole number")
-        if image_id in places:
-            first = images[places[image_id]][1]
+            raise InputError(f"{path}: image id {image_id!r} of {file} is not a whole number")
+        if image_id in indices:
+            first = images[indices[image_id]][1]
             raise InputError(f"{path}: image id {image_id} stands twice, for {first} and {file}")
         if not isinstance(file, str):
-            raise InputError(f"{path}: file_name {file!r} of image {image_id} is no name")
+            raise InputError(f"{path}: file_name {file!r} of image {image_id} is not a name")
         if not all(_finite(side) and side >= 1 for side in (width, height)):
-            raise InputError(f"{path}: width {width!r} and height {height!r} of {file} are no size")
-        places[image_id] = place
-    return places
+            raise InputError(
+                f"{path}: width {width!r} and height {height!r} of {file} are not a size"
+            )
+        indices[image_id] = index
+    return indices
 
 
 def _once(annotations: list, repairs: Repairs) -> Iterable[dict]:
@@ -178,16 +180,16 @@ def _once(annotations: list, repairs: Repairs) -> Iterable[dict]:
 def _object(
     annotation: dict,
     images: list[tuple],
-    place_of: dict[int, int],
+    index_of: dict[int, int],
     categories: dict[int, str],
     path: str,
     repairs: Repairs,
 ) -> tuple | None:
-    """(place of the image, xyxy, category, area, crowd); None for a box that holds nothing."""
+    """(index of the image, xyxy, category, area, crowd); None for an empty box."""
     number = annotation.get("id") if isinstance(annotation, dict) else None
     where = f"annotation {number} of {path}"
     image_id, category, bbox = _fields(annotation, ("image_id", "category_id", "bbox"), where)
-    if not _finite(image_id) or image_id not in place_of:
+    if not _finite(image_id) or image_id not in index_of:
         raise InputError(f"{where} is of image {image_id}, which the file does not list")
     if not _finite(category) or category not in categories:
         known = ", ".join(map(str, list(categories)[:12])) + ", ..." * (len(categories) > 12)
@@ -195,7 +197,7 @@ def _object(
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_finite, bbox))):
         raise InputError(f"{where}: bbox {bbox!r} is not x, y, width, height in finite numbers")
     left, top, width, height = bbox
-    _, file, wide, high = images[place_of[image_id]]
+    _, file, wide, high = images[index_of[image_id]]
     example = f"annotation {number} of {file} ({wide}x{high}): {bbox}"
     if width <= 0 or height <= 0:
         repairs.add("boxes without area dropped", example)
@@ -212,4 +214,4 @@ def _object(
     if not _finite(area) or area < 0:
         repairs.add("areas missing, width x height of the box taken", example)
         area = width * height
-    return place_of[image_id], box, category, area, int(bool(annotation.get("iscrowd", 0)))
+    return index_of[image_id], box, category, area, int(bool(annotation.get("iscrowd", 0)))

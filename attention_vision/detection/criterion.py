@@ -1,10 +1,14 @@
 """The loss of DETR over a set of objects."""
 
+from functools import reduce
+from operator import add
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
-from attention_vision.detection.boxes import giou, to_corners
+from attention_vision.detection.boxes import giou
 from attention_vision.detection.matcher import HungarianMatcher, Matches, Outputs, Targets
 from attention_vision.training.distributed import mean_over_processes
 
@@ -19,7 +23,7 @@ class SetCriterion(nn.Module):
     * box: L1 distance of matched boxes (cxcywh), and giou: 1 - GIoU, both summed over pairs and
       divided by the number of objects, averaged over processes and at least 1.
 
-    Crowds are not trained on. A batch without objects gives box terms of 0 that still have a
+    Crowds are not trained on. A batch without objects has box terms of 0 that still have a
     gradient, so that data-parallel training does not wait for it.
 
     Hugging Face with `auxiliary_loss=True` has another loss, because it has another network (see
@@ -27,7 +31,7 @@ class SetCriterion(nn.Module):
 
     Args:
         num_classes: without no-object.
-        matcher: who answers for what.
+        matcher: assigns objects to queries.
         no_object_weight: of queries without an object, against 1 of the others.
         class_weight, box_weight, giou_weight: of the three terms in the total.
         auxiliary: whether all decoder layers are trained, or only the last.
@@ -35,6 +39,8 @@ class SetCriterion(nn.Module):
             release, where every process takes its own mean, and processes with few objects count
             as much as those with many.
     """
+
+    weight_of_class: Tensor
 
     def __init__(
         self,
@@ -76,7 +82,8 @@ class SetCriterion(nn.Module):
         matches = self.matcher(outputs, targets)
         parts = self.parts(outputs, targets, matches)  # (L,) each
 
-        losses = {"total": sum(weight * parts[key].sum() for key, weight in self.weights.items())}
+        weighted = (weight * parts[key].sum() for key, weight in self.weights.items())
+        losses = {"total": reduce(add, weighted)}
         for key, values in parts.items():
             *auxiliary, losses[key] = values.unbind()
             losses |= {f"{key}_{layer}": value for layer, value in enumerate(auxiliary)}
@@ -88,10 +95,12 @@ class SetCriterion(nn.Module):
         boxes = torch.stack([layer["boxes"] for layer in outputs]).float()
         labels = torch.cat([target["labels"] for target in targets]).to(logits.device)
         objects = torch.cat([target["boxes"] for target in targets]).to(boxes)
-        query, place = (index.to(logits.device) for index in flat(matches, targets, logits.shape))
+        query, matched = (
+            index.to(logits.device) for index in flat_indices(matches, targets, logits.shape)
+        )
 
         classes = labels.new_full(logits.shape[:3], self.num_classes).flatten()
-        classes[query] = labels[place]
+        classes[query] = labels[matched]
         errors = F.cross_entropy(
             logits.flatten(0, 2), classes, self.weight_of_class, reduction="none"
         )
@@ -105,9 +114,10 @@ class SetCriterion(nn.Module):
             count = mean_over_processes(count)
         count = count.clamp(1)
 
-        predicted, wanted = boxes.flatten(0, 2)[query], objects[place]
+        predicted, wanted = boxes.flatten(0, 2)[query], objects[matched]
         distance = (predicted - wanted).abs().sum(1)
-        overlap = giou(to_corners(predicted), to_corners(wanted))
+        corners = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (predicted, wanted))
+        overlap = giou(*corners)
         per_layer = (len(outputs), len(query) // len(outputs))
         return {
             "class": errors.unflatten(0, (len(outputs), -1)).sum(1) / weights,
@@ -125,14 +135,14 @@ def without_crowds(target: dict[str, Tensor]) -> dict[str, Tensor]:
     return target | {key: target[key][single] for key in objects if key in target}
 
 
-def flat(matches: Matches, targets: Targets, shape: torch.Size) -> tuple[Tensor, Tensor]:
+def flat_indices(matches: Matches, targets: Targets, shape: torch.Size) -> tuple[Tensor, Tensor]:
     """Matches as indices into all queries of all layers, L B Q, and into all objects of a batch."""
     _, images, queries = shape[:3]
     counts = [len(target["labels"]) for target in targets]
     first = [sum(counts[:image]) for image in range(images)]
-    query, place = [], []
+    query, matched = [], []
     for layer, pairs in enumerate(matches):
         for image, (of_query, of_object) in enumerate(pairs):
             query.append(of_query + (layer * images + image) * queries)
-            place.append(of_object + first[image])
-    return torch.cat(query), torch.cat(place)
+            matched.append(of_object + first[image])
+    return torch.cat(query), torch.cat(matched)

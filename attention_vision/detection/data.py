@@ -1,42 +1,33 @@
-"""Data for detection: the base class holds loaders, sampling, recipe; subclasses the images.
+"""Data for detection: `DetectionData`, and scenes of digits.
 
-Batches are (images (B, 3, H, W) float normalised and padded with zeros, padding_mask (B, H, W)
-bool, True where padded, targets: a dict per image). A target holds `image_id`; `orig_size` and
-`size`, (h, w) of the file and as fed; and of its n objects `boxes` (n, 4) cxcywh in 0..1 of the
+Batches are (images (B, 3, H, W) float normalized and padded with zeros, padding_mask (B, H, W)
+bool, True where padded, targets: a dict per image). A target has `image_id`; `orig_size` and
+`size`, (h, w) of the file and as fed; and for its n objects `boxes` (n, 4) cxcywh in 0..1 of the
 image without padding, `labels` (n,) int64, `area` (n,) in pixels of the file, `iscrowd` (n,). In
 training there are no crowds; in evaluation they are kept for the metric; `criterion.without_crowds`
-leaves them out of a loss. In predict a target holds `path` and no objects.
+leaves them out of a loss. In predict a target has `path` and no objects.
 """
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
 
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, scene
 from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
-from attention_vision.data.loading import (
-    EpochSampler,
-    check_loading,
-    evaluation_loader,
-    random_stream,
-    replicas,
-    train_loader,
-)
-from attention_vision.detection.transforms import Scales
+from attention_vision.data.loading import EpochSampler, TaskData, random_stream, replicas
+from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
-from attention_vision.training.steps import mix, run_seed
+from attention_vision.training.steps import mix
 
 Target = dict[str, Any]
 Batch = tuple[Tensor, Tensor, list[Target]]
@@ -51,7 +42,7 @@ class Objects(NamedTuple):
     iscrowd: Tensor  # (n,) int64
 
 
-class Source(Protocol):
+class DetectionSource(Protocol):
     """Images with their objects: `source[i]` is (RGB image, image id, objects)."""
 
     sizes: np.ndarray  # (images, 2): heights and widths
@@ -60,15 +51,12 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> tuple[Image.Image, int, Objects]: ...
 
 
-class DetectionData(LightningDataModule):
-    """Base of all detection data: a subclass sets what is declared here and gives `source`.
+class DetectionData(TaskData):
+    """Base of all detection data: a subclass sets what is declared here, defines `source`.
 
     Args:
         recipe: scales and crops.
-        batch_size: images per process and step.
-        num_workers: processes that load images, 0 to load in the training process.
-        seed: of order and augmentation; the run's seed where none is given.
-        images: folder of images to predict, searched through its subfolders.
+        batch_size, num_workers, seed, images: see `TaskData`.
         group_by_shape: train on batches of either wide or tall images, so that less is padded.
 
     `num_classes`, `class_names` and `category_ids` (the category of each label) are known before
@@ -78,65 +66,40 @@ class DetectionData(LightningDataModule):
         InputError: `batch_size` is not positive, or `num_workers` negative.
     """
 
-    class_names: Sequence[str]
     category_ids: Sequence[int]
+    train_images: "AnnotatedDataset"
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(
         self,
-        recipe: Scales,
+        recipe: DETRAugmentation,
         batch_size: int,
         num_workers: int,
         seed: int | None,
         images: str | None,
         group_by_shape: bool,
     ):
-        super().__init__()
-        check_loading(batch_size, num_workers)
-        self.recipe = recipe
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.images, self.group_by_shape = images, group_by_shape
+        super().__init__(batch_size, num_workers, seed, images)
+        self.recipe, self.group_by_shape = recipe, group_by_shape
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> DetectionSource:
         """The images of "train" or "val". Raises InputError when they are missing or wrong."""
         raise NotImplementedError
 
-    def setup(self, stage: str) -> None:
-        train, evaluation = (
-            make(self.mean, self.std) for make in (self.recipe.train, self.recipe.evaluate)
-        )
-        seed = run_seed() if self.seed is None else self.seed
-        if stage == "fit":
-            self.train_images = Annotated(self._checked("train"), train, seed, crowds=False)
-        if stage in ("fit", "validate", "test"):
-            self.val_images = Annotated(self._checked("val"), evaluation, seed, crowds=True)
-        if stage == "predict":
-            if self.images is None:
-                raise InputError("nothing to predict: set data.images to a folder of images")
-            self.predict_images = ImageFiles(self.images, evaluation)
+    def dataset(self, split: str, seed: int) -> "AnnotatedDataset":
+        training = split == "train"
+        transform = (self.recipe.train if training else self.recipe.evaluate)(self.mean, self.std)
+        return AnnotatedDataset(self._checked(split), transform, seed, crowds=not training)
 
-    def train_dataloader(self) -> StatefulDataLoader:
-        """Shuffled full batches. Raises InputError when there is not even one."""
-        images, place = self.train_images, replicas(self.trainer)
-        if self.group_by_shape:
-            wide = images.source.sizes[:, 1] > images.source.sizes[:, 0]
-            sampler = GroupedSampler(images, *place, images.seed, wide.tolist(), self.batch_size)
-        else:
-            sampler = EpochSampler(images, *place, images.seed)
-        return train_loader(self.trainer, sampler, self._loading())
+    def inputs(self, folder: str) -> Dataset:
+        return DetectionInputs(folder, self.recipe.evaluate(self.mean, self.std))
 
-    def val_dataloader(self) -> DataLoader:
-        return evaluation_loader(self.trainer, self.val_images, self._loading())
-
-    def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader:
-        return DataLoader(self.predict_images, **self._loading())
+    def sampler(self) -> EpochSampler:
+        if not self.group_by_shape:
+            return super().sampler()
+        images, processes = self.train_images, replicas(self.trainer)
+        wide = images.source.sizes[:, 1] > images.source.sizes[:, 0]
+        return GroupedSampler(images, *processes, self.order_seed, wide.tolist(), self.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         return {"class_names": list(self.class_names), "category_ids": list(self.category_ids)}
@@ -156,14 +119,9 @@ class DetectionData(LightningDataModule):
             )
 
     def _loading(self) -> dict[str, Any]:
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": collate,
-        }
+        return super()._loading() | {"collate_fn": collate}
 
-    def _checked(self, split: str) -> Source:
+    def _checked(self, split: str) -> DetectionSource:
         source = self.source(split)
         if not len(source):
             raise InputError(f"{type(self).__name__}: no {split} images")
@@ -206,7 +164,7 @@ class GroupedSampler(EpochSampler):
         batches += whole
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch, self.rank))
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        return [index for place in shuffled for index in batches[place]] + rest
+        return [index for number in shuffled for index in batches[number]] + rest
 
     def _cut(self, indices: list[int]) -> tuple[list[list[int]], list[int]]:
         """Full batches, and what is left over."""
@@ -215,14 +173,14 @@ class GroupedSampler(EpochSampler):
         return [indices[start : start + self.batch_size] for start in starts], indices[end:]
 
 
-class Annotated(Dataset):
-    """Transformed (image, target) pairs; each image draws from a stream of its own.
+class AnnotatedDataset(Dataset):
+    """Transformed (image, target) pairs; each image has its own random stream.
 
-    The stream follows from (seed, epoch, index): an image looks the same at any number of workers,
-    and after a resume. An index without its epoch, as evaluation asks, is taken as epoch 0.
+    The stream is seeded by (seed, epoch, index): an image looks the same at any number of workers,
+    and after a resume. An index without an epoch, as in evaluation, counts as epoch 0.
     """
 
-    def __init__(self, source: Source, transform: v2.Transform, seed: int, crowds: bool):
+    def __init__(self, source: DetectionSource, transform: v2.Transform, seed: int, crowds: bool):
         self.source, self.transform, self.seed, self.crowds = source, transform, seed, crowds
 
     def __len__(self) -> int:
@@ -232,16 +190,18 @@ class Annotated(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, image_id, objects = self.source[index]
         original = (image.height, image.width)
-        boxes = tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=original)
+        boxes = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue] sees only Tensor's
+            objects.boxes, format="XYXY", canvas_size=original
+        )
         with random_stream(self.seed, epoch, index):
             image, boxes = self.transform(image, boxes)
         height, width = image.shape[1:]
         kept = (boxes[:, 2:] > boxes[:, :2]).all(1)  # a crop leaves others outside
         if not self.crowds:
             kept &= objects.iscrowd == 0
-        centred = box_convert(boxes[kept], "xyxy", "cxcywh")
+        centered = box_convert(boxes[kept], "xyxy", "cxcywh")
         return image, {
-            "boxes": centred / torch.tensor([width, height, width, height]),
+            "boxes": centered / torch.tensor([width, height, width, height]),
             "labels": objects.labels[kept],
             "area": objects.area[kept],
             "iscrowd": objects.iscrowd[kept],
@@ -251,7 +211,7 @@ class Annotated(Dataset):
         }
 
 
-class ImageFiles(Dataset):
+class DetectionInputs(Dataset):
     """All images below a folder in the order of their paths, numbered from 0."""
 
     def __init__(self, folder: str, transform: v2.Transform):
@@ -307,25 +267,25 @@ class DigitScenes(DetectionData):
         val_scenes: int = 200,
         size: int = 64,
         scene_seed: int = 0,
-        recipe: Scales | None = None,
+        recipe: DETRAugmentation | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int | None = None,
         images: str | None = None,
     ):
-        as_drawn = Scales(flip=0.0, short_sides=(size,), crop=0.0, evaluation=size)
+        as_drawn = DETRAugmentation(flip=0.0, short_sides=(size,), crop=0.0, evaluation=size)
         super().__init__(recipe or as_drawn, batch_size, num_workers, seed, images, False)
         self.counts = {"train": scenes, "val": val_scenes}
         self.size, self.scene_seed = size, scene_seed
 
-    def source(self, split: str) -> Source:
+    def source(self, split: str) -> DetectionSource:
         return DrawnScenes(split, self.counts[split], self.size, self.scene_seed)
 
 
 class DrawnScenes:
     """A source of scenes, held in memory."""
 
-    def __init__(self, split: Literal["train", "val"], count: int, size: int, seed: int):
+    def __init__(self, split: str, count: int, size: int, seed: int):
         self.scenes = [scene(split, index, size, seed) for index in range(count)]
         self.sizes = np.full((count, 2), size)
 

@@ -15,11 +15,11 @@ from attention_vision.errors import InputError
 
 
 class LearnedPosition2d(LearnedPosition):
-    """One learned vector per place, counted from the top left corner.
+    """One learned vector per cell of the grid, counted from the top left corner.
 
     Shape: padding_mask (B, H, W) -> (1, C, H, W)
 
-    A map within the grid gets a corner of the table, so that the vector of a place does not depend
+    A map within the grid gets a corner of the table, so that the vector of a cell does not depend
     on how far the batch is padded; for a larger map the table is resized first. The release learns
     rows and columns apart, 50 each, and refuses larger maps.
     """
@@ -62,12 +62,12 @@ class DETR(nn.Module):
         backbone: computes the map that the transformer attends to, its last. Its parameters are
             shared, but for a classifier; it stays as it is. By default the ResNet-50 of the paper:
             frozen norms, the stem and the first stage not trained.
-        position: sines of the place in the unpadded image, or a learned table, added to queries
+        position: sines of the position in the unpadded image, or a learned table, added to queries
             and keys of every layer.
         width: C of the transformer, a multiple of 4 and of `heads`.
         heads, encoder_layers, decoder_layers, hidden, dropout, norm_first: see `Transformer`.
-        mask_padding: hold padded places at zero throughout the ResNet and mark as padded in the
-            last map what is so by that network's strides. Boxes of an image then do not depend on
+        mask_padding: keep padded pixels at zero throughout the ResNet, and derive the padding of
+            the last map from that network's strides. Boxes of an image then do not depend on
             the batch it is in. Off is the release: there, padding is no longer zero after the first
             norm and leaks into the image, and the mask is resized to the nearest pixel, which moves
             boxes by about 1e-3. An attention inside the ResNet that pools over the whole map
@@ -75,7 +75,7 @@ class DETR(nn.Module):
             pixels) counts the zeros of the padding, and its boxes depend on the batch all the same.
 
     Raises:
-        InputError: `mask_padding` with a backbone that is no `ResNet`, or numbers that do not fit.
+        InputError: `mask_padding` with a backbone other than `ResNet`, or numbers that do not fit.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class DETR(nn.Module):
         self.box_head = BoxHead(width)
 
     def forward(self, images: Tensor, padding_mask: Tensor) -> list[dict[str, Tensor]]:
-        pixels, padding = self.look(images, padding_mask)
-        position = self.position(padding).to(pixels.dtype)
+        features, padding = self.features(images, padding_mask)
+        position = self.position(padding).to(features.dtype)
         states = self.transformer(
-            pixels.flatten(2).mT,
+            features.flatten(2).mT,
             position.flatten(2).mT,
             padding.flatten(1),
             self.queries.weight,
@@ -130,12 +130,12 @@ class DETR(nn.Module):
             logits, boxes = self.class_head(states), self.box_head(states).sigmoid()
         return [{"logits": one, "boxes": box} for one, box in zip(logits, boxes, strict=True)]
 
-    def look(self, images: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The last map, projected, (B, C, h, w), and which of its places are padded, (B, h, w)."""
-        if self.mask_padding:
+    def features(self, images: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The backbone's last map, projected, (B, C, h, w), and its padding (B, h, w) bool."""
+        if isinstance(self.backbone, ResNet) and self.mask_padding:
             stride = self.backbone.strides[-1]
-            pixels = self.backbone.features(images, padding_mask)[-1]
-            return self.projection(pixels), padding_mask[:, ::stride, ::stride]
-        pixels = self.backbone.features(images)[-1]
-        padding = F.interpolate(padding_mask[None].float(), pixels.shape[-2:])[0].bool()
-        return self.projection(pixels), padding
+            features = self.backbone.features(images, padding_mask)[-1]
+            return self.projection(features), padding_mask[:, ::stride, ::stride]
+        features = self.backbone.features(images)[-1]
+        padding = F.interpolate(padding_mask[None].float(), features.shape[-2:])[0].bool()
+        return self.projection(features), padding

@@ -18,7 +18,7 @@ from attention_vision.detection.attention_figures import (
 )
 from attention_vision.detection.data import Target, collate
 from attention_vision.detection.detr import DETR
-from attention_vision.detection.figures import name
+from attention_vision.detection.figures import caption
 from attention_vision.detection.module import Detector
 from attention_vision.visualization.explainer import DrawOptions, ExplainedImage
 from attention_vision.visualization.layer_figures import layer_sheet, stack_pictures
@@ -93,7 +93,7 @@ class DetectorExplainer:
         best = found["scores"].argsort(descending=True, stable=True)[:SHOWN]
         if len(best):
             line = ", ".join(
-                f"{name(self.names, int(found['labels'][index]))} {found['scores'][index]:.2f}"
+                caption(self.names, int(found["labels"][index]), float(found["scores"][index]))
                 for index in best
             )
         return ExplainedImage(stack_pictures(pictures), arrays, line)

@@ -1,4 +1,4 @@
-"""Boxes on images, each with its label and score."""
+"""Boxes on images, each with its class and score."""
 
 import colorsys
 from collections.abc import Sequence
@@ -6,112 +6,126 @@ from math import ceil
 from pathlib import Path
 
 import matplotlib
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_bounding_boxes
 
 FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-LEAST = 320  # pixels of the longer side, below which labels cannot be read
+READABLE = 320  # pixels of the longer side, below which captions cannot be read
+WHITE = (255, 255, 255)
+
+Color = tuple[int, int, int]
 
 
-def drawn(
+def draw_detections(
     image: Image.Image,
     detections: dict[str, Tensor],
     names: Sequence[str],
     threshold: float = 0.5,
     truth: Tensor | None = None,
-    most: int | None = None,
+    longest: int | None = None,
 ) -> Image.Image:
-    """An RGB copy with detections in the colour of their class, each with its label and score.
+    """An RGB copy with detections in the color of their class, each with its class and score.
 
-    A small image is enlarged by a whole factor, so that boxes and labels can be read.
+    A small image is enlarged by a whole factor, so that boxes and captions can be read.
 
     Args:
         image: of any mode.
         detections: `boxes` (k, 4) xyxy in pixels of the image, `scores` and `labels` (k,).
-        names: of the labels; without any, their numbers are written.
+        names: of the labels; without any, the captions show their numbers.
         threshold: the least score that is drawn.
         truth: (n, 4) xyxy, drawn in thin white.
-        most: pixels of the longer side; a larger image is shrunk.
+        longest: pixels of the longer side; a larger image is shrunk.
     """
-    picture, scale = fitted(image, most)
-    pen, longer = ImageDraw.Draw(picture), max(picture.size)
-    font = ImageFont.truetype(FONT, max(12, longer // 60))
+    picture, scale = readable(image, longest)
     boxes, scores, labels = (
         detections[key].detach().cpu() for key in ("boxes", "scores", "labels")
     )
-    order = scores.argsort(stable=True)  # the best lie on top
+    order = scores.argsort(stable=True)  # the best are drawn last
     order = order[scores[order] >= threshold]
-    shown = list(
-        zip(boxes[order].tolist(), scores[order].tolist(), labels[order].tolist(), strict=True)
-    )
-    for box, _, label in shown:
-        frame(pen, box, scale, colour(label), max(2, longer // 300))
-    for box in [] if truth is None else truth.tolist():
-        frame(pen, box, scale, (255, 255, 255), 1)
-    for box, score, label in shown:
-        write(pen, box, scale, colour(label), f"{name(names, label)} {score:.2f}", font)
+    shown, width = labels[order].tolist(), max(2, max(picture.size) // 300)
+    captions = [
+        caption(names, label, score)
+        for label, score in zip(shown, scores[order].tolist(), strict=True)
+    ]
+    colors = [class_color(label) for label in shown]
+    picture = draw_boxes(picture, boxes[order] * scale, colors, width, captions)
+    if truth is not None:
+        picture = draw_boxes(picture, truth.cpu() * scale, [WHITE] * len(truth), 1)
     return picture
 
 
-def fitted(image: Image.Image, most: int | None = None) -> tuple[Image.Image, float]:
-    """A copy of readable size, and by how much it is larger."""
-    longer, scale = max(image.size), 1.0
-    if longer < LEAST:
-        scale = float(ceil(LEAST / longer))
-    elif most is not None and longer > most:
-        scale = most / longer
-    size = [max(1, round(length * scale)) for length in image.size]
-    kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    return image.convert("RGB").resize(size, kind), scale
-
-
-def frame(
-    pen: ImageDraw.ImageDraw,
-    box: list[float],
-    scale: float,
-    colour: tuple[int, int, int],
+def draw_boxes(
+    picture: Image.Image,
+    boxes: Tensor,
+    colors: list[Color],
     width: int,
-) -> None:
-    """The outline of a box xyxy, which stays inside the picture."""
-    last = [side - 1 for side in pen.im.size] * 2
-    corners = [min(max(round(place * scale), 0), end) for place, end in zip(box, last, strict=True)]
-    pen.rectangle(corners, outline=colour, width=width)
+    captions: list[str] | None = None,
+) -> Image.Image:
+    """An RGB picture with boxes (n, 4) xyxy in its pixels, clipped to it.
+
+    Args:
+        width: of the lines, in pixels.
+        captions: one for each box, inside its top left corner.
+    """
+    if not len(boxes):
+        return picture  # torchvision warns of it
+    last_column, last_row = (side - 1 for side in picture.size)
+    pixels = draw_bounding_boxes(
+        pil_to_tensor(picture),
+        clip_boxes_to_image(boxes.round(), (last_row, last_column)),
+        captions,
+        list(colors),
+        width=width,
+        font=FONT,
+        font_size=max(12, max(picture.size) // 60),
+        label_colors=["black" if is_bright(color) else "white" for color in colors],
+        fill_labels=True,
+    )
+    return to_pil_image(pixels)
 
 
-def write(
-    pen: ImageDraw.ImageDraw,
-    box: list[float],
-    scale: float,
-    colour: tuple[int, int, int],
-    text: str,
-    font: ImageFont.FreeTypeFont,
-) -> None:
-    """A text on the colour of its box: above the box where there is room, else inside of it."""
-    *_, width, height = (ceil(length) + 4 for length in pen.textbbox((0, 0), text, font, "la"))
-    left = max(0, min(round(box[0] * scale), pen.im.size[0] - width))
-    top = round(box[1] * scale)
-    top = top - height if top >= height else max(0, top)
-    pen.rectangle((left, top, left + width, top + height), fill=colour)
-    red, green, blue = colour
-    bright = 0.299 * red + 0.587 * green + 0.114 * blue > 140
-    pen.text((left + 2, top + 2), text, "black" if bright else "white", font, "la")
+def readable(image: Image.Image, longest: int | None = None) -> tuple[Image.Image, float]:
+    """An RGB copy of readable size, at most `longest` pixels, and the factor of its sides."""
+    longer, scale = max(image.size), 1.0
+    if longer < READABLE:
+        scale = float(ceil(READABLE / longer))
+    elif longest is not None and longer > longest:
+        scale = longest / longer
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    return image.convert("RGB").resize((width, height), kind), scale
 
 
-def colour(label: int) -> tuple[int, int, int]:
-    """Of a class; steps of the golden ratio keep neighbours apart, at any number of classes."""
-    hue = label * 0.6180339887 % 1
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.8, 1.0))
+def class_color(label: int) -> Color:
+    """RGB of a class; steps of the golden ratio keep neighbors apart, for any number of classes."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.6180339887 % 1, 0.8, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def name(names: Sequence[str], label: int) -> str:
+def is_bright(color: Color) -> bool:
+    """Whether black text is more readable on a color than white, by its luma (BT.601)."""
+    red, green, blue = color
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 140
+
+
+def class_name(names: Sequence[str], label: int) -> str:
+    """The name of a label, or its number where there are no names."""
     return names[label] if names else str(label)
 
 
-def picture_of(pixels: Tensor) -> Image.Image:
+def caption(names: Sequence[str], label: int, score: float) -> str:
+    return f"{class_name(names, label)} {score:.2f}"
+
+
+def to_pil(pixels: Tensor) -> Image.Image:
     """(H, W, 3) in 0..1 -> a PIL image."""
     return Image.fromarray((pixels * 255).round().byte().numpy())
 
 
-def extent(padding_mask: Tensor) -> tuple[int, int]:
-    """(H, W) bool, True where padded -> height and width without the padding."""
-    return tuple(int((~padding_mask).any(axis).sum()) for axis in (1, 0))
+def unpadded_size(padding_mask: Tensor) -> tuple[int, int]:
+    """Height and width of an image without its padding, from (H, W) bool, True where padded."""
+    inside = ~padding_mask
+    return int(inside.any(1).sum()), int(inside.any(0).sum())

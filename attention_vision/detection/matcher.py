@@ -1,12 +1,13 @@
-"""Which query answers for which object: bipartite matching."""
+"""Bipartite matching of queries and objects."""
 
 import warnings
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
-from attention_vision.detection.boxes import giou, to_corners
+from attention_vision.detection.boxes import giou
 from attention_vision.errors import InputError
 
 Outputs = list[dict[str, Tensor]]
@@ -50,7 +51,7 @@ class HungarianMatcher(nn.Module):
             queries in ascending order.
 
         Raises:
-            InputError: a cost is not finite, or a label is no class; the message names the image.
+            InputError: a cost is not finite, or a label is outside the classes; names the image.
         """
         counts = [len(target["labels"]) for target in targets]
         costs = self.costs(outputs, targets, max(counts)).cpu()
@@ -72,7 +73,7 @@ class HungarianMatcher(nn.Module):
         return matches
 
     def costs(self, outputs: Outputs, targets: Targets, most: int) -> Tensor:
-        """(L, B, most, Q) in fp32, also under autocast; NaN where a label is no class."""
+        """(L, B, most, Q) in fp32, also under autocast; NaN where a label is not a class."""
         boxes = torch.stack([layer["boxes"] for layer in outputs]).float()
         labels = torch.zeros(len(targets), most, dtype=torch.int64, device=boxes.device)
         objects = boxes.new_zeros(len(targets), most, 4)
@@ -94,7 +95,7 @@ class HungarianMatcher(nn.Module):
             (a - b).abs()
             for a, b in zip(planar(boxes).unbind(-1), planar(objects).unbind(-1), strict=True)
         )
-        overlap = giou(planar(to_corners(boxes)), planar(to_corners(objects)))
+        overlap = giou(*(planar(box_convert(one, "cxcywh", "xyxy")) for one in (boxes, objects)))
         return self.box_cost * distance - self.class_cost * probability - self.giou_cost * overlap
 
     def refuse(self, costs: Tensor, outputs: Outputs, targets: Targets) -> None:
@@ -116,7 +117,7 @@ class HungarianMatcher(nn.Module):
                     f"decoder layer {layer} predicts numbers that are not finite; "
                     "lower the learning rate or clip gradients"
                 )
-            raise InputError(f"image {name(target, image)}: no matching cost, {reason}")
+            raise InputError(f"image {image_name(target, image)}: no matching cost, {reason}")
 
     def warn(self, counts: list[int], queries: int, targets: Targets) -> None:
         if self.warned or max(counts) <= queries:
@@ -124,17 +125,17 @@ class HungarianMatcher(nn.Module):
         self.warned = True
         image = counts.index(max(counts))
         warnings.warn(
-            f"image {name(targets[image], image)} has {max(counts)} objects and the model only "
-            f"{queries} queries: the others are not trained on; raise num_queries",
+            f"image {image_name(targets[image], image)} has {max(counts)} objects and the model"
+            f" only {queries} queries: the others are not trained on; raise num_queries",
             stacklevel=3,
         )
 
 
 def planar(boxes: Tensor) -> Tensor:
-    """The same boxes, each coordinate adjacent in memory: arithmetic on them is vectorised."""
+    """The same boxes, each coordinate adjacent in memory: arithmetic on them is vectorized."""
     return boxes.movedim(-1, 0).contiguous().movedim(0, -1)
 
 
-def name(target: dict[str, Tensor], place: int) -> str:
-    """What a message calls an image."""
-    return str(int(target["image_id"])) if "image_id" in target else f"{place} of the batch"
+def image_name(target: dict[str, Tensor], index: int) -> str:
+    """The name of an image in messages: its id, or its index in the batch."""
+    return str(int(target["image_id"])) if "image_id" in target else f"{index} of the batch"

@@ -1,16 +1,18 @@
-"""The training of detectors: what DETR and R-CNN share, and what they do not."""
+"""Training of detectors: the module that DETR and R-CNN share, and one module of each."""
+
+from typing import cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torchvision.ops import box_convert
 
 from attention_vision.checkpoints import load_backbone, load_official
-from attention_vision.data.loading import check_classes
+from attention_vision.data.loading import check_classes, data_of
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
-from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.criterion import SetCriterion
 from attention_vision.detection.data import Batch, Target
 from attention_vision.detection.detr import DETR
@@ -26,9 +28,9 @@ MOST_CLASSES = 100  # COCO has 80; with more, metrics.csv would be nothing but t
 
 
 class Detector(LightningModule):
-    """What every detector shares: batches, predictions, the metric, the optimiser.
+    """Base of all detectors: batches, predictions, the metric, the optimizer.
 
-    A subclass gives `losses` and `detect`; the criterion is its own affair. Batches are those of
+    A subclass defines `losses` and `detect`, with a criterion of its own. Batches are those of
     `DetectionData`. Logs what `COCOAveragePrecision` measures, as `val/ap` and so on; of up to 100
     classes each one's AP too, as `val/ap_of/NAME`.
 
@@ -42,14 +44,14 @@ class Detector(LightningModule):
         backbone_weights: a run folder of classification, or an official state dict of the backbone;
             not read where there are `weights`, which hold the backbone too.
         fine_tune: see `weights`.
-        engine: of the metric; "faster_coco_eval" gives the same numbers sooner.
+        engine: of the metric; "faster_coco_eval" computes the same numbers sooner.
         size_limits: of the metric, sides in pixels of the squares up to which objects are small
             and medium. Those of COCO leave images of 64 pixels without a large one.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: DETR | AttentionRCNN,
         optimizer: OptimizerCallable,
         schedule: LRSchedulerCallable,
         backbone_lr_factor: float,
@@ -90,11 +92,11 @@ class Detector(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Raises InputError when network and data disagree about the number of classes."""
-        data, network = self.trainer.datamodule, self.network
+        data, network = data_of(self.trainer), self.network
         check_classes(network, data)
         if data is not None:
-            for metric in self.average_precision.values():
-                metric.names = list(data.class_names)
+            for split in self.average_precision:
+                self._metric(split).names = list(data.class_names)
         if self.trainer.ckpt_path is not None:
             return
         if self.weights is not None:
@@ -113,7 +115,8 @@ class Detector(LightningModule):
         losses = self.losses(batch)
         total = losses.pop("total")
         self.train_loss.update(total.detach(), len(batch[0]))
-        if (step_number(self.trainer) + 1) % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
+        if (step_number(self.trainer) + 1) % every == 0:
             log_now(self.trainer, {f"train/{name}": loss.item() for name, loss in losses.items()})
         return total
 
@@ -121,10 +124,10 @@ class Detector(LightningModule):
         log_epoch_mean(self, "train/loss", self.train_loss)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.average_precision["val"].update(self.predict_step(batch, batch_idx), batch[2])
+        self._metric("val").update(self.predict_step(batch, batch_idx), batch[2])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.average_precision["test"].update(self.predict_step(batch, batch_idx), batch[2])
+        self._metric("test").update(self.predict_step(batch, batch_idx), batch[2])
 
     def on_validation_epoch_end(self) -> None:
         self._log_average_precision("val")
@@ -132,8 +135,11 @@ class Detector(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_average_precision("test")
 
+    def _metric(self, split: str) -> COCOAveragePrecision:
+        return cast(COCOAveragePrecision, self.average_precision[split])
+
     def _log_average_precision(self, split: str) -> None:
-        metric = self.average_precision[split]
+        metric = self._metric(split)
         numbers = metric.compute()  # of all processes
         for name, value in numbers.items():
             self.log(f"{split}/{name}", value, prog_bar=name in ("ap", "ap50"))
@@ -152,7 +158,7 @@ class Detector(LightningModule):
 class DETRDetector(Detector):
     """Trains DETR on the set loss, and reads its detections.
 
-    Every query gives one detection: its likeliest class other than no-object, as the release's
+    Every query has one detection: its likeliest class other than no-object, as the release's
     evaluation; nothing is cut off by score, since AP would lose by it.
 
     Args:
@@ -164,6 +170,7 @@ class DETRDetector(Detector):
             size_limits: see `Detector`.
     """
 
+    network: DETR
     of_classes = ("class_head.",)
 
     def __init__(
@@ -209,7 +216,7 @@ class DETRDetector(Detector):
     def detect(self, images: Tensor, padding_mask: Tensor) -> list[Detections]:
         last = self.network(images, padding_mask)[-1]
         scores, labels = last["logits"].float().softmax(-1)[..., :-1].max(-1)
-        boxes = to_corners(last["boxes"].float())
+        boxes = box_convert(last["boxes"].float(), "cxcywh", "xyxy")
         return [
             {"boxes": box, "scores": score, "labels": label}
             for box, score, label in zip(boxes, scores, labels, strict=True)
@@ -224,6 +231,8 @@ class RCNNDetector(Detector):
         optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune, engine,
             size_limits: see `Detector`.
     """
+
+    network: AttentionRCNN
 
     def __init__(
         self,
@@ -244,7 +253,7 @@ class RCNNDetector(Detector):
 
     @property
     def of_classes(self) -> tuple[str, ...]:
-        """Of a plain head the predictor; any other is new to weights of a plain one as a whole."""
+        """The predictor of a plain head; another head as a whole, which plain weights lack."""
         plain = isinstance(self.network.roi_heads.box_head, PlainBoxHead)
         return ("roi_heads.box_head.predictor." if plain else "roi_heads.box_head.",)
 

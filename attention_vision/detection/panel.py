@@ -6,24 +6,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import box_convert
 
+from attention_vision.data.loading import data_of
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.detection.attention_figures import attention_sheet
-from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.data import Batch, collate
 from attention_vision.detection.detr import DETR
 from attention_vision.detection.figures import (
-    LEAST,
-    drawn,
-    extent,
-    fitted,
-    name,
-    picture_of,
+    READABLE,
+    class_name,
+    draw_detections,
+    readable,
+    to_pil,
+    unpadded_size,
 )
+from attention_vision.training.logging import image_loggers
 from attention_vision.visualization.drawing import rgb
 
 INTERACTIVE = 30  # boxes an image that W&B gets, whatever their scores: its slider hides them
@@ -32,8 +34,8 @@ INTERACTIVE = 30  # boxes an image that W&B gets, whatever their scores: its sli
 class DetectionPanel(Callback):
     """Logs pictures once per validation, from rank zero.
 
-    `val/panel`: images with ground truth and detections. `val/attention`, of DETR: what the queries
-    of the best detections attend to, on the first image that has objects. Both go to every logger
+    `val/panel`: images with ground truth and detections. `val/attention`, of DETR: attention of the
+    queries of the best detections, on the first image that has objects. Both go to every logger
     that has `log_image`: W&B, and the run folder's pictures/. `val/boxes`, to W&B alone: the same
     images with its interactive boxes.
 
@@ -49,27 +51,28 @@ class DetectionPanel(Callback):
     def on_validation_batch_end(
         self,
         trainer: Trainer,
-        module: LightningModule,
+        module: Any,  # a Detector
         outputs: Any,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
+        loggers = image_loggers(trainer)
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
-        names = list(getattr(trainer.datamodule, "class_names", ()))
+        names = list(getattr(data_of(trainer), "class_names", ()))
         samples, found, pictures = self.chosen(trainer, batch), [], []
         for images, padding_mask, _ in samples:
             with torch.no_grad():
                 found += module.detect(images, padding_mask)
-            height, width = extent(padding_mask[0])
-            pictures.append(picture_of(rgb(images[..., :height, :width])[0]))
+            height, width = unpadded_size(padding_mask[0])
+            pictures.append(to_pil(rgb(images[..., :height, :width])[0]))
         targets = [target for _, _, (target,) in samples]
-        truths = [to_corners(target["boxes"].float().cpu()) for target in targets]
+        boxes = [target["boxes"].float().cpu() for target in targets]
+        truths = [box_convert(one, "cxcywh", "xyxy") for one in boxes]
         pages = {"val/panel": panel(pictures, found, truths, names, self.threshold)}
         if isinstance(module.network, DETR):
-            first = next((place for place, truth in enumerate(truths) if len(truth)), 0)
+            first = next((index for index, truth in enumerate(truths) if len(truth)), 0)
             images, padding_mask, _ = samples[first]
             page = attention_sheet(module.network, images[0], padding_mask[0], names)
             pages["val/attention"] = page
@@ -81,15 +84,16 @@ class DetectionPanel(Callback):
                     interactive(one, truth, target["labels"], names, module.network.num_classes)
                     for one, truth, target in zip(found, truths, targets, strict=True)
                 ]
-                enlarged = [fitted(picture)[0] for picture in pictures]
+                enlarged = [readable(picture)[0] for picture in pictures]
                 logger.log_image("val/boxes", enlarged, boxes=boxes)
 
     def chosen(self, trainer: Trainer, batch: Batch) -> list[Batch]:
         """Batches of one image each, which so needs little memory and no padding, on the device."""
-        source = getattr(trainer.datamodule, "val_images", None)
+        source = getattr(data_of(trainer), "val_images", None)
         if source is None:
-            count = min(self.images, len(batch[2]))
-            return [tuple(part[place : place + 1] for part in batch) for place in range(count)]
+            images, padding_mask, targets = batch
+            parts = (slice(index, index + 1) for index in range(min(self.images, len(targets))))
+            return [(images[part], padding_mask[part], targets[part]) for part in parts]
         alone = [collate([sample]) for sample in evenly_spaced(source, self.images)]
         return [
             (images.to(batch[0]), padding_mask.to(batch[1]), targets)
@@ -110,12 +114,12 @@ def panel(
     for picture, one, truth in zip(pictures, found, truths, strict=True):
         size = torch.tensor(picture.size * 2)
         pixels = one | {"boxes": one["boxes"].float().cpu() * size}
-        drawings.append(drawn(picture, pixels, names, threshold, truth * size, LEAST))
+        drawings.append(draw_detections(picture, pixels, names, threshold, truth * size, READABLE))
     columns = min(columns, len(drawings))
     wide, high = (max(sides) + 4 for sides in zip(*(one.size for one in drawings), strict=True))
     page = Image.new("RGB", (wide * columns, high * ceil(len(drawings) / columns)), "white")
-    for place, drawing in enumerate(drawings):
-        page.paste(drawing, (place % columns * wide + 2, place // columns * high + 2))
+    for index, drawing in enumerate(drawings):
+        page.paste(drawing, (index % columns * wide + 2, index // columns * high + 2))
     return np.array(page)
 
 
@@ -127,7 +131,7 @@ def interactive(
     num_classes: int,
 ) -> dict[str, dict[str, Any]]:
     """The boxes of one image as wandb.Image takes them, corners in 0..1."""
-    class_labels = {label: name(names, label) for label in range(num_classes)}
+    class_labels = {label: class_name(names, label) for label in range(num_classes)}
     best = found["scores"].argsort(descending=True, stable=True)[:INTERACTIVE]
 
     def position(box: list[float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What `predict` of a detector leaves in the run folder: results.json and pictures."""
+"""Output of `predict` of a detector: results.json and pictures."""
 
 import json
 from collections import Counter
@@ -11,8 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from attention_vision.data.image_files import path_below, read_image
+from attention_vision.data.loading import data_of
 from attention_vision.detection.data import Batch
-from attention_vision.detection.figures import drawn
+from attention_vision.detection.figures import draw_detections
 from attention_vision.errors import InputError
 from attention_vision.training.distributed import gather
 from attention_vision.training.logging import run_folder
@@ -50,7 +51,7 @@ class DetectionResults(Callback):
         self._names: dict[str, Path] = {}
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
-        data = trainer.datamodule
+        data = data_of(trainer)
         self._names = picture_names(data.predict_images.files, data.images)
 
     def on_predict_batch_end(
@@ -62,7 +63,7 @@ class DetectionResults(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        data = trainer.datamodule
+        data = data_of(trainer)
         for detections, target in zip(outputs, batch[2], strict=True):
             path = target["path"]
             file_name = path_below(path, data.images).as_posix()
@@ -72,7 +73,7 @@ class DetectionResults(Callback):
                 file = run_folder(trainer) / "pictures" / self._names[path]
                 file.parent.mkdir(parents=True, exist_ok=True)
                 image = read_image(path, upright=True)
-                drawn(image, detections, data.class_names, self.threshold).save(file)
+                draw_detections(image, detections, data.class_names, self.threshold).save(file)
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
         images = sorted(
@@ -85,7 +86,7 @@ class DetectionResults(Callback):
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", encoding="utf-8") as opened:  # row by row: there may be millions
             separator = "[\n"
-            for row in rows(images, trainer.datamodule.category_ids):
+            for row in rows(images, data_of(trainer).category_ids):
                 opened.write(separator + json.dumps(row))
                 separator = ",\n"
             opened.write("[]\n" if separator == "[\n" else "\n]\n")
@@ -110,7 +111,7 @@ def found(image_id: int, file_name: str, detections: dict[str, Tensor]) -> Found
 
 
 def rows(images: list[Found], category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """What results.json holds; numbers have the digits that tell one float32 from the next."""
+    """Rows of results.json; numbers have the digits that tell one float32 from the next."""
     for image in images:
         for box, score, label in zip(image.boxes, image.scores, image.labels, strict=True):
             yield {

@@ -1,12 +1,10 @@
 """The transformer of DETR.
 
 It differs from `torch.nn.Transformer` in three ways: positions are added to the queries and keys
-(not the values) of every layer; the decoder gives its state after every layer, for auxiliary
+(not the values) of every layer; the decoder returns its state after every layer, for auxiliary
 losses; and every attention is this package's `MultiHeadAttention`, so that any of them can be
 recorded by name.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +13,11 @@ from attention_vision.attention import MultiHeadAttention
 
 
 class Residual(nn.Module):
-    """norm(x + dropout(f(x))) as released, or x + dropout(f(norm(x))) with `norm_first`."""
+    """Residual branch: norm(x + dropout(f(x))) as released, or x + dropout(f(norm(x))).
+
+    The latter with `norm_first`. `branch_input(x)` is what f is applied to, and its result goes to
+    `forward`. Shape: all (B, N, C)
+    """
 
     def __init__(self, width: int, dropout: float, norm_first: bool):
         super().__init__()
@@ -23,10 +25,12 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm_first = norm_first
 
-    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.norm_first:
-            return x + self.dropout(branch(self.norm(x)))
-        return self.norm(x + self.dropout(branch(x)))
+    def branch_input(self, x: Tensor) -> Tensor:
+        return self.norm(x) if self.norm_first else x
+
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        x = x + self.dropout(branch)
+        return x if self.norm_first else self.norm(x)
 
 
 class FeedForward(nn.Sequential):
@@ -41,7 +45,7 @@ class FeedForward(nn.Sequential):
 
 
 class EncoderLayer(nn.Module):
-    """Pixels attend to pixels, then the feed-forward network.
+    """Self-attention over the feature map, then the feed-forward network.
 
     Shape: x and position (B, N, C), padding (B, N) bool True where padded -> (B, N, C)
     """
@@ -54,18 +58,16 @@ class EncoderLayer(nn.Module):
         self.residual2 = Residual(width, dropout, norm_first)
 
     def forward(self, x: Tensor, position: Tensor, padding: Tensor) -> Tensor:
-        def attend_to_pixels(y: Tensor) -> Tensor:
-            placed = y + position
-            return self.self_attention(placed, placed, y, key_padding_mask=padding)
-
-        x = self.residual1(x, attend_to_pixels)
-        return self.residual2(x, self.feed_forward)
+        value = self.residual1.branch_input(x)
+        query = key = value + position
+        x = self.residual1(x, self.self_attention(query, key, value, key_padding_mask=padding))
+        return self.residual2(x, self.feed_forward(self.residual2.branch_input(x)))
 
 
 class DecoderLayer(nn.Module):
-    """Queries attend to each other, then to the pixels, then the feed-forward network.
+    """Self-attention of the queries, cross-attention to the memory, then the feed-forward network.
 
-    Shape: x and query_position (B, Q, C), pixels and placed_pixels, which are pixels + position,
+    Shape: x and query_position (B, Q, C), memory and memory_key, which is memory + position,
     (B, N, C), padding (B, N) -> (B, Q, C)
     """
 
@@ -82,21 +84,18 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         query_position: Tensor,
-        pixels: Tensor,
-        placed_pixels: Tensor,
+        memory: Tensor,
+        memory_key: Tensor,
         padding: Tensor,
     ) -> Tensor:
-        def attend_to_queries(y: Tensor) -> Tensor:
-            placed = y + query_position
-            return self.self_attention(placed, placed, y)
+        value = self.residual1.branch_input(x)
+        query = key = value + query_position
+        x = self.residual1(x, self.self_attention(query, key, value))
 
-        def attend_to_pixels(y: Tensor) -> Tensor:
-            placed = y + query_position
-            return self.cross_attention(placed, placed_pixels, pixels, key_padding_mask=padding)
-
-        x = self.residual1(x, attend_to_queries)
-        x = self.residual2(x, attend_to_pixels)
-        return self.residual3(x, self.feed_forward)
+        query = self.residual2.branch_input(x) + query_position
+        attended = self.cross_attention(query, memory_key, memory, key_padding_mask=padding)
+        x = self.residual2(x, attended)
+        return self.residual3(x, self.feed_forward(self.residual3.branch_input(x)))
 
 
 class Transformer(nn.Module):
@@ -136,27 +135,28 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(
-        self, pixels: Tensor, position: Tensor, padding: Tensor, query_position: Tensor
+        self, features: Tensor, position: Tensor, padding: Tensor, query_position: Tensor
     ) -> Tensor:
-        """Encode the pixels and decode the queries.
+        """Encodes the feature map and decodes the queries.
 
         Args:
-            pixels, position: (B, N, C).
+            features, position: (B, N, C).
             padding: (B, N) bool, True where padded.
             query_position: (Q, C), learned.
 
         Returns:
             the normed state after each of the L decoder layers, (L, B, Q, C).
         """
+        memory = features
         for layer in self.encoder:
-            pixels = layer(pixels, position, padding)
-        pixels = self.encoder_norm(pixels)
+            memory = layer(memory, position, padding)
+        memory = self.encoder_norm(memory)
 
-        placed_pixels = pixels + position  # the keys of every decoder layer
-        query_position = query_position.expand(len(pixels), -1, -1)
+        memory_key = memory + position  # of every decoder layer
+        query_position = query_position.expand(len(memory), -1, -1)
         x = torch.zeros_like(query_position)
         states = []
         for layer in self.decoder:
-            x = layer(x, query_position, pixels, placed_pixels, padding)
+            x = layer(x, query_position, memory, memory_key, padding)
             states.append(x)
         return self.decoder_norm(torch.stack(states))

@@ -1,6 +1,6 @@
 """The scales and crops of detection as a few numbers, on torchvision.transforms.v2.
 
-A recipe maps (PIL image, tv_tensors.BoundingBoxes) to a normalised float image (3, h, w) and the
+A recipe maps (PIL image, tv_tensors.BoundingBoxes) to a normalized float image (3, h, w) and the
 boxes (n, 4) in its pixels. Geometry works on the PIL image, whose bilinear filter the released
 weights were trained and measured with.
 """
@@ -16,13 +16,13 @@ SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 
 
 @dataclass(frozen=True)
-class Scales:
+class DETRAugmentation:
     """DETR's recipe (arXiv 2005.12872, section A.4, and `datasets/coco.py` of the release).
 
     Attributes:
         flip: probability of a horizontal flip.
         short_sides: one is drawn for each training image, in pixels.
-        longest: of the other side, in pixels; the short side gives way to it.
+        longest: of the other side, in pixels; it bounds the short side.
         crop: probability that a part is cut out before that resize.
         crop_short_sides: of the image that the part is cut from; one is drawn.
         crop_least: smallest side of the part, in pixels.
@@ -53,10 +53,10 @@ class Scales:
             geometry.append(v2.RandomChoice([resize, part], p=[1 - self.crop, self.crop]))
         else:
             geometry.append(resize)
-        return _normalise(geometry, mean, std)
+        return _normalize(geometry, mean, std)
 
     def evaluate(self, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
-        return _normalise([RandomShortSide((self.evaluation,), self.longest)], mean, std)
+        return _normalize([RandomShortSide((self.evaluation,), self.longest)], mean, std)
 
 
 class RandomShortSide(v2.Transform):
@@ -107,7 +107,7 @@ class RandomPart(v2.Transform):
         return self._call_kernel(functional.crop, inpt, **params)
 
 
-def _normalise(
+def _normalize(
     geometry: list[v2.Transform], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> v2.Transform:
     return v2.Compose(

@@ -299,7 +299,7 @@ def build(parsed: Parsed, checkpoint: Path | None = None) -> Objects:
     return Objects(built.model, built.data, built.trainer, built.claim)
 
 
-def settle_classes(parsed: Parsed, module: LightningModule, data: LightningDataModule) -> None:
+def settle_classes(parsed: Parsed, module: LightningModule, data: Any) -> None:
     """Puts the data's number of classes into the config, so that `load_run` needs no data.
 
     Raises:

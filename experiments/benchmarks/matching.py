@@ -20,8 +20,8 @@ from statistics import median, quantiles
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.ops import box_convert
 
-from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.matcher import HungarianMatcher
 
 LAYERS, QUERIES, CLASSES, MOST = 6, 100, 91, 14
@@ -65,7 +65,8 @@ def official(outputs: list[dict[str, Tensor]], targets: list[dict[str, Tensor]])
         probability = layer["logits"].flatten(0, 1).softmax(-1)[:, labels]
         predicted = layer["boxes"].flatten(0, 1)
         distance = torch.cdist(predicted, objects, p=1)
-        overlap = all_against_all_giou(to_corners(predicted), to_corners(objects))
+        corners = (box_convert(boxes, "cxcywh", "xyxy") for boxes in (predicted, objects))
+        overlap = all_against_all_giou(*corners)
         cost = 5 * distance - probability - 2 * overlap
         cost = cost.view(len(targets), -1, len(labels)).cpu()
         pairs = [

@@ -13,13 +13,13 @@ import torch
 from lightning.pytorch import LightningModule
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import box_convert
 
 from attention_vision.classification import Digits
-from attention_vision.classification.figures import look
+from attention_vision.classification.figures import saliency_maps
 from attention_vision.detection import COCOAveragePrecision, DetectionData, DigitScenes
 from attention_vision.detection.attention_figures import attention_sheet
-from attention_vision.detection.boxes import to_corners
-from attention_vision.detection.figures import picture_of
+from attention_vision.detection.figures import to_pil
 from attention_vision.detection.panel import panel
 from attention_vision.generation import SAGAN, ClassifierEvaluator, DigitImages
 from attention_vision.generation.gan import figures as generated
@@ -72,7 +72,7 @@ def where_they_look(
     """One digit of each class, and below it where each model looks and what it reads."""
     rows, titles, names = [rgb(images)], [[str(n) for n in labels.tolist()]], ["held-out digits"]
     for name, model in models.items():
-        maps, kind = look(model.network, images)
+        maps, kind = saliency_maps(model.network, images)
         chances, classes = model(images).detach().softmax(1).max(1)
         rows.append(overlay(images, maps))
         pairs = zip(classes.tolist(), chances.tolist(), strict=True)
@@ -115,8 +115,8 @@ def detection(folder: Path) -> list[Path]:
 
     names = list(data.class_names)
     with torch.inference_mode():
-        pictures = [picture_of(pixels) for pixels in rgb(images[:6])]
-        truths = [to_corners(target["boxes"]) for target in targets[:6]]
+        pictures = [to_pil(pixels) for pixels in rgb(images[:6])]
+        truths = [box_convert(target["boxes"], "cxcywh", "xyxy") for target in targets[:6]]
         found = model.detect(images[:6], padding_mask[:6])
         boxes = panel(pictures, found, truths, names, threshold=0.5)
         queries = attention_sheet(model.network, images[0], padding_mask[0], names)

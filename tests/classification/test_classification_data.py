@@ -15,18 +15,20 @@ from PIL import Image
 from attention_vision.classification import (
     CIFAR10,
     CIFAR100,
+    CIFARAugmentation,
     ClassificationData,
     Digits,
     FashionMNIST,
     ImageFolder,
     ImageNet,
-    Photographs,
-    SmallImages,
+    ImageNetAugmentation,
 )
 from attention_vision.classification.data import EpochSampler, RepeatedSampler
 from attention_vision.errors import InputError, one_line
 
-STRONG = SmallImages(padding=2, rotation=10.0, shift=0.1, zoom=0.1, randaugment=2, erasing=0.5)
+STRONG = CIFARAugmentation(
+    padding=2, rotation=10.0, shift=0.1, zoom=0.1, randaugment=2, erasing=0.5
+)
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> None:
@@ -172,8 +174,10 @@ def test_evaluation_counts_every_image_once() -> None:
     assert sorted(parts[0] + parts[1]) == list(range(101))
 
 
-@pytest.mark.parametrize("recipe", [Photographs(randaugment=2, erasing=1.0), Photographs(area=0.5)])
-def test_image_folder(folder: Path, recipe: Photographs) -> None:
+@pytest.mark.parametrize(
+    "recipe", [ImageNetAugmentation(randaugment=2, erasing=1.0), ImageNetAugmentation(area=0.5)]
+)
+def test_image_folder(folder: Path, recipe: ImageNetAugmentation) -> None:
     data = ImageFolder(str(folder), recipe, image_size=24, batch_size=4, num_workers=0)
     assert data.class_names == ("cat", "dog")
     assert data.num_classes == 2

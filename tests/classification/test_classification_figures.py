@@ -9,7 +9,7 @@ from torch import nn
 from attention_vision.attention import CBAM, AttentionPool
 from attention_vision.backbones import MeanPool, ResNet, ViT
 from attention_vision.classification import figures
-from attention_vision.classification.figures import ImagePanel, look, panel
+from attention_vision.classification.figures import ImagePanel, panel, saliency_maps
 from attention_vision.visualization.drawing import scaled
 
 NETWORKS = {
@@ -22,7 +22,7 @@ NETWORKS = {
 @pytest.mark.parametrize("kind", NETWORKS)
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)])
 def test_maps_have_the_images_size_and_range(kind, size):
-    maps, said = look(NETWORKS[kind]().eval(), torch.randn(2, 3, *size))
+    maps, said = saliency_maps(NETWORKS[kind]().eval(), torch.randn(2, 3, *size))
     assert said == kind
     assert maps.shape == (2, *size)
     assert maps.min() >= 0
@@ -33,11 +33,11 @@ def test_resnets_of_odd_sizes_and_in_inference_mode():
     network = ResNet(10, CBAM, 3, width=8).eval()
     with torch.inference_mode():
         images = torch.randn(2, 3, 33, 50)
-        maps, said = look(network, images)
+        maps, said = saliency_maps(network, images)
     assert said == "Grad-CAM"
     assert maps.shape == (2, 33, 50)
     pooled = ResNet(10, num_classes=3, width=8, pool=AttentionPool).eval()
-    assert look(pooled, images.clone())[1] == "attention pool"
+    assert saliency_maps(pooled, images.clone())[1] == "attention pool"
 
 
 def test_grad_cam_finds_the_pixels_that_decide():
@@ -51,7 +51,7 @@ def test_grad_cam_finds_the_pixels_that_decide():
         network.head.bias.zero_()
     images = torch.zeros(1, 3, 16, 16)
     images[0, 0, :4, 12:] = 1.0
-    (hot,) = look(network, images)[0]
+    (hot,) = saliency_maps(network, images)[0]
     row, column = divmod(int(hot.argmax()), 16)
     assert row < 4
     assert column >= 12
@@ -61,7 +61,7 @@ def test_grad_cam_finds_the_pixels_that_decide():
 def test_a_uniform_map_is_not_stretched(monkeypatch):
     network = NETWORKS["attention pool"]().eval()  # its query starts at 0: equal weights
     images = torch.randn(2, 3, 32, 32)
-    assert not look(network, images)[0].any()
+    assert not saliency_maps(network, images)[0].any()
     titles = []
     monkeypatch.setattr(figures, "sheet", lambda rows, given, names: titles.extend(given[1]))
     panel(network, images, torch.tensor([0, 1]), [])

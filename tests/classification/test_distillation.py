@@ -31,15 +31,15 @@ from attention_vision.backbones import ResNet, ViT
 from attention_vision.backbones.backbone import Backbone, MeanPool
 from attention_vision.backbones.vit import DistilledToken
 from attention_vision.classification import (
-    ActivationTransfer,
+    AttentionMapDistillation,
+    AttentionTransfer,
     Classifier,
     Distillation,
     GateTransfer,
-    RowTransfer,
 )
 from attention_vision.classification.attention_transfer import (
     grid_of,
-    normalised_difference,
+    normalized_difference,
     resize_rows,
     without_tokens,
 )
@@ -110,7 +110,7 @@ def test_a_distillation_token_learns_from_the_teacher_alone(tmp_path):
     module.training_step((images, labels), 0).backward()
     with torch.no_grad():
         classes, distilled = student(images)
-        wanted = F.one_hot(distillation.ask(images)[0].argmax(1), 10)
+        wanted = F.one_hot(distillation.teach(images)[0].argmax(1), 10)
     for part, logits, targets in (
         (student.head.classes, classes, F.one_hot(labels, 10)),
         (student.head.distillation, distilled, wanted),
@@ -197,7 +197,7 @@ def test_tokens_that_one_lacks_are_left_out():
 )
 def test_maps_of_any_teacher(tmp_path, teacher, loss):
     student, teacher = vit(), vit(**teacher)
-    maps = RowTransfer(weight=3.0, loss=loss)
+    maps = AttentionMapDistillation(weight=3.0, loss=loss)
     distillation = taught(student, teacher, tmp_path, logits="none", maps=maps)
     images = torch.randn(2, 3, *SIZE)
     _, measured = loss_of(student, distillation, images)
@@ -227,16 +227,16 @@ def test_maps_of_any_teacher(tmp_path, teacher, loss):
 def test_pools_are_paired_by_name_alone(tmp_path):
     student, teacher = vit(pool=AttentionPool), vit(pool=AttentionPool, depth=4)
     images = torch.randn(2, 3, *SIZE)
-    maps = RowTransfer()
+    maps = AttentionMapDistillation()
     distillation = taught(student, teacher, tmp_path, logits="none", maps=maps)
     with distillation.record(student) as seen:
         student(images)
-    assert maps.pairs(seen, distillation.ask(images)[1]) == [
+    assert maps.pairs(seen, distillation.teach(images)[1]) == [
         ("blocks.0.attention", "blocks.1.attention"),
         ("blocks.1.attention", "blocks.3.attention"),
     ]
     for other, line in (("pool", None), ("blocks.1", "nothing in common")):
-        maps = RowTransfer({"pool": other})
+        maps = AttentionMapDistillation({"pool": other})
         distillation = taught(student, teacher, tmp_path, logits="none", maps=maps)
         with nullcontext() if line is None else pytest.raises(InputError, match=line):
             assert loss_of(student, distillation, images)[1] >= 0
@@ -244,7 +244,7 @@ def test_pools_are_paired_by_name_alone(tmp_path):
 
 def test_maps_alone_teach_queries_and_keys_alone(tmp_path):
     student, teacher = vit(), vit(depth=3, heads=4)
-    maps = RowTransfer({"blocks.1": "blocks.2.attention"})
+    maps = AttentionMapDistillation({"blocks.1": "blocks.2.attention"})
     distillation = taught(student, teacher, tmp_path, logits="none", maps=maps)
     _, loss = loss_of(student, distillation, torch.randn(2, 3, *SIZE))
     loss.backward()
@@ -273,7 +273,7 @@ def test_answers_alone_leave_attention_fused(tmp_path):
 def test_activations_are_compared_as_attention_transfer_does(tmp_path):
     student, teacher = vit(), resnet().eval()
     images = torch.randn(3, 3, *SIZE)
-    maps = ActivationTransfer({"blocks.0": "stages.1", "blocks.1": "stages.2"}, weight=2.0)
+    maps = AttentionTransfer({"blocks.0": "stages.1", "blocks.1": "stages.2"}, weight=2.0)
     distillation = taught(student, teacher, tmp_path, logits="none", maps=maps)
     _, measured = loss_of(student, distillation, images)
 
@@ -296,7 +296,7 @@ def test_activations_are_compared_as_attention_transfer_does(tmp_path):
 @pytest.mark.parametrize("network", [vit, resnet, partial(vit, pool=DistilledToken)])
 def test_the_last_map_is_that_of_features(network):
     network, images = network().eval(), torch.randn(2, 3, *SIZE)
-    transfer = ActivationTransfer()
+    transfer = AttentionTransfer()
     with transfer.record(network, None) as maps:
         network(images)
     expected = network.features(images)[-1].flatten(2).mT
@@ -319,7 +319,7 @@ def test_gates_of_every_size(tmp_path):
         gate = student.stages[1][0].attention
         assert all((parameter.grad != 0).any() for parameter in list(gate.parameters())[-2:])
     gate, twice = torch.rand(2, 1, 4, 4), 2 * torch.ones(2, 1, 4, 4)
-    assert normalised_difference(gate, gate * twice) == pytest.approx(0, abs=1e-12)
+    assert normalized_difference(gate, gate * twice) == pytest.approx(0, abs=1e-12)
 
 
 # The teacher
@@ -385,15 +385,35 @@ def test_wrong_numbers(options, line):
     [
         (vit, partial(resnet, num_classes=7), {}, "has 7 classes, the student 10: take one of"),
         (vit, partial(vit, patch_size=3, image_size=15), {}, "takes no images of 16 x 16 pixels"),
-        (vit, vit, {"maps": RowTransfer({"block.1": "blocks.1"})}, "the student has no layer 'blo"),
-        (vit, vit, {"maps": RowTransfer({"blocks.1": "blocks.8"})}, "the teacher has no layer 'bl"),
-        (vit, resnet, {"maps": RowTransfer()}, "the teacher has no softmax attention"),
-        (vit, vit, {"maps": RowTransfer({"blocks": "blocks.1"})}, "blocks has 2 layers of softmax"),
-        (vit, vit, {"maps": RowTransfer({"head": "blocks.1"})}, "head has no softmax attention"),
+        (
+            vit,
+            vit,
+            {"maps": AttentionMapDistillation({"block.1": "blocks.1"})},
+            "the student has no layer 'blo",
+        ),
+        (
+            vit,
+            vit,
+            {"maps": AttentionMapDistillation({"blocks.1": "blocks.8"})},
+            "the teacher has no layer 'bl",
+        ),
+        (vit, resnet, {"maps": AttentionMapDistillation()}, "the teacher has no softmax attention"),
+        (
+            vit,
+            vit,
+            {"maps": AttentionMapDistillation({"blocks": "blocks.1"})},
+            "blocks has 2 layers of softmax",
+        ),
+        (
+            vit,
+            vit,
+            {"maps": AttentionMapDistillation({"head": "blocks.1"})},
+            "head has no softmax attention",
+        ),
         (
             vit,
             partial(vit, pool=MeanPool, attention=partial(WindowAttention, window=2)),
-            {"maps": RowTransfer({"blocks.0": "blocks.0"})},
+            {"maps": AttentionMapDistillation({"blocks.0": "blocks.0"})},
             "attention inside windows or lines is not resized",
         ),
         (
@@ -402,7 +422,7 @@ def test_wrong_numbers(options, line):
             {"maps": GateTransfer()},
             "gates of as many channels are needed",
         ),
-        (vit, resnet, {"maps": ActivationTransfer({"blocks.0": "pool"})}, r"activations are \(B"),
+        (vit, resnet, {"maps": AttentionTransfer({"blocks.0": "pool"})}, r"activations are \(B"),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_training(tmp_path, student, teacher, options, line):
@@ -438,7 +458,9 @@ model:
     teacher: teacher
     logits: soft
     temperature: 2.0
-    maps: {class_path: RowTransfer, init_args: {layers: {blocks.1: blocks.2}, weight: 0.5}}
+    maps:
+      class_path: AttentionMapDistillation
+      init_args: {layers: {blocks.1: blocks.2}, weight: 0.5}
   penalty: {kind: row_entropy, weight: -0.01, layers: [blocks.1]}
 """
 

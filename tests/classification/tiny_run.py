@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from attention_vision.backbones import ViT
-from attention_vision.classification import AttentionPenalty, Classifier, Digits, SmallImages
+from attention_vision.classification import AttentionPenalty, CIFARAugmentation, Classifier, Digits
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.optim import WarmupCosine
 from attention_vision.training.resume import StepCheckpoint
@@ -45,7 +45,7 @@ def classifier() -> Classifier:
 
 
 def digits(num_workers: int = 0) -> Digits:
-    recipe = SmallImages(padding=1, flip=0.0, rotation=10.0, randaugment=1, erasing=0.3)
+    recipe = CIFARAugmentation(padding=1, flip=0.0, rotation=10.0, randaugment=1, erasing=0.3)
     return Digits(recipe, 16, batch_size=BATCH, num_workers=num_workers, repeats=3, per_class=26)
 
 

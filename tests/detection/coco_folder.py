@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from attention_vision.detection.coco import COCOFolder
-from attention_vision.detection.transforms import Scales
+from attention_vision.detection.transforms import DETRAugmentation
 
-SMALL = Scales(
+SMALL = DETRAugmentation(
     short_sides=(40, 48, 56),
     longest=90,
     crop_short_sides=(44, 52),

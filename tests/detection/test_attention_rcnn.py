@@ -17,7 +17,7 @@ from torchvision.models.detection import (
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, box_convert
 
 from attention_vision.attention import record_attention
 from attention_vision.backbones import ResNet, ViT
@@ -28,10 +28,10 @@ from attention_vision.detection.attention_rcnn import (
     AttentionBoxHead,
     AttentionRCNN,
     PlainBoxHead,
-    fill,
-    unpadded,
+    pad_to_stride,
+    unpadded_sizes,
 )
-from attention_vision.detection.boxes import to_centres, to_pixels
+from attention_vision.detection.boxes import to_pixels
 from attention_vision.detection.module import RCNNDetector
 from attention_vision.errors import InputError
 
@@ -163,7 +163,7 @@ def test_the_experiments_network_is_torchvisions(name):
 def test_the_eps_of_the_weights_matters():
     state, images = torchvisions(1, 0.0).state_dict(), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        maps = [load_official(plain(eps=eps), state).look(images) for eps in (1e-5, 0.0)]
+        maps = [load_official(plain(eps=eps), state).pyramid_levels(images) for eps in (1e-5, 0.0)]
     error = (maps[0]["0"] - maps[1]["0"]).norm() / maps[1]["0"].norm()
     assert error > 0.1
 
@@ -344,9 +344,9 @@ def test_any_backbone_trains_and_detects(name, first_stage):
 
 def test_sizes_come_from_the_mask_and_maps_fill_the_stride():
     images, padding_mask = batch((33, 50), (40, 21))
-    assert unpadded(padding_mask).tolist() == [[33, 50], [40, 21]]
-    assert fill(images, 32).shape == (2, 3, 64, 64)
-    assert fill(images[..., :32, :32], 32).shape == (2, 3, 32, 32)
+    assert unpadded_sizes(padding_mask).tolist() == [[33, 50], [40, 21]]
+    assert pad_to_stride(images, 32).shape == (2, 3, 64, 64)
+    assert pad_to_stride(images[..., :32, :32], 32).shape == (2, 3, 32, 32)
 
 
 def test_pooling_does_not_depend_on_the_first_batch():
@@ -379,7 +379,8 @@ def test_learns_a_scene_by_heart(head):
     corners = torch.tensor([[8.0, 8, 28, 28], [30, 34, 60, 58]])
     for label, (left, top, right, bottom) in enumerate(corners.int().tolist()):
         images[:, label, top:bottom, left:right] += 3
-    targets = [{"labels": torch.tensor([0, 1]), "boxes": to_centres(corners) / 64}] * 2
+    boxes = box_convert(corners, "xyxy", "cxcywh") / 64
+    targets = [{"labels": torch.tensor([0, 1]), "boxes": boxes}] * 2
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(150):
         optimizer.zero_grad()

@@ -1,21 +1,14 @@
-"""Box formats and overlaps equal torchvision's."""
+"""Pixels of boxes, and overlaps that equal torchvision's."""
 
 import torch
-from torchvision.ops import box_convert, generalized_box_iou
+from torchvision.ops import generalized_box_iou
 
-from attention_vision.detection.boxes import giou, to_centres, to_corners, to_pixels
+from attention_vision.detection.boxes import giou, to_pixels
 
 
 def corners(n: int) -> torch.Tensor:
     low, size = torch.rand(2, n, 2)
     return torch.cat((low, low + size), 1)
-
-
-def test_formats_equal_torchvisions_and_return():
-    boxes = corners(50)
-    centres = box_convert(boxes, "xyxy", "cxcywh")
-    torch.testing.assert_close(to_centres(boxes), centres)
-    torch.testing.assert_close(to_corners(centres), boxes)
 
 
 def test_pixels_are_of_height_and_width():

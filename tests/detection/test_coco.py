@@ -179,8 +179,8 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("bad", "line"),
     [
-        (truncated, r"train.json is no whole JSON file: copy it again"),
-        (other_json, r"train.json is no COCO instances file: it has no list called images"),
+        (truncated, r"train.json is not a whole JSON file: copy it again"),
+        (other_json, r"train.json is not a COCO instances file: it has no list called images"),
         (no_annotations, r"cannot read .*train.json: set data.train_annotations"),
         (without("images", "file_name"), r"image 0 of .*train.json has no file_name"),
         (without("annotations", "bbox"), r"annotation 1 of .*train.json has no bbox"),
@@ -191,8 +191,8 @@ NAN = float("nan")
         (changed("annotations", 0, bbox=[1, NAN, 2, 3]), r"1 of .*: bbox \[1, nan, 2, 3\] is not"),
         (changed("annotations", 0, bbox=[1, 2, 3]), r"bbox \[1, 2, 3\] is not x, y, width, height"),
         (changed("images", 2, id=10), r"image id 10 stands twice, for 1.png and 2.png"),
-        (changed("images", 2, id="b"), r"image id 'b' of 2.png is no whole number"),
-        (changed("images", 2, width=0), r"width 0 and height 80 of 2.png are no size"),
+        (changed("images", 2, id="b"), r"image id 'b' of 2.png is not a whole number"),
+        (changed("images", 2, width=0), r"width 0 and height 80 of 2.png are not a size"),
         (changed("categories", 1, id=3), r"category id 3 stands twice, for cat and dog"),
         (category_0, r"category_ids_from_1: there is a category 0 \(emu\), take category_ids"),
         (missing_file, r"1 of the 6 images .* the first is 4.png: set data.train_images"),

@@ -17,7 +17,7 @@ from attention_vision.detection.data import (
     GroupedSampler,
     collate,
 )
-from attention_vision.detection.transforms import RandomShortSide, Scales, resized
+from attention_vision.detection.transforms import DETRAugmentation, RandomShortSide, resized
 from attention_vision.errors import InputError, one_line
 
 
@@ -44,7 +44,7 @@ def test_sizes_round_as_the_release_does() -> None:
 
 
 def test_the_default_recipe_is_the_release_s() -> None:
-    recipe = Scales()
+    recipe = DETRAugmentation()
     assert recipe.short_sides == tuple(range(480, 801, 32))
     assert (recipe.longest, recipe.evaluation, recipe.flip, recipe.crop) == (1333, 800, 0.5, 0.5)
     assert recipe.crop_short_sides == (400, 500, 600)

@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from attention_vision.attention.recording import capture
 from attention_vision.backbones import ResNet
-from attention_vision.detection.attention_figures import attention_sheet, query_attention
+from attention_vision.detection.attention_figures import (
+    attention_on_image,
+    attention_sheet,
+    cross_attention,
+)
 from attention_vision.detection.data import DigitScenes, collate
 from attention_vision.detection.detr import DETR
-from attention_vision.detection.figures import colour, drawn
+from attention_vision.detection.figures import class_color, draw_detections, unpadded_size
 from attention_vision.detection.panel import DetectionPanel
 from attention_vision.training.metrics_csv import MetricsCSV
 
@@ -44,6 +48,17 @@ def padded(images: Tensor, *sizes: tuple[int, int]) -> Tensor:
     return mask
 
 
+def query_attention(network: DETR, images: Tensor, padding_mask: Tensor) -> Tensor:
+    """(B, Q, H, W) in 0..1: maps of the last decoder layer, mean of the heads; 0 where padded."""
+    _, layers = cross_attention(network, images, padding_mask)
+    (weights,) = (rows.mean(1) for rows in layers.values())
+    maps = weights.new_zeros(*weights.shape[:2], *images.shape[2:])
+    for one, rows, mask in zip(maps, weights, padding_mask, strict=True):
+        height, width = unpadded_size(mask)
+        one[:, :height, :width] = attention_on_image(rows, network, mask)
+    return maps
+
+
 class Fixed(nn.Module):
     """A cross-attention that looks where it is told, (h, Q, N)."""
 
@@ -62,7 +77,7 @@ def test_any_image_is_drawn_on(size, mode):
     image = Image.new(mode, size)
     width, height = size
     outside = [-5.0, -5.0, width + 9.0, height + 9.0]
-    picture = drawn(image, detections([0.0, 0, width, height], outside), ["a", "b"])
+    picture = draw_detections(image, detections([0.0, 0, width, height], outside), ["a", "b"])
     assert picture.mode == "RGB"
     factor = picture.width // width
     assert picture.size == (width * factor, height * factor)
@@ -75,20 +90,20 @@ def test_any_image_is_drawn_on(size, mode):
 def test_boxes_lie_where_they_should():
     image = Image.new("L", (400, 400))
     boxes = detections([50.0, 100, 150, 200], [250.0, 250, 350, 300])
-    pixels = np.array(drawn(image, boxes, (), truth=torch.tensor([[60.0, 300, 90, 320]])))
+    pixels = np.array(draw_detections(image, boxes, (), truth=torch.tensor([[60.0, 300, 90, 320]])))
     for left, top, right, bottom, ink in (
-        (50, 100, 150, 200, colour(0)),
-        (250, 250, 350, 300, colour(1)),
+        (50, 100, 150, 200, class_color(0)),
+        (250, 250, 350, 300, class_color(1)),
         (60, 300, 90, 320, (255, 255, 255)),
     ):
         across, down = (left + right) // 2, (top + bottom) // 2
         edges = [(top, across), (bottom, across), (down, left), (down, right)]
         assert all(tuple(pixels[place]) == ink for place in edges)
         assert not pixels[down, across].any()
-    faint = drawn(image, detections([50.0, 100, 150, 200], score=0.4), ())
-    assert not np.array(faint).any()
-    assert np.array(drawn(image, detections([50.0, 100, 150, 200], score=0.4), (), 0.3)).any()
-    assert not np.array(drawn(image, detections(), ())).any()
+    faint = detections([50.0, 100, 150, 200], score=0.4)
+    assert not np.array(draw_detections(image, faint, ())).any()
+    assert np.array(draw_detections(image, faint, (), 0.3)).any()
+    assert not np.array(draw_detections(image, detections(), ())).any()
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torchvision.ops import box_convert
 
 from attention_vision.backbones import ResNet
 from attention_vision.checkpoints import load_backbone
@@ -20,7 +21,6 @@ from attention_vision.detection import (
     PlainBoxHead,
     RCNNDetector,
 )
-from attention_vision.detection.boxes import to_corners
 from attention_vision.detection.module import in_pixels
 from attention_vision.errors import InputError
 from attention_vision.training.metrics_csv import MetricsCSV
@@ -142,7 +142,8 @@ def test_logs_the_ap_of_each_class(tmp_path, capsys, monkeypatch):
         """Every object, but those above 4 are taken for a 4."""
         found = []
         for target in batch[2]:
-            labels, boxes = target["labels"].clamp(max=4), to_corners(target["boxes"])
+            labels = target["labels"].clamp(max=4)
+            boxes = box_convert(target["boxes"], "cxcywh", "xyxy")
             one = {"boxes": boxes, "scores": torch.ones(len(labels)), "labels": labels}
             found.append(in_pixels(one, target))
         return found

@@ -5,8 +5,9 @@ from itertools import permutations
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import box_convert
 
-from attention_vision.detection.boxes import giou, to_corners
+from attention_vision.detection.boxes import giou
 from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.errors import InputError
 
@@ -31,7 +32,7 @@ def target_of(objects: int, classes: int, image_id: int = 0) -> dict[str, Tensor
 
 def cost(logits: Tensor, box: Tensor, label: Tensor, wanted: Tensor) -> float:
     """Of one query and one object, as in the paper."""
-    overlap = giou(to_corners(box), to_corners(wanted))
+    overlap = giou(box_convert(box, "cxcywh", "xyxy"), box_convert(wanted, "cxcywh", "xyxy"))
     return (-logits.softmax(-1)[label] + 5 * (box - wanted).abs().sum() - 2 * overlap).item()
 
 

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from attention_vision.data.digits import CLASS_NAMES, single_digits
 from attention_vision.data.image_files import EXTENSIONS
 from attention_vision.data.loading import EpochSampler, random_stream, replicas, train_loader
-from attention_vision.data.torchvision_sets import CIFAR10_NAMES, published
+from attention_vision.data.torchvision_sets import CIFAR10_NAMES, load_torchvision_dataset
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
 from attention_vision.generation.gan.sources import Files, InMemory, Source
@@ -241,10 +241,12 @@ class CIFAR10Images(LabelledImages):
 
     def prepare_data(self) -> None:
         if self.download:
-            published(torchvision.datasets.CIFAR10, self.root, "train", download=True)
+            load_torchvision_dataset(
+                torchvision.datasets.CIFAR10, self.root, "train", download=True
+            )
 
     def source(self) -> Source:
-        return InMemory(*published(torchvision.datasets.CIFAR10, self.root, "train"))
+        return InMemory(*load_torchvision_dataset(torchvision.datasets.CIFAR10, self.root, "train"))
 
 
 class FolderImages(LabelledImages):

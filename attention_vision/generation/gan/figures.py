@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attention_vision.attention import record_attention
 from attention_vision.generation.gan.sagan import Generator
+from attention_vision.training.logging import image_loggers
 from attention_vision.visualization.drawing import marked, overlay, scaled, sheet
 
 EDGE = 2  # pixels of white between the images of a grid
@@ -149,7 +150,7 @@ class SampleGrid(Callback):
         self.columns = columns
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
-        loggers: list[Any] = [one for one in trainer.loggers if hasattr(one, "log_image")]
+        loggers = image_loggers(trainer)
         if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
         with torch.no_grad():

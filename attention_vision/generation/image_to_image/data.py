@@ -1,4 +1,4 @@
-"""Data for image-to-image work: what restoration and segmentation share.
+"""Data for image-to-image work: the base of restoration and segmentation.
 
 Batches are (inputs (B, C, H, W) float, targets): images (B, 3, H, W) in 0..1 for restoration, class
 numbers (B, H, W) int64 for segmentation; volumes have one axis more. In predict they are (inputs,
@@ -20,14 +20,13 @@ EVALUATION = 0  # seed of what is random in evaluation: the run's does not move 
 
 
 class ImageToImageData(GenerationData):
-    """Base of all image-to-image data: a subclass gives `dataset` and `inputs`.
+    """Base of all image-to-image data: a subclass defines `dataset` and `inputs`.
 
     Args:
         size: side of the training patches, in pixels.
         batch_size: patches per process and step.
-        num_workers: processes that load images, 0 to load in the training process.
         seed: of order, patches and degradation in training; the run's seed where none is given.
-        images: folder to predict, searched through its subfolders.
+        num_workers, images: see `TaskData`.
     """
 
     channels = 3  # of an input
@@ -36,19 +35,11 @@ class ImageToImageData(GenerationData):
     def __init__(
         self, size: int, batch_size: int, num_workers: int, seed: int | None, images: str | None
     ):
-        super().__init__(size, batch_size, num_workers, seed)
-        self.images = images
+        super().__init__(size, batch_size, num_workers, seed, images)
 
     def inputs(self, folder: str) -> Dataset:
         """(input, path, size of the result) of all files below a folder, with their `files`."""
         raise NotImplementedError
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "predict":
-            if self.images is None:
-                raise InputError("nothing to predict: set data.images to a folder of images")
-            self.predict_images = self.inputs(self.images)
 
     def val_dataloader(self) -> DataLoader:
         loading = self._loading()
@@ -57,8 +48,9 @@ class ImageToImageData(GenerationData):
         return evaluation_loader(self.trainer, self.val_images, loading)
 
     def predict_dataloader(self) -> DataLoader:
-        loading = self._loading() | {"batch_size": 1}  # files differ in size
-        return DataLoader(self.predict_images, **loading, collate_fn=one_file)
+        # Files differ in size: one at a time.
+        loading = self._loading() | {"batch_size": 1, "collate_fn": one_file}
+        return DataLoader(self.predict_images, **loading)
 
 
 def one_file(samples: list[tuple[Tensor, str, Any]]) -> tuple[Tensor, list[str], list[Any]]:

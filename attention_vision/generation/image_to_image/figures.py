@@ -13,6 +13,7 @@ from torch import Tensor
 from attention_vision.attention import record_attention
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.generation.image_to_image.unet import AttentionUNet
+from attention_vision.training.logging import image_loggers
 from attention_vision.visualization.drawing import overlay, scaled, sheet
 
 MOST_PIXELS = 320  # of a picture's side in the panel; whole images may have thousands
@@ -125,7 +126,7 @@ class ImageToImagePanel(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        loggers: list[Any] = [one for one in trainer.loggers if hasattr(one, "log_image")]
+        loggers = image_loggers(trainer)
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
         picture = panel(module.network, module.objective, *self.select(trainer, batch))

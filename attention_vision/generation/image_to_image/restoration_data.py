@@ -12,7 +12,7 @@ from attention_vision.data.digits import single_digits
 from attention_vision.data.image_files import image_files, read_image
 from attention_vision.data.loading import random_stream
 from attention_vision.data.samples import Split
-from attention_vision.data.torchvision_sets import published
+from attention_vision.data.torchvision_sets import load_torchvision_dataset
 from attention_vision.generation.image_to_image.data import EVALUATION, ImageToImageData, cut
 from attention_vision.generation.image_to_image.degradations import Degradation
 
@@ -191,11 +191,13 @@ class DegradedCIFAR10(DegradedImages):
 
     def prepare_data(self) -> None:
         if self.download:
-            published(torchvision.datasets.CIFAR10, self.root, "train", download=True)
-            published(torchvision.datasets.CIFAR10, self.root, "val", download=True)
+            for split in ("train", "val"):
+                load_torchvision_dataset(
+                    torchvision.datasets.CIFAR10, self.root, split, download=True
+                )
 
-    def pictures(self, split: Split) -> Sequence[Tensor] | Tensor:
-        return published(torchvision.datasets.CIFAR10, self.root, split)[0]
+    def pictures(self, split: str) -> Sequence[Tensor] | Tensor:
+        return load_torchvision_dataset(torchvision.datasets.CIFAR10, self.root, split)[0]
 
 
 class DegradedDigits(DegradedImages):
