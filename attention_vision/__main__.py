@@ -4,6 +4,7 @@ Also `python -m attention_vision ...`. Imports nothing heavy until a task runs: 
 takes seconds, and `--help`, `--version` and a misspelt command must not wait for it.
 """
 
+import os
 import sys
 
 from attention_vision import __version__
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     0 for success, 1 for bad input met while running, 2 for a command or config that does not parse.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if os.getcwd() not in sys.path:  # `class_path: mine.Mine`; a console script leaves it out
+        sys.path.append(os.getcwd())
     task, verb = (*arguments[:2], "", "")[:2]
     if not task or task in ("-h", "--help"):
         print(HELP, end="")

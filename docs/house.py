@@ -1,6 +1,6 @@
 """Print rooms, floors, arrows and circles of the package, and draw docs/images/house.svg.
 
-python docs/house.py
+python docs/house.py            # --check writes nothing and says whether the picture is stale
 
 All numbers come from the imports, by way of tests/test_arrows.py. The scripts of experiments/
 count as one room. Fails where the house outgrows its limits.
@@ -100,8 +100,10 @@ def main() -> int:
     shown = {room: targets for room, targets in arrows.items() if room != SCRIPTS}
     words = ", ".join(f"{count} {name}" for name, count in counts.items())
     if not counts["circles"]:  # an arrow that longer ways imply is defined without circles alone
-        draw(shown, floors, f"{words}; arrows that longer ways imply are not drawn")
-        print(f"\ndrawn: {FILE.relative_to(ROOT)}")
+        if "--check" not in sys.argv:
+            draw(shown, floors, f"{words}; arrows that longer ways imply are not drawn")
+        current = FILE.is_file() and words in FILE.read_text()
+        print(f"\n{'drawn' if current else 'stale'}: {FILE.relative_to(ROOT)}")
     return int(any(count > LIMITS[name] for name, count in counts.items()))
 
 
