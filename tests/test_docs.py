@@ -38,6 +38,10 @@ FENCE = re.compile(
 )
 FILE = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")
 LANGUAGES = {"bash", "python", "yaml", ""}
+ROOMS = (
+    *("attention", "backbones", "checkpoints", "runs"),
+    *("classification", "detection", "generation"),
+)
 LAPTOP = "experiments/profiles/laptop.yaml"
 FEW = {
     "threads": 1,
@@ -239,7 +243,7 @@ def test_site_has_all_exports_and_needs_no_network(tmp_path, monkeypatch):
         )
         assert not [one for one in loaded if "//" in one], page
     reference = "".join(page.read_text() for page in (tmp_path / "api").glob("*.html"))
-    for room in ("attention", "backbones", "checkpoints", "classification", "detection"):
+    for room in ROOMS:
         package = importlib.import_module(f"attention_vision.{room}")
         missing = [
             name for name in package.__all__
