@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUNS := runs/demo
 FIT := $(BIN)/attention-vision classification fit
 
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test lint bench docs house
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -32,6 +32,13 @@ lint: $(VENV)/.dev  ## check style, format and types
 bench: $(VENV)/.dev  ## measure speed and memory against naive code and the peers' libraries, as ratios
 	$(BIN)/python experiments/benchmarks/attention.py
 	$(BIN)/python experiments/benchmarks/matching.py
+
+docs: $(VENV)/.dev  ## build the guides and the API reference into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built: site/index.html"
+
+house: $(VENV)/.dev  ## print rooms, floors, arrows and circles as the imports are, and draw them
+	$(BIN)/python docs/house.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

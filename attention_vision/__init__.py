@@ -3,4 +3,4 @@
 This file imports nothing, so that `attention-vision --help` answers at once.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
