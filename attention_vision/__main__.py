@@ -8,56 +8,7 @@ import os
 import sys
 
 from attention_vision import __version__
-from attention_vision.runs.tasks import TASKS
-
-COMMANDS = {name: task.summary for name, task in TASKS.items()}
-TOOLS = {
-    "explain": "visualize the attention of a trained run, as pictures and arrays",
-    "profile": "measure what networks and mechanisms cost: parameters, operations, time, memory",
-    "study": "run, report and export a study: cells of an experiment, with seeds and statistics",
-    "claims": "what papers and articles claim, and what became of it here",
-}
-VERBS = {
-    "fit": "train; writes config, metrics, checkpoints and pictures into a run folder",
-    "validate": "measure a run's best checkpoint on the validation set",
-    "test": "measure a run's best checkpoint on the test set",
-    "predict": "apply a run's best checkpoint to a folder of images; a GAN draws new ones",
-}
-
-
-def table(rows: dict[str, str]) -> str:
-    return "\n".join(f"  {name:<16}{text}" for name, text in rows.items())
-
-
-HELP = f"""\
-usage: attention-vision TASK {{{",".join(VERBS)}}} -c FILE [-c FILE ...] [--dotted.key VALUE ...]
-
-tasks:
-{table(COMMANDS)}
-
-what to do with it:
-{table(VERBS)}
-
-without a verb, with a --help of their own:
-{table(TOOLS)}
-
-Experiments are files in experiments/; a second -c merges a profile from experiments/profiles/.
-  attention-vision classification fit -c experiments/demo/vit_digits.yaml
-  attention-vision classification fit -c FILE --weights WEIGHTS   fine-tunes a file, run or name
-  attention-vision classification fit --help       keys with their defaults
-  attention-vision classification fit --data.help CIFAR10   those of one class
-  attention-vision --version
-"""
-
-
-def unknown(kind: str, given: str, known: dict[str, str]) -> int:
-    """Prints one line that names the nearest of `known`, for exit code 2."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(given, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    print(f"attention-vision: error: unknown {kind} '{given}'; {hint}", file=sys.stderr)
-    return 2
+from attention_vision.cli.help import COMMANDS, HELP, TOOLS, VERBS, table, unknown
 
 
 def main(arguments: list[str] | None = None) -> int:

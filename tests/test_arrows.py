@@ -14,7 +14,7 @@ FILES = {path.relative_to(ROOT): path for path in sorted((ROOT / PACKAGE).rglob(
 # From the lowest up. A room imports from rooms of lower floors only. A new room belongs here.
 FLOORS = (
     {"errors", "attention"},
-    {"backbones", "training", "config", "profiling", "text_table", "yaml_json"},
+    {"backbones", "training", "config", "profiling", "yaml_json"},
     {"data", "checkpoints", "visualization", "report"},
     {"classification", "detection", "generation", "claims"},
     {"runs"},
@@ -30,7 +30,6 @@ LIGHT = {  # start in no time: neither torch nor Lightning
         Path(PACKAGE, "cli", f"{name}.py")
         for name in ("claims", "explain", "profile", "study_report", "tool_parser")
     ),
-    Path(PACKAGE, "text_table.py"),
     Path(PACKAGE, "yaml_json.py"),
     Path(PACKAGE, "errors.py"),
     Path(PACKAGE, "runs", "__init__.py"),

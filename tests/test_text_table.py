@@ -2,7 +2,7 @@
 
 import pytest
 
-from attention_vision.text_table import aligned
+from attention_vision.report.text_table import aligned
 
 
 def test_columns_line_up():

@@ -2,7 +2,7 @@
 
 from attention_vision.claims.ledger import Ledger, LedgerRow
 from attention_vision.report import tables
-from attention_vision.text_table import aligned
+from attention_vision.report.text_table import aligned
 
 INTRODUCTION = """\
 # The ledger

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attention_vision.cli.tool_parser import ToolParser
 from attention_vision.errors import InputError, one_line
+from attention_vision.report.text_table import aligned
 
 if TYPE_CHECKING:  # imported when a run is explained: `--help` must not wait for torch
     from lightning.pytorch import LightningDataModule
@@ -100,25 +101,16 @@ def run(options: Namespace) -> None:
     import torch
     from PIL import Image
 
-    from attention_vision.config.build import build
-    from attention_vision.runs.load import describes_task, load_run
-    from attention_vision.runs.tasks import TASKS
+    from attention_vision.runs.load import load_data, load_run, read_run
     from attention_vision.training.progress import quiet
     from attention_vision.visualization.explainer import DrawOptions
-    from attention_vision.visualization.layers import layer_table
-    from attention_vision.yaml_json import read_yaml
 
     quiet()
     folder = Path(options.run)
-    config = read_yaml(folder / "config.yaml")
-    if not describes_task(config):
-        raise InputError(
-            f"{folder} does not contain a run: its config.yaml has no task, model and data"
-        )
+    config, task = read_run(folder)
     if config.get("threads"):
         torch.set_num_threads(config["threads"])
-    module, task = load_run(folder), TASKS[config["task"]]
-    data = build(config, {"data": task.nodes["data"]})["data"]
+    module, data = load_run(folder), load_data(folder)
     draw_options = DrawOptions(options.heads, tuple(options.point) if options.point else None)
     explainer = task.tools().explainer(module, class_names(data), draw_options)
     samples = find_samples(explainer, data, options)
@@ -169,6 +161,15 @@ def shown_layers(
         hint = f"; --layers {' '.join(layers)} needs none" if layers else ""
         raise InputError(f"{run}: its network has no attention that can be shown{hint}")
     return names
+
+
+def layer_table(layers: "dict[str, Layer]") -> str:
+    """Text with a line per layer: its name, the shape of its weights, what is drawn."""
+    rows = [
+        (layer.name, "x".join(map(str, layer.weights.shape[1:])), layer.title)
+        for layer in layers.values()
+    ]
+    return aligned(rows, right=[1])
 
 
 def class_names(data: "LightningDataModule") -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from attention_vision.cli.tool_parser import ToolParser
 from attention_vision.errors import InputError, one_line
-from attention_vision.text_table import aligned
+from attention_vision.report.text_table import aligned
 
 if TYPE_CHECKING:  # imported when something is measured: `--help` must not wait for torch
     from torch import device

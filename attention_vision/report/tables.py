@@ -11,7 +11,7 @@ from statistics import median_low
 from attention_vision.report.results import COSTS
 from attention_vision.report.statistics import Difference, Finding
 from attention_vision.report.summary import CellSummary, Report
-from attention_vision.text_table import aligned
+from attention_vision.report.text_table import aligned
 
 TITLES = {
     "parameters": "parameters",

@@ -43,8 +43,8 @@ from attention_vision.config.parser import (
     parse_words,
 )
 from attention_vision.errors import ConfigError, InputError
+from attention_vision.report.text_table import aligned
 from attention_vision.runs.tasks import TASKS, Task
-from attention_vision.text_table import aligned
 from attention_vision.training.logging import RunFolderLogger
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, say

@@ -36,20 +36,43 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
         above = (str(path) for path in run.parents if (path / "config.yaml").is_file())
         it = next(above, "which contains config.yaml")
         raise InputError(f"{run} is a file: give the folder of the run, {it}")
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run} does not contain a run: there is no config.yaml in it")
+    config, task = read_run(run)
     file = best_or_last(run) if checkpoint == "best" else None
     if file is not None and file.stem == "last":
         warnings.warn(f"{run} has no best checkpoint yet: loading last", stacklevel=2)
     file = file or find_checkpoint(run, checkpoint)
-    config = read_yaml(run / "config.yaml")
-    task = TASKS[config["task"]]
     arguments = config["model"].get("init_args", {}) if task.choose_model else config["model"]
     if "weights" in arguments:
         arguments["weights"] = None
     module = build(config, {"model": task.nodes["model"]})["model"]
     module.load_state_dict(read_state(file, module))
     return module.eval()
+
+
+def load_data(folder: str | Path) -> LightningDataModule:
+    """Build the data of a run folder; nothing is read from the data's own folders.
+
+    Raises:
+        InputError: the folder does not contain a run, or its data does not build.
+    """
+    config, task = read_run(Path(folder))
+    return build(config, {"data": task.nodes["data"]})["data"]
+
+
+def read_run(run: Path) -> tuple[dict[str, Any], Task]:
+    """Read the config of a run folder, and find its task.
+
+    Raises:
+        InputError: the folder does not contain a run.
+    """
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run} does not contain a run: there is no config.yaml in it")
+    config = read_yaml(run / "config.yaml")
+    if not describes_task(config):
+        raise InputError(
+            f"{run} does not contain a run: its config.yaml has no task, model and data"
+        )
+    return config, TASKS[config["task"]]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from attention_vision.report.text_table import aligned
 from attention_vision.study.definition import Study
 from attention_vision.study.folder import Run, last_error, read_progress, read_result
-from attention_vision.text_table import aligned
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

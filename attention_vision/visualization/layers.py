@@ -22,7 +22,6 @@ from attention_vision.attention.recording import layers_under
 from attention_vision.attention.token_grid import grid_of
 from attention_vision.backbones.backbone import Backbone
 from attention_vision.errors import InputError
-from attention_vision.text_table import aligned
 from attention_vision.visualization.maps import line_map, query_row, window_map
 
 CENTER = (0.5, 0.5)
@@ -262,12 +261,3 @@ def select_layers(wanted: Sequence[str], layers: Collection[str]) -> list[str]:
             raise InputError(f"--layers: no attention layer {name!r}; {hint}; see --layers list")
         found.update(inside)
     return [name for name in layers if name in found]
-
-
-def layer_table(layers: dict[str, Layer]) -> str:
-    """Text with a line per layer: its name, the shape of its weights, what is drawn."""
-    rows = [
-        (layer.name, "x".join(map(str, layer.weights.shape[1:])), layer.title)
-        for layer in layers.values()
-    ]
-    return aligned(rows, right=[1])

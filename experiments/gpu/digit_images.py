@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from PIL import Image
-
-from attention_vision.data.digits import scene
+from attention_vision.detection.data import DrawnScenes
 
 
 def write_images(folder: Path, count: int, size: int = 64, split: str = "train") -> None:
-    """Writes `count` scenes as PNG files."""
+    """Write `count` scenes as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
+    scenes = DrawnScenes(split, count, size, seed=0)
     for index in range(count):
-        Image.fromarray(scene(split, index, size).image).save(folder / f"{index}.png")
+        image, *_ = scenes[index]
+        image.save(folder / f"{index}.png")

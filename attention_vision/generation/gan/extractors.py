@@ -3,9 +3,9 @@
 import hashlib
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -15,8 +15,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 )
 
 from attention_vision.checkpoints.load import read
-from attention_vision.checkpoints.run_network import trained_classifier
-from attention_vision.config.build import Node, build
+from attention_vision.checkpoints.run_network import data_of_run, trained_classifier
 from attention_vision.errors import InputError
 from attention_vision.training.distributed import broadcast, rank
 
@@ -79,10 +78,7 @@ class RunClassifier(Extractor):
     def __init__(self, run: Path):
         super().__init__()
         self.network, config = trained_classifier(run)
-        try:  # the data is built to ask it, and reads nothing
-            data = build(config, {"data": Node(LightningDataModule)})["data"]
-        except InputError as error:
-            raise type(error)(f"{run / 'config.yaml'}: {error}") from error
+        data: Any = data_of_run(run, config)
         self.num_classes, self.size = self.network.num_classes, data.image_size
         self.register_buffer("mean", torch.tensor(data.mean)[:, None, None])
         self.register_buffer("std", torch.tensor(data.std)[:, None, None])
