@@ -1,0 +1,328 @@
+"""The surface that users' files lean on, as literal sets: flags, exports, keys, class paths.
+
+Run folders, study folders and results files outlive the code that wrote them. A name that is to go
+is first deprecated in CHANGELOG.md, and an old run loads for two minor versions; then its line here
+goes. A new name gets a line here in the commit that adds it.
+"""
+
+import csv
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from attention_vision.__main__ import main
+from attention_vision.cli import help
+from attention_vision.runs.command import make_parser
+from attention_vision.runs.tasks import TASKS
+
+# fmt: off
+FLAGS: dict[str, set[str]] = {  # of `attention-vision TASK VERB`
+    "classification": {
+        "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
+        "compile", "config", "data", "data.help", "model", "model.channels_last",
+        "model.cutmix", "model.distillation", "model.distillation.help", "model.ema_decay",
+        "model.label_smoothing", "model.layer_decay", "model.mix_epochs", "model.mixup",
+        "model.network", "model.network.help", "model.optimizer", "model.optimizer.help",
+        "model.penalty", "model.penalty.help", "model.progressive",
+        "model.progressive.help", "model.schedule", "model.schedule.help", "model.weights",
+        "run", "seed_everything", "task", "threads",
+    },
+    "detection": {
+        "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
+        "compile", "config", "data", "data.help", "model", "model.help", "run",
+        "seed_everything", "task", "threads",
+    },
+    "generation": {
+        "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
+        "compile", "config", "data", "data.help", "model", "model.help", "run",
+        "seed_everything", "task", "threads",
+    },
+}
+EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
+    "attention": {
+        "AttentionGate", "AttentionPool", "AxialAttention", "AxialAttention2d", "CBAM",
+        "ChannelGate", "CrossAttention2d", "EfficientChannelAttention", "FeatureAttention",
+        "LearnedPosition", "LocalGlobalAttention", "LocalGlobalAttention2d",
+        "MultiHeadAttention", "RelativePositionBias", "SelfAttention2d", "SequencePool",
+        "SinePosition2d", "SpatialGate", "SqueezeExcite", "TokenAttention",
+        "WindowAttention", "attend", "attention_backend", "capture", "record_attention",
+    },
+    "backbones": {
+        "Backbone", "CCT", "ClassToken", "ConvTokenizer", "DistilledToken", "EfficientNet",
+        "MeanPool", "PatchTokenizer", "ResNet", "Swin", "ViT",
+    },
+    "checkpoints": {
+        "load_backbone", "load_official", "start_from",
+    },
+    "classification": {
+        "AttentionMapDistillation", "AttentionPenalty", "AttentionTransfer", "CIFAR10",
+        "CIFAR100", "CIFARAugmentation", "ClassificationData", "Classifier", "Digits",
+        "Distillation", "FashionMNIST", "GateTransfer", "ImageFolder", "ImageNet",
+        "ImageNetAugmentation",
+    },
+    "detection": {
+        "AttentionBoxHead", "AttentionRCNN", "COCO", "COCOAveragePrecision", "COCOFolder",
+        "DETR", "DETRAugmentation", "DETRDetector", "DetectionData", "Detector",
+        "DigitScenes", "HungarianMatcher", "PlainBoxHead", "RCNNDetector", "SetCriterion",
+    },
+    "generation": {
+        "AttentionUNet", "CIFAR10Images", "ClassifierEvaluator", "Degradation",
+        "DegradedCIFAR10", "DegradedDigits", "DegradedFolder", "DiffAugment", "DigitImages",
+        "DigitMasks", "Discriminator", "Evaluator", "FolderImages", "GatingSignal",
+        "GenerationData", "GenerationModule", "Generator", "Holes", "ImageToImage",
+        "InceptionEvaluator", "LowResolution", "MaskFolder", "MomentumFreeAdam",
+        "MultiGate", "Noise", "ResidualBlock2d", "Restoration", "SAGAN", "Segmentation",
+        "SkipAttention", "Unscored", "VolumeFolder", "add_spectral_norm",
+        "frozen_spectral_norm", "spectral_norms",
+    },
+    "runs": {
+        "load_run",
+    },
+}
+LOGGED_KEYS: dict[str, set[str]] = {  # columns of metrics.csv, by run
+    "classifier": {
+        "epoch", "step", "train/images_per_second", "train/loss", "train/loss_step",
+        "train/lr", "val/loss", "val/top1", "val/top5",
+    },
+    "detr": {
+        "epoch", "step", "train/box", "train/box_0", "train/class", "train/class_0",
+        "train/giou", "train/giou_0", "train/images_per_second", "train/loss",
+        "train/loss_step", "train/lr", "val/ap", "val/ap50", "val/ap75", "val/ap_large",
+        "val/ap_medium", "val/ap_of", "val/ap_small", "val/ar1", "val/ar10", "val/ar100",
+        "val/ar_large", "val/ar_medium", "val/ar_small",
+    },
+    "sagan": {
+        "epoch", "step", "train/gamma_discriminator", "train/gamma_generator",
+        "train/images_per_second", "train/loss_discriminator", "train/loss_generator",
+        "train/loss_step", "train/lr", "train/output_fake", "train/output_real",
+        "train/spectral_norm_discriminator", "train/spectral_norm_generator",
+    },
+    "unet": {
+        "epoch", "step", "train/images_per_second", "train/loss", "train/loss_step",
+        "train/lr", "val/loss", "val/psnr", "val/psnr_input", "val/score", "val/ssim",
+    },
+}
+CLASS_PATHS: dict[str, set[str]] = {  # in RUN/config.yaml, by run
+    "classifier": {
+        "attention_vision.backbones.MeanPool", "attention_vision.backbones.ResNet",
+        "attention_vision.classification.Digits",
+        "attention_vision.training.optim.WarmupCosine", "torch.nn.BatchNorm2d",
+        "torch.nn.Identity", "torch.optim.AdamW",
+    },
+    "detr": {
+        "attention_vision.backbones.MeanPool", "attention_vision.backbones.ResNet",
+        "attention_vision.detection.DETR", "attention_vision.detection.DETRDetector",
+        "attention_vision.detection.DigitScenes",
+        "attention_vision.training.optim.WarmupCosine", "torch.nn.BatchNorm2d",
+        "torch.nn.Identity", "torch.optim.AdamW",
+    },
+    "sagan": {
+        "attention_vision.attention.SelfAttention2d",
+        "attention_vision.generation.DigitImages",
+        "attention_vision.generation.Discriminator",
+        "attention_vision.generation.Generator",
+        "attention_vision.generation.MomentumFreeAdam", "attention_vision.generation.SAGAN",
+        "attention_vision.generation.Unscored", "torch.optim.lr_scheduler.ConstantLR",
+    },
+    "unet": {
+        "attention_vision.attention.AttentionGate",
+        "attention_vision.generation.AttentionUNet",
+        "attention_vision.generation.DegradedDigits",
+        "attention_vision.generation.ImageToImage", "attention_vision.generation.Noise",
+        "attention_vision.generation.Restoration",
+        "attention_vision.training.optim.WarmupCosine", "torch.nn.Identity",
+        "torch.nn.MSELoss", "torch.optim.AdamW",
+    },
+}
+RESULT_KEYS: set[str] = {  # of cells/CELL/seedS/result.json
+    "cell", "config_sha256", "cost", "cost.images_per_second", "cost.macs", "cost.parameters",
+    "cost.peak_memory", "finished", "hardware", "metrics", "seconds", "seed", "study",
+    "versions",
+}
+STUDY_KEYS: set[str] = {  # of study.json
+    "axes", "baseline", "budget", "cells", "commit", "expect", "file", "hardware",
+    "higher_is_better", "metric", "name", "question", "seeds", "task", "versions",
+}
+VERBS: set[str] = {  # of every task
+    "fit", "predict", "test", "validate",
+}
+TOOLS: set[str] = {  # commands beside the tasks
+    "claims", "explain", "profile", "study",
+}
+# fmt: on
+
+TRAINER = {
+    "max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "accelerator": "cpu",
+    "devices": 1, "log_every_n_steps": 1,
+}  # fmt: skip
+DIGITS = {"class_path": "Digits", "init_args": {"image_size": 16, "batch_size": 8}}
+RESNET = {"class_path": "ResNet", "init_args": {"depth": 8, "width": 4}}
+RUNS: dict[str, dict[str, Any]] = {
+    "classifier": {"task": "classification", "data": DIGITS, "model": {"network": RESNET}},
+    "detr": {
+        "task": "detection",
+        "data": {
+            "class_path": "DigitScenes",
+            "init_args": {"scenes": 4, "val_scenes": 1, "batch_size": 2},
+        },
+        "model": {
+            "class_path": "DETRDetector",
+            "init_args": {
+                "network": {
+                    "class_path": "DETR",
+                    "init_args": {
+                        "num_queries": 6,
+                        "width": 8,
+                        "heads": 2,
+                        "encoder_layers": 1,
+                        "decoder_layers": 2,
+                        "hidden": 8,
+                        "backbone": RESNET,
+                    },
+                }
+            },
+        },
+    },
+    "sagan": {
+        "task": "generation",
+        "data": {"class_path": "DigitImages", "init_args": {"size": 16, "batch_size": 4}},
+        "model": {
+            "class_path": "SAGAN",
+            "init_args": {
+                "generator": {
+                    "class_path": "Generator",
+                    "init_args": {"size": 16, "width": 4, "attention_at": [8]},
+                },
+                "discriminator": {
+                    "class_path": "Discriminator",
+                    "init_args": {"size": 16, "width": 4},
+                },
+                "scorer": {"class_path": "Unscored"},
+            },
+        },
+    },
+    "unet": {
+        "task": "generation",
+        "data": {
+            "class_path": "DegradedDigits",
+            "init_args": {"size": 16, "batch_size": 4, "degradation": {"class_path": "Noise"}},
+        },
+        "model": {
+            "class_path": "ImageToImage",
+            "init_args": {
+                "network": {
+                    "class_path": "AttentionUNet",
+                    "init_args": {"width": 2, "depth": 2, "gated_levels": [1]},
+                },
+                "objective": {"class_path": "Restoration"},
+            },
+        },
+    },
+}
+STUDY = {
+    "study": {"question": "?", "metric": "val/top1", "baseline": "classifier", "seeds": [0]},
+    "base": "classifier.yaml",
+}
+
+
+def flags(task: str) -> set[str]:
+    """Of a task; the trainer's are Lightning's own."""
+    parser = make_parser(task, "fit", TASKS[task])
+    names = {action.dest for action in parser._actions if action.option_strings}
+    return {name for name in names if not name.startswith(("trainer", "==", "help", "print"))}
+
+
+def exports(room: str) -> set[str]:
+    return set(importlib.import_module(f"attention_vision.{room}").__all__)
+
+
+def class_paths(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if isinstance(path := config.get("class_path"), str):
+            yield path
+        for value in config.values():
+            yield from class_paths(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from class_paths(value)
+
+
+def keys(content: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Dotted keys; those of metrics, versions and cells are names of their own."""
+    for key, value in content.items():
+        yield f"{above}{key}"
+        if isinstance(value, dict) and key not in ("metrics", "versions", "cells", "axes"):
+            yield from keys(value, f"{above}{key}.")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs of each kind and a study of one run, trained for two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("surface")
+        patch.chdir(path)
+        patch.setattr(sys, "argv", ["attention-vision"])
+        for name, config in RUNS.items():
+            text = yaml.safe_dump({"threads": 1, "trainer": TRAINER, **config})
+            Path(f"{name}.yaml").write_text(text)
+            assert main([config["task"], "fit", "-c", f"{name}.yaml", "--run", name]) == 0
+        Path("study.yaml").write_text(yaml.safe_dump(STUDY))
+        assert main(["study", "run", "study.yaml"]) == 0
+        yield path
+
+
+def logged_keys(run: Path) -> set[str]:
+    """The columns of a run's metrics.csv; a layer's own are cut behind the name of the quantity."""
+    with (run / "metrics.csv").open(newline="") as file:
+        columns = next(csv.reader(file))
+    return {"/".join(column.split("/")[:2]) for column in columns}
+
+
+def saved_paths(run: Path) -> set[str]:
+    return set(class_paths(yaml.safe_load((run / "config.yaml").read_text())))
+
+
+def result_keys(study: Path) -> set[str]:
+    (file,) = study.glob("cells/*/seed0/result.json")
+    return set(keys(json.loads(file.read_text())))
+
+
+def study_keys(study: Path) -> set[str]:
+    return set(keys(json.loads((study / "study.json").read_text())))
+
+
+@pytest.mark.parametrize("task", FLAGS)
+def test_flags(task):
+    assert flags(task) == FLAGS[task]
+
+
+@pytest.mark.parametrize("room", EXPORTS)
+def test_exports(room):
+    assert exports(room) == EXPORTS[room]
+
+
+@pytest.mark.parametrize("run", LOGGED_KEYS)
+def test_logged_keys(run, folder):
+    assert logged_keys(folder / run) == LOGGED_KEYS[run]
+
+
+@pytest.mark.parametrize("run", CLASS_PATHS)
+def test_class_paths_in_saved_configs(run, folder):
+    assert saved_paths(folder / run) == CLASS_PATHS[run]
+
+
+def test_keys_of_a_study(folder):
+    assert result_keys(folder / "runs/studies/study") == RESULT_KEYS
+    assert study_keys(folder / "runs/studies/study") == STUDY_KEYS
+
+
+def test_commands_and_verbs():
+    assert set(help.VERBS) == VERBS
+    assert set(help.TOOLS) == TOOLS
+    assert set(TASKS) == set(FLAGS)
