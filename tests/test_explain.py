@@ -17,7 +17,7 @@ from torchvision.ops import clip_boxes_to_image
 from attention_vision.__main__ import main
 from attention_vision.attention import record_attention
 from attention_vision.backbones import ResNet
-from attention_vision.config.build import build
+from attention_vision.config.build import build_nodes
 from attention_vision.data.image_files import image_files, path_below
 from attention_vision.detection import AttentionRCNN
 from attention_vision.detection.attention_figures import proposal_attention
@@ -130,7 +130,7 @@ def build_run(run: Path, task: str, data: dict, model: dict) -> None:
     (run / "checkpoints").mkdir(parents=True)
     config = {"task": task, "data": data, "model": model}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    module = build({"model": model}, {"model": TASKS[task].nodes["model"]})["model"]
+    module = build_nodes({"model": model}, {"model": TASKS[task].nodes["model"]})["model"]
     redraw(module, 0)
     torch.save({"state_dict": module.state_dict()}, run / "checkpoints" / "best.ckpt")
 

@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 
 from attention_vision import classification
-from attention_vision.config.build import Node, build
+from attention_vision.config.build import Node, build_nodes
 from attention_vision.config.moved_paths import (
     MOVED_PATHS,
     RENAMED_CLASSES,
@@ -57,6 +57,6 @@ def test_a_config_with_an_old_name_builds(name):
     maps = {"class_path": name, "init_args": {"weight": 3.0}}
     config = {"distillation": {"teacher": "run", "maps": maps}}
     nodes = {"distillation": Node(classification.Distillation, chosen=False)}
-    built = build(config, nodes)["distillation"]
+    built = build_nodes(config, nodes)["distillation"]
     assert type(built.maps) is classification.AttentionMapDistillation
     assert built.maps.weight == 3.0

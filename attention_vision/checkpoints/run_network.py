@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from attention_vision.backbones import Backbone
 from attention_vision.checkpoints import load_official
 from attention_vision.checkpoints.load import read
-from attention_vision.config.build import Node, build
+from attention_vision.config.build import Node, build_nodes
 from attention_vision.errors import InputError
 from attention_vision.training.run_folder import best_or_last
 from attention_vision.yaml_json import read_yaml
@@ -37,7 +37,7 @@ def trained_classifier(run: Path) -> tuple[Backbone, dict[str, Any]]:
         )
     nodes = {"network": Node(Backbone)}
     try:
-        network = build(config.get("model") or {}, nodes)["network"]
+        network = build_nodes(config.get("model") or {}, nodes)["network"]
     except InputError as error:
         raise type(error)(f"{file}: {error}") from error
     load_official(network, trained_state(run))
@@ -51,7 +51,7 @@ def data_of_run(run: Path, config: dict[str, Any]) -> LightningDataModule:
         InputError: the data does not build.
     """
     try:
-        return build(config, {"data": Node(LightningDataModule)})["data"]
+        return build_nodes(config, {"data": Node(LightningDataModule)})["data"]
     except InputError as error:
         raise type(error)(f"{run / 'config.yaml'}: {error}") from error
 

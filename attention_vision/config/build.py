@@ -1,4 +1,4 @@
-"""The one place where a config becomes objects."""
+"""Objects from a config, for every reader of one."""
 
 from argparse import ArgumentError
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from attention_vision.errors import ConfigError, InputError
 
 @dataclass(frozen=True)
 class Node:
-    """What a key of a config builds.
+    """The class behind a key of a config.
 
     Args:
         kind: the class, or the base of those that may be named.
@@ -29,7 +29,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Link:
-    """A number that one object gives to the constructor of another.
+    """A number that one object passes to the constructor of another.
 
     Args:
         source: dotted path of the attribute, such as `data.num_classes`.
@@ -41,7 +41,7 @@ class Link:
 
 
 def add_nodes(parser: PlainParser, nodes: Mapping[str, Node], links: Iterable[Link] = ()) -> None:
-    """Adds the arguments of what is built to a parser, and the links between them."""
+    """Add the arguments of all classes to a parser, and the links between them."""
     for key, node in nodes.items():
         if node.chosen:
             parser.add_subclass_arguments(node.kind, key, fail_untyped=False, required=True)
@@ -52,10 +52,10 @@ def add_nodes(parser: PlainParser, nodes: Mapping[str, Node], links: Iterable[Li
 
 
 def instantiate(parser: PlainParser, config: Any) -> Any:
-    """Builds what a parsed config describes.
+    """Build the objects of a parsed config.
 
     Raises:
-        InputError: what a constructor refuses.
+        InputError: a constructor refuses its arguments.
     """
     try:
         return parser.instantiate(config)
@@ -63,16 +63,16 @@ def instantiate(parser: PlainParser, config: Any) -> Any:
         raise input_error(error) or InputError(" ".join(str(error).split())) from error
 
 
-def build(
+def build_nodes(
     config: Mapping[str, Any], nodes: Mapping[str, Node], links: Iterable[Link] = ()
 ) -> dict[str, Any]:
-    """Builds the keys `nodes` of a config that was read from a file.
+    """Build the objects behind some keys of a config that was read from a file.
 
     The random state of the caller stays as it is.
 
     Raises:
         ConfigError: the config does not parse.
-        InputError: what a constructor refuses.
+        InputError: a constructor refuses its arguments.
     """
     parser = ArgumentParser(exit_on_error=False)
     add_nodes(parser, nodes, links)

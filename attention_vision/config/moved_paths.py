@@ -70,7 +70,7 @@ RENAMED_CLASSES = {  # renamed in 0.2
 
 
 def current_path(path: str) -> str:
-    """Returns a class path as it reads today; what did not move is returned as it is."""
+    """Return the current form of a class path; a path that did not move is unchanged."""
     package, _, inside = path.partition(".")
     if package != "attention_vision":
         return path
@@ -81,7 +81,7 @@ def current_path(path: str) -> str:
 
 
 def with_current_paths(config: Any) -> Any:
-    """Copies a config with every class path in it as it reads today.
+    """Copy a config with all class paths in their current form.
 
     A value of a key `class_path` may also be a bare class name.
     """

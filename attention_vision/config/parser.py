@@ -20,7 +20,7 @@ dumping = ContextVar("dumping", default=False)
 
 
 def load(text: str) -> Any:
-    """Reads YAML as jsonargparse does, with every class path in it as it reads today."""
+    """Read YAML as jsonargparse does, with class paths of older versions replaced."""
     return with_current_paths(get_loader("yaml")(text))
 
 
@@ -93,7 +93,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 def parse_words(parser: ArgumentParser, words: list[str], roots: dict[str, type]) -> Namespace:
-    """Parses the words of a command line; `--weights` is short for `--model.weights`.
+    """Parse the words of a command line; `--weights` is short for `--model.weights`.
 
     Args:
         roots: the class behind `model`, `data` and `trainer`, see `messages.explain`.

@@ -83,7 +83,7 @@ class Parsed:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """Where a run is written, and the checkpoint it starts from; None for fresh weights."""
+    """Folder of a run, and the checkpoint it starts from; None for fresh weights."""
 
     folder: Path
     checkpoint: Path | None
@@ -91,8 +91,8 @@ class OpenRun:
 
 
 @dataclass(frozen=True)
-class Objects:
-    """What a config describes; `trainer` are the trainer's arguments, its callbacks built."""
+class Built:
+    """Objects of a config; `trainer` holds the trainer's arguments, with its callbacks built."""
 
     module: LightningModule
     data: LightningDataModule
@@ -102,16 +102,16 @@ class Objects:
 
 @dataclass(frozen=True)
 class Work:
-    """All that a verb needs."""
+    """Config, run folder, objects and trainer: the argument of every verb."""
 
     parsed: Parsed
     run: OpenRun
-    objects: Objects
+    objects: Built
     trainer: Trainer
 
 
 def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback] = ()) -> Work:
-    """Does all but the verb itself.
+    """Parse, choose the run folder, build the objects and the trainer.
 
     Args:
         name: a key of `TASKS`.
@@ -130,7 +130,7 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
 
 
 def parse(name: str, verb: str, words: list[str]) -> Parsed:
-    """Parses the files and flags of a command line.
+    """Parse the files and flags of a command line.
 
     Raises:
         ConfigError: they do not parse, or a file is of another task.
@@ -148,7 +148,7 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
 
 
 def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]:
-    """Reads files and flags in the order they are given, a flag as {dotted key: value}.
+    """Read files and flags in the order they are given, a flag as {dotted key: value}.
 
     Yields the file, None for a flag, and what it says.
     """
@@ -214,7 +214,7 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
 
 
 def open_run(parsed: Parsed) -> OpenRun:
-    """Chooses the run folder and the checkpoint to start from; writes nothing.
+    """Choose the run folder and the checkpoint to start from; nothing is written.
 
     The folder is that of `--run`, of the config, of the config's own place, or a new one.
 
@@ -274,8 +274,8 @@ def official_weights(config: Namespace) -> str | None:
     return (config.model.get("init_args") or config.model).get("weights")
 
 
-def build(parsed: Parsed, checkpoint: Path | None = None) -> Objects:
-    """Builds data, model and the trainer's callbacks; writes nothing.
+def build(parsed: Parsed, checkpoint: Path | None = None) -> Built:
+    """Build data, model and the trainer's callbacks; nothing is written.
 
     Args:
         checkpoint: whose weights have to fit the model.
@@ -296,11 +296,11 @@ def build(parsed: Parsed, checkpoint: Path | None = None) -> Objects:
     if config.compile:
         for name in filter(partial(hasattr, built.model), parsed.task.networks):
             getattr(built.model, name).compile(backend=config.compile)  # in place: its names stay
-    return Objects(built.model, built.data, built.trainer, built.claim)
+    return Built(built.model, built.data, built.trainer, built.claim)
 
 
 def settle_classes(parsed: Parsed, module: LightningModule, data: Any) -> None:
-    """Puts the data's number of classes into the config, so that `load_run` needs no data.
+    """Put the data's number of classes into the config, so that `load_run` needs no data.
 
     Raises:
         InputError: the config names another number, which the link to the data would hide.
@@ -325,7 +325,7 @@ def settle_classes(parsed: Parsed, module: LightningModule, data: Any) -> None:
 
 
 def make_trainer(
-    parsed: Parsed, run: OpenRun, objects: Objects, callbacks: Sequence[Callback] = ()
+    parsed: Parsed, run: OpenRun, objects: Built, callbacks: Sequence[Callback] = ()
 ) -> Trainer:
     """The trainer of the config, with the run folder's own loggers and callbacks.
 
@@ -375,7 +375,7 @@ def make_trainer(
 
 
 def fit(work: Work) -> None:
-    """Trains; writes the run folder."""
+    """Train; the run folder is written."""
     for line in work.parsed.notices:
         say(line)
     say(parameter_count(work.objects.module))
@@ -389,7 +389,7 @@ def fit(work: Work) -> None:
 
 
 def evaluate(work: Work) -> None:
-    """Validates or tests; writes RUN/VERB.json."""
+    """Validate or test; RUN/VERB.json is written."""
     parsed, trainer = work.parsed, work.trainer
     if work.run.checkpoint:
         say(f"checkpoint: {work.run.checkpoint}")
@@ -409,7 +409,7 @@ def evaluate(work: Work) -> None:
 
 
 def predict(work: Work) -> None:
-    """Applies the network to images; what is written is the task's own."""
+    """Apply the network to images; the task writes its own files."""
     if work.run.checkpoint:
         say(f"checkpoint: {work.run.checkpoint}")
     with running(work):
@@ -419,7 +419,7 @@ def predict(work: Work) -> None:
 
 @contextmanager
 def running(work: Work) -> Iterator[None]:
-    """Inside, the trainer works; its failure leaves no folder behind that contains nothing."""
+    """Context in which the trainer works; a failed start leaves no empty run folder."""
     trainer = work.trainer
     # Not by argument, of which `setup` would not know: it then leaves `weights` unread.
     trainer.ckpt_path = work.run.checkpoint
@@ -439,7 +439,7 @@ def running(work: Work) -> Iterator[None]:
 
 
 def remove_start(folder: Path) -> None:
-    """Removes a run folder that contains no more than the config of a start that failed."""
+    """Remove a run folder that contains only the config of a failed start."""
     if all(path.name == "config.yaml" for path in folder.glob("*")):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -477,7 +477,7 @@ def evaluate_again(work: Work, verb: Any, backend: Any) -> dict[str, float]:
 
 
 def print_fp8(rounded: dict[str, float], exact: dict[str, float]) -> None:
-    """What fp8 attention changes in each metric."""
+    """Print each metric in fp8 and in fused attention, and the difference."""
     rows = [["attention in", "fp8", "fused", "difference"]]
     for key, value in exact.items():
         change = rounded[key] - value

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from attention_vision.config.build import build
+from attention_vision.config.build import build_nodes
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.training.run_folder import best_or_last, find_checkpoint, read_state
@@ -44,7 +44,7 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
     arguments = config["model"].get("init_args", {}) if task.choose_model else config["model"]
     if "weights" in arguments:
         arguments["weights"] = None
-    module = build(config, {"model": task.nodes["model"]})["model"]
+    module = build_nodes(config, {"model": task.nodes["model"]})["model"]
     module.load_state_dict(read_state(file, module))
     return module.eval()
 
@@ -56,7 +56,7 @@ def load_data(folder: str | Path) -> LightningDataModule:
         InputError: the folder does not contain a run, or its data does not build.
     """
     config, task = read_run(Path(folder))
-    return build(config, {"data": task.nodes["data"]})["data"]
+    return build_nodes(config, {"data": task.nodes["data"]})["data"]
 
 
 def read_run(run: Path) -> tuple[dict[str, Any], Task]:
@@ -110,8 +110,8 @@ def load_experiment(file: str | Path) -> Experiment:
     task, known = TASKS[config["task"]], False
     try:
         with suppress(InputError):  # its folders are not here
-            known = build(config, {"data": task.nodes["data"]})["data"].num_classes >= 0
-        built = build(config, task.nodes, task.links if known else ())
+            known = build_nodes(config, {"data": task.nodes["data"]})["data"].num_classes >= 0
+        built = build_nodes(config, task.nodes, task.links if known else ())
     except InputError as error:
         raise type(error)(f"{file}: {error}") from error
     return Experiment(task, built["model"], built["data"], known)
