@@ -127,7 +127,7 @@ WRONG_FILES = [
     (
         "class_path: ViT",
         "class_path: torch.nn.Linear",
-        "is no Backbone; known: CCT, EfficientNet, ResNet, Swin, ViT",
+        "is not a Backbone; known: CCT, EfficientNet, ResNet, Swin, ViT",
     ),
     ("class_path: ViT", "class_pth: ViT", "did you mean model.network.class_path?"),
     ("class_path: ViT", "class_path: ViT\n    depth: 3", "depth stands beside class_path"),
@@ -259,7 +259,7 @@ def test_two_processes_tell_bad_data_once():
         ("--ckpt_path last", "--ckpt_path last: of which run?"),
         ("--ckpt_path last --run nowhere", "no checkpoint nowhere/checkpoints/last.ckpt"),
         ("--run experiment.yaml", "--run experiment.yaml is a file: give the folder of the run"),
-        ("--claim.source x --claim.metric top1 --claim.reported 1", "'top1' is no logged key"),
+        ("--claim.source x --claim.metric top1 --claim.reported 1", "'top1' is not a logged key"),
     ],
 )
 def test_bad_input_in_one_line(flags, line, capsys):

@@ -97,7 +97,9 @@ def import_failure(class_path: str) -> str | None:
     own = [key for key, value in vars(module).items() if defined_in(value, module)]
     near = nearest(name, own)
     hint = f"did you mean {near}?" if near else choices(own)
-    return f"{getattr(module, '__file__', module_path)} has no class {name}; {hint}"
+    if hasattr(module, "__path__"):  # a package, whose classes lie in its files
+        return f"there is no class {class_path}; {hint}"
+    return f"{module.__file__} has no class {name}; {hint}"
 
 
 def reason_and_line(error: Exception) -> str:
@@ -109,7 +111,8 @@ def reason_and_line(error: Exception) -> str:
 
 
 def defined_in(value: object, module: ModuleType) -> bool:
-    return isinstance(value, type) and value.__module__ == module.__name__
+    """Whether a value is a class of a module, or one that a package exports."""
+    return isinstance(value, type) and f"{value.__module__}.".startswith(f"{module.__name__}.")
 
 
 def wrong_kind(text: str, path: str) -> str | None:
@@ -276,7 +279,7 @@ def import_class(path: str) -> type:
 
 
 def accepted_classes(text: str, path: str, roots: dict[str, type]) -> list[str]:
-    """Names of the classes that the key accepts: this package's, or where it has none all."""
+    """Names of the imported classes that the key accepts, those of this package first."""
     if path in roots:
         bases = {roots[path]}
     else:
@@ -285,8 +288,7 @@ def accepted_classes(text: str, path: str, roots: dict[str, type]) -> list[str]:
         hints = typing.get_type_hints(owner.__init__)
         bases = classes_in(hints.get(path.rpartition(".")[2]))
     found = [cls for base in bases for cls in subclasses(base) if not cls.__name__.startswith("_")]
-    ours = [cls for cls in found if cls.__module__.startswith("attention_vision")]
-    found = sorted(ours or found, key=lambda cls: cls.__name__)
+    found.sort(key=lambda cls: (not cls.__module__.startswith("attention_vision"), cls.__name__))
     return list(dict.fromkeys(cls.__name__ for cls in found))
 
 
@@ -309,7 +311,7 @@ def subclasses(base: type) -> set[type]:
 def nearest(given: str, known: Iterable[str]) -> str | None:
     """The most similar of the known names, case ignored; None where nothing is near."""
     lower = {name.lower(): name for name in reversed(list(known))}
-    near = get_close_matches(given.lower(), lower, n=1)
+    near = get_close_matches(given.lower(), lower, n=1, cutoff=0.65)
     return lower[near[0]] if near else None
 
 
