@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from attention_vision.cli import explain, profile
+from attention_vision.runs.command import parse
+
 DEMO = Path(__file__).parents[1] / "experiments" / "demo"
 
 
@@ -134,6 +137,16 @@ def test_the_demo_names_files_that_exist_and_jobs_that_come_before(driver):
         configs = [word for word in one.words if word.endswith(".yaml")]
         assert all(Path(config).is_file() for config in configs)
     assert set(driver.report.RUNS) < set(names)
+
+
+def test_the_demo_gives_options_that_exist(driver):
+    words = {one.name: one.words[3:] for one in driver.demo(Path("runs/demo"))}
+    assert (words["costs"][0], words["attention"][0]) == ("profile", "explain")
+    profile.parser().parse_args(words["costs"][1:])
+    explain.parser().parse_args(words["attention"][1:])
+    for run in driver.report.RUNS:
+        task, verb, *options = words[run]
+        parse(task, verb, options)
 
 
 def test_report_of_the_runs_that_are_done(driver, tmp_path):

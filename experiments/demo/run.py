@@ -53,7 +53,7 @@ def demo(folder: Path) -> list[Job]:
     """Commands of the demo; of those that could start, the first one does."""
     classifier = folder / "se_resnet_digits"
     configs = [CONFIGS / f"{run}.yaml" for run in report.RUNS]
-    costs = ["--threads", 1, "--batch-size", 64, "--csv", folder / report.COSTS, *configs]
+    costs = ["--threads", 1, "--batch_size", 64, "--csv", folder / report.COSTS, *configs]
 
     def command(*words: object) -> list[str]:
         return [sys.executable, "-m", "attention_vision", *map(str, words)]
@@ -180,13 +180,16 @@ def main(folder: Path) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(plan(jobs, cores or 1), flush=True)
     done: list[str] = []
+    pictures: list[Path] = []
 
     def finished(name: str) -> None:
         done.append(name)
         seconds = time.monotonic() - start
         print(f"{name} finished, {seconds:.0f} s after the start", flush=True)
         for file in report.write(folder, done):
-            print(f"written: {file}", flush=True)
+            if file not in pictures:
+                pictures.append(file)
+                print(f"a picture: {file}", flush=True)
 
     try:
         run(jobs, cores or 1, finished)
