@@ -67,12 +67,12 @@ def demo(folder: Path) -> list[Job]:
             fit("classification", "se_resnet_digits"),
         ),
         Job(
-            "vit_digits", "train ViT to classify digits", 60,
+            "vit_digits", "train ViT to classify digits", 65,
             fit("classification", "vit_digits"),
         ),
         Job(
             "detr_digits", "train DETR to find digits in scenes, from the SE-ResNet's weights",
-            130,
+            150,
             fit("detection", "detr_digits", "--model.backbone_weights", classifier),
             ("se_resnet_digits",),
         ),
@@ -83,7 +83,7 @@ def demo(folder: Path) -> list[Job]:
         ),
         Job(
             "sagan_digits", "train SAGAN to draw digits, which the SE-ResNet judges",
-            90,
+            100,
             fit("generation", "sagan_digits", "--model.scorer.run", classifier),
             ("se_resnet_digits",),
         ),
