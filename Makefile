@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUNS := runs/demo
-FIT := $(BIN)/attention-vision classification fit
 
 .PHONY: help setup demo test lint bench docs house
 
@@ -13,13 +12,8 @@ help:  ## show this list
 setup: $(VENV)/.demo  ## make .venv with the package and the demo's data
 	@echo "ready: source $(BIN)/activate; attention-vision --help"
 
-demo: $(VENV)/.demo  ## classify digits, find them in scenes, make new ones: about 10 minutes on 2 cores
-	@rm -rf $(RUNS)
-	$(FIT) -c experiments/demo/vit_digits.yaml --run $(RUNS)/vit_digits
-	$(FIT) -c experiments/demo/se_resnet_digits.yaml --run $(RUNS)/se_resnet_digits
-	$(BIN)/attention-vision detection fit -c experiments/demo/detr_digits.yaml --run $(RUNS)/detr_digits
-	$(BIN)/attention-vision generation fit -c experiments/demo/sagan_digits.yaml --run $(RUNS)/sagan_digits
-	$(BIN)/python experiments/demo/report.py $(RUNS)
+demo: $(VENV)/.demo  ## classify digits, find them in scenes, draw new ones: about 4 minutes on 2 cores
+	$(BIN)/python experiments/demo/run.py $(RUNS)
 
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest

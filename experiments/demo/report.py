@@ -1,171 +1,183 @@
-"""Tables of the demos' models, and pictures of what they look at.
+"""Tables and pictures of the demo's runs, and one page that contains all of them.
 
 python experiments/demo/report.py runs/demo
+
+Metrics are those that a run logged for its best checkpoint, pictures those of its last validation.
+`attention-vision profile` measured size and speed (costs.csv); `attention-vision explain` drew
+where the generator looked.
 """
 
+import csv
 import sys
-import time
-from collections.abc import Callable
+from base64 import b64encode
+from collections.abc import Collection
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
-import numpy as np
-import torch
-from lightning.pytorch import LightningModule
 from PIL import Image
-from torch import Tensor
-from torchvision.ops import box_convert
+from tabulate import tabulate
 
-from attention_vision.classification import Digits
-from attention_vision.classification.figures import saliency_maps
-from attention_vision.detection import COCOAveragePrecision, DetectionData, DigitScenes
-from attention_vision.detection.attention_figures import attention_sheet
-from attention_vision.detection.figures import to_pil
-from attention_vision.detection.panel import panel
-from attention_vision.generation import SAGAN, ClassifierEvaluator, DigitImages
-from attention_vision.generation.gan import figures as generated
-from attention_vision.runs import load_run
-from attention_vision.visualization.drawing import overlay, rgb, sheet
+from attention_vision.report.html import STYLE
+from attention_vision.yaml_json import write_atomically
 
-CLASSIFIERS = {"ViT": "vit_digits", "SE-ResNet-8": "se_resnet_digits"}
-DETECTOR = "detr_digits"
-GENERATOR = "sagan_digits"
+COSTS, PAGE, TITLE = "costs.csv", "index.html", "Attention in digits"
+RUN_PICTURES = "{}/pictures/val_{}_*.png"
 
 
-def speed(forward: Callable[[], object], images: int, repeats: int = 5) -> float:
-    """Images per second of a forward pass, the median of some runs."""
-    forward()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        forward()
-        seconds.append(time.perf_counter() - start)
-    return images / float(np.median(seconds))
+@dataclass(frozen=True)
+class Section:
+    """A task of the demo.
+
+    Attributes:
+        title: of its table.
+        models: name of a run -> name of its model.
+        metrics: start of a logged key -> name of a column and format of a number. The largest
+            value of the first one chose the best checkpoint.
+        pictures: name of a file -> caption, and patterns of the pictures that it shows, one below
+            the other; of a pattern the last file.
+        jobs: besides the runs, that have to be done.
+    """
+
+    title: str
+    models: dict[str, str]
+    metrics: dict[str, tuple[str, str]]
+    pictures: dict[str, tuple[str, ...]]
+    jobs: tuple[str, ...] = ()
 
 
-def size(model: LightningModule) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+SECTIONS = (
+    Section(
+        "355 held-out digits",
+        {"vit_digits": "ViT", "se_resnet_digits": "SE-ResNet-8"},
+        {"val/top1": ("accuracy", "{:.2%}")},
+        {
+            "where_they_look.png": (
+                "Where each classifier looks: above ViT, below SE-ResNet-8",
+                RUN_PICTURES.format("vit_digits", "panel"),
+                RUN_PICTURES.format("se_resnet_digits", "panel"),
+            )
+        },
+    ),
+    Section(
+        "200 held-out scenes of digits",
+        {"detr_digits": "DETR"},
+        {"val/ap": ("AP", "{:.3f}"), "val/ap50": ("AP50", "{:.3f}")},
+        {
+            "boxes.png": (
+                "What DETR finds; in white what there is",
+                RUN_PICTURES.format("detr_digits", "panel"),
+            ),
+            "what_queries_attend_to.png": (
+                "What the queries of the best detections attend to",
+                RUN_PICTURES.format("detr_digits", "attention"),
+            ),
+        },
+    ),
+    Section(
+        "2000 generated digits, as SE-ResNet-8 sees them (at best a score of 10)",
+        {"sagan_digits": "SAGAN"},
+        {"val/score": ("score", "{:.2f}"), "val/classifier_accuracy": ("recognised", "{:.1%}")},
+        {
+            "generated_digits.png": (
+                "What SAGAN draws, a class in each row",
+                RUN_PICTURES.format("sagan_digits", "samples"),
+            ),
+            "where_the_generator_looked.png": (
+                "Where the generator looked from the green points",
+                "sagan_digits/explained/generated.png",
+            ),
+        },
+        ("attention",),
+    ),
+)
+RUNS = [run for section in SECTIONS for run in section.models]
 
 
-def classification(folder: Path) -> Path:
-    """Prints accuracy, size and speed; returns the picture of where each model looks."""
-    data = Digits(image_size=32, batch_size=1000)
-    data.setup("validate")
-    images, labels = next(iter(data.val_dataloader()))
-    print(f"\n{len(images)} held-out digits, 1 thread\n")
-    print(f"{'model':<14}{'accuracy':>10}{'parameters':>12}{'images/s':>10}")
-    models = {name: load_run(folder / run) for name, run in CLASSIFIERS.items()}
-    for name, model in models.items():
-        with torch.inference_mode():
-            right = (model(images).argmax(1) == labels).float().mean().item()
-            rate = speed(lambda model=model: model(images), len(images))
-        print(f"{name:<14}{right:>10.2%}{size(model):>12,}{rate:>10,.0f}")
-
-    first = [int((labels == digit).nonzero()[0]) for digit in range(10)]
-    file = folder / "where_they_look.png"
-    Image.fromarray(where_they_look(models, images[first], labels[first])).save(file)
-    return file
-
-
-def where_they_look(
-    models: dict[str, LightningModule], images: Tensor, labels: Tensor
-) -> np.ndarray:
-    """One digit of each class, and below it where each model looks and what it reads."""
-    rows, titles, names = [rgb(images)], [[str(n) for n in labels.tolist()]], ["held-out digits"]
-    for name, model in models.items():
-        maps, kind = saliency_maps(model.network, images)
-        chances, classes = model(images).detach().softmax(1).max(1)
-        rows.append(overlay(images, maps))
-        pairs = zip(classes.tolist(), chances.tolist(), strict=True)
-        titles.append([f"{digit} ({chance:.0%})" for digit, chance in pairs])
-        names.append(f"{name}\n{kind}")
-    return sheet(rows, titles, names)
-
-
-def average_precision(model: LightningModule, data: DetectionData) -> dict[str, float]:
-    """Of the held-out scenes, in the data's batches."""
-    metric = COCOAveragePrecision()
-    with torch.inference_mode():
-        for index, batch in enumerate(data.val_dataloader()):
-            metric.update(model.predict_step(batch, index), batch[2])
-    return metric.compute()
-
-
-def detection(folder: Path) -> list[Path]:
-    """Prints AP, size and speed; returns pictures of boxes and of what queries attend to."""
-    data: DetectionData = DigitScenes(batch_size=50)
-    data.setup("validate")
-    model = load_run(folder / DETECTOR)
-    images, padding_mask, targets = next(iter(data.val_dataloader()))
-    numbers = average_precision(model, data)
-    with torch.inference_mode():
-        rate = speed(lambda: model.detect(images, padding_mask), len(images))
-    print(f"\n{len(data.val_images)} held-out scenes of digits\n")
-    print(f"{'model':<14}{'AP':>10}{'AP50':>10}{'parameters':>12}{'images/s':>10}")
-    print(
-        f"{'DETR':<14}{numbers['ap']:>10.3f}{numbers['ap50']:>10.3f}{size(model):>12,}{rate:>10,.0f}"
-    )
-    print("\nAP by the batch that scenes are evaluated in (all are of one size: nothing is padded)")
-    for mask_padding in (False, True):
-        model.network.mask_padding = mask_padding
-        words = []
-        for data.batch_size in (1, 8):
-            words.append(f"batch {data.batch_size}: {average_precision(model, data)['ap']:.4f}")
-        print(f"  mask_padding {str(mask_padding).lower():<8}{'   '.join(words)}")
-    model.network.mask_padding = False
-
-    names = list(data.class_names)
-    with torch.inference_mode():
-        pictures = [to_pil(pixels) for pixels in rgb(images[:6])]
-        truths = [box_convert(target["boxes"], "cxcywh", "xyxy") for target in targets[:6]]
-        found = model.detect(images[:6], padding_mask[:6])
-        boxes = panel(pictures, found, truths, names, threshold=0.5)
-        queries = attention_sheet(model.network, images[0], padding_mask[0], names)
-    files = [folder / "boxes.png", folder / "what_queries_attend_to.png"]
-    for file, picture in zip(files, (boxes, queries), strict=True):
-        Image.fromarray(picture).save(file)
+def write(folder: Path, done: Collection[str]) -> list[Path]:
+    """Write the page and its pictures, as far as jobs are done; return the pictures' paths."""
+    parts, files = [f"<h1>{TITLE}</h1>"], []
+    for section in finished(done):
+        table = tabulate(rows(folder, section), "keys", "html", disable_numparse=True)
+        parts += [f"<h2>{escape(section.title)}</h2>", f'<div class="scroll">{table}</div>']
+        for name, (caption, *patterns) in section.pictures.items():
+            files.append(folder / name)
+            stacked([sorted(folder.glob(pattern))[-1] for pattern in patterns]).save(files[-1])
+            source = f"data:image/png;base64,{b64encode(files[-1].read_bytes()).decode()}"
+            image = f'<img src="{source}" alt="{caption}">'
+            parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+    page = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<link rel="icon" href="data:,">\n<title>{TITLE}</title>\n<style>{STYLE}',
+        "figure { max-width: none; margin: 1.5rem 0; } img { max-width: 100%; }",
+        "</style>\n</head>\n<body>\n<main>",
+        *parts,
+        "</main>\n</body>\n</html>\n",
+    ]
+    write_atomically(folder / PAGE, "\n".join(page))
     return files
 
 
-def generation(folder: Path, count: int = 2000) -> list[Path]:
-    """Prints what the classifier says of generated digits; returns a sample sheet and attention."""
-    model: SAGAN = load_run(folder / GENERATOR)
-    evaluator = ClassifierEvaluator(run=str(folder / CLASSIFIERS["SE-ResNet-8"]), samples=count)
-    evaluator.prepare(DigitImages(size=model.average.size), "cpu")
-    with torch.inference_mode():
-        for indices in evaluator.batches(100):
-            labels = indices % model.average.num_classes
-            evaluator.update(model.draw(indices, labels), labels, indices)
-        rate = speed(lambda: model.draw(torch.arange(100), torch.arange(100) % 10), 100)
-    numbers = {key.split("_se_resnet")[0]: value for key, value in evaluator.compute().items()}
-    score, right = numbers["classifier_score"], numbers["classifier_accuracy"]
-    print(f"\n{count} generated digits, as SE-ResNet-8 sees them (at best a score of 10)\n")
-    print(f"{'model':<14}{'score':>10}{'recognised':>11}{'parameters':>12}{'images/s':>10}")
-    parameters = sum(parameter.numel() for parameter in model.average.parameters())
-    print(f"{'SAGAN':<14}{score:>10.2f}{right:>11.1%}{parameters:>12,}{rate:>10,.0f}")
-
-    labels = torch.arange(10)
-    with torch.inference_mode():
-        digits = generated.grid(generated.sample_rows(model, 10), 10)
-        noise = model.noise(torch.arange(10))
-        points = model.attention_points
-        attention = generated.attention_sheet(
-            model.average, noise, labels, points, [str(label) for label in labels.tolist()]
+def text(folder: Path, done: Collection[str]) -> str:
+    """The tables, and where the pictures are."""
+    parts = []
+    for section in finished(done):
+        table = tabulate(
+            rows(folder, section), "keys", "plain", disable_numparse=True, stralign="right"
         )
-    files = [folder / "generated_digits.png", folder / "where_the_generator_looked.png"]
-    for file, picture in zip(files, (digits, attention), strict=True):
-        Image.fromarray(picture).save(file)
-    return files
+        pictures = [f"{one[0]}: {folder / name}" for name, one in section.pictures.items()]
+        parts += [section.title, "", table, "", *pictures, ""]
+    return "\n".join(parts)
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)  # as the runs: where cores are busy a second thread costs time
-    looks = classification(folder)
-    boxes, queries = detection(folder)
-    digits, attention = generation(folder)
-    print(f"\nwhere each classifier looks: {looks}")
-    print(f"what DETR finds: {boxes}\nwhere its queries look: {queries}")
-    print(f"what SAGAN makes: {digits}\nwhere it looked: {attention}")
+def finished(done: Collection[str]) -> list[Section]:
+    """Sections whose runs and other jobs are done."""
+    return [one for one in SECTIONS if set(done).issuperset((*one.models, *one.jobs))]
+
+
+def rows(folder: Path, section: Section) -> list[dict[str, str]]:
+    """Rows of a section's table, a model each; size and speed where they were measured."""
+    costs = {row["name"]: row for row in read(folder / COSTS)}
+    table = []
+    for run, model in section.models.items():
+        metrics, row = best(folder / run, next(iter(section.metrics))), {"model": model}
+        for start, (column, form) in section.metrics.items():
+            row[column] = form.format(next(v for k, v in metrics.items() if k.startswith(start)))
+        if cost := costs.get(run) or costs.get(f"{run}, generator"):
+            row["parameters"] = f"{int(cost['parameters']):,}"
+            row["images/s"] = f"{float(cost['images_per_second']):,.0f}"
+        table.append(row)
+    return table
+
+
+def best(run: Path, key: str) -> dict[str, float]:
+    """The logged numbers of the best checkpoint: the row with the largest value of `key`."""
+    measured = [row for row in read(run / "metrics.csv") if row[key]]
+    row = max(measured, key=lambda row: float(row[key]))
+    return {name: float(cell) for name, cell in row.items() if cell}
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file; none where there is no file."""
+    if not file.is_file():
+        return []
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def stacked(files: list[Path]) -> Image.Image:
+    """Pictures one below the other."""
+    parts = [Image.open(file) for file in files]
+    size = max(part.width for part in parts), sum(part.height for part in parts)
+    page, top = Image.new("RGB", size, "white"), 0
+    for part in parts:
+        page.paste(part, (0, top))
+        top += part.height
+    return page
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    demo, every = Path(sys.argv[1]), [*RUNS, "attention"]
+    write(demo, every)
+    print(text(demo, every))
