@@ -19,7 +19,6 @@ from PIL import Image
 from tabulate import tabulate
 
 from attention_vision.report.html import STYLE
-from attention_vision.yaml_json import write_atomically
 
 COSTS, PAGE, TITLE = "costs.csv", "index.html", "Attention in digits"
 RUN_PICTURES = "{}/pictures/val_{}_*.png"
@@ -115,7 +114,7 @@ def write(folder: Path, done: Collection[str]) -> list[Path]:
         *parts,
         "</main>\n</body>\n</html>\n",
     ]
-    write_atomically(folder / PAGE, "\n".join(page))
+    (folder / PAGE).write_text("\n".join(page))
     return files
 
 

@@ -216,7 +216,9 @@ def test_other_classes_and_heads_start_from_the_rest_of_torchvisions():
 
 @pytest.mark.parametrize("build", [fasterrcnn_resnet50_fpn_v2, maskrcnn_resnet50_fpn])
 def test_torchvisions_other_detectors_are_refused(build):
-    with pytest.raises(InputError, match=r"Faster R-CNN of torchvision\) does not fit .* not in the model"):
+    with pytest.raises(
+        InputError, match=r"Faster R-CNN of torchvision\) does not fit .* not in the model"
+    ):
         load_official(plain(), build(**EMPTY).state_dict())
 
 
