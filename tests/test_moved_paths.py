@@ -4,7 +4,7 @@ from importlib import import_module
 
 import pytest
 
-from attention_vision import classification
+from attention_vision import classification, detection
 from attention_vision.config.build import Node, build_nodes
 from attention_vision.config.moved_paths import (
     MOVED_PATHS,
@@ -26,7 +26,7 @@ def test_each_row_of_a_class_leads_to_one_that_exists(old):
 def test_a_renamed_class_is_found_by_either_name(old, new):
     homes = [import_module(f"attention_vision.{module}") for module in MODULES]
     assert any(hasattr(home, new) for home in homes)
-    assert not any(hasattr(home, old) for home in homes)
+    assert not any(old in vars(home) for home in homes)
     moved = {path.rpartition(".")[2] for path in MOVED_PATHS}
     assert old in moved  # by its full path, too
 
@@ -60,3 +60,12 @@ def test_a_config_with_an_old_name_builds(name):
     built = build_nodes(config, nodes)["distillation"]
     assert type(built.maps) is classification.AttentionMapDistillation
     assert built.maps.weight == 3.0
+
+
+@pytest.mark.parametrize("room", [classification, detection], ids=lambda room: room.__name__)
+def test_imports_by_old_names_still_work(room):
+    for old, new in room.RENAMED.items():
+        with pytest.warns(DeprecationWarning, match=f"{old} is {new} since 0.2"):
+            assert getattr(room, old) is getattr(room, new)
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = room.Nothing

@@ -1,5 +1,7 @@
 """Image classification: `Classifier` trains any backbone on any `ClassificationData`."""
 
+import warnings
+
 from attention_vision.classification.attention_transfer import (
     AttentionMapDistillation,
     AttentionTransfer,
@@ -36,3 +38,18 @@ __all__ = [
     "ImageNet",
     "ImageNetAugmentation",
 ]
+
+RENAMED = {  # name of 0.1 -> name of today
+    "ActivationTransfer": "AttentionTransfer",
+    "Photographs": "ImageNetAugmentation",
+    "RowTransfer": "AttentionMapDistillation",
+    "SmallImages": "CIFARAugmentation",
+}
+
+
+def __getattr__(name: str) -> type:
+    """Find a class by its name in version 0.1, with a warning."""
+    if name not in RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{name} is {RENAMED[name]} since 0.2", DeprecationWarning, stacklevel=2)
+    return globals()[RENAMED[name]]

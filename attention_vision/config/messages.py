@@ -19,6 +19,8 @@ from types import ModuleType
 
 from jsonargparse import ArgumentParser
 
+from attention_vision.config.moved_paths import RENAMED_CLASSES
+
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")  # what a node that chooses a class may hold
 
 
@@ -216,6 +218,8 @@ def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
             None  # a word where a number was meant, in a key that takes either a number or a class
         )
     hint = f"did you mean {near}?" if near else choices(classes)
+    if found[1] in RENAMED_CLASSES:
+        return f"{path}: {found[1]} is {RENAMED_CLASSES[found[1]]} since version 0.2"
     own = "" if near or "." in found[1] else f"; a class of your own is FILE.{found[1]}"
     return f"{path}: there is no class {found[1]}; {hint}{own}"
 

@@ -1,5 +1,7 @@
 """Object detection: DETR and Attention R-CNN behind one LightningModule, data and metric."""
 
+import warnings
+
 from attention_vision.detection.attention_rcnn import (
     AttentionBoxHead,
     AttentionRCNN,
@@ -31,3 +33,15 @@ __all__ = [
     "RCNNDetector",
     "SetCriterion",
 ]
+
+RENAMED = {  # name of 0.1 -> name of today
+    "Scales": "DETRAugmentation",
+}
+
+
+def __getattr__(name: str) -> type:
+    """Find a class by its name in version 0.1, with a warning."""
+    if name not in RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{name} is {RENAMED[name]} since 0.2", DeprecationWarning, stacklevel=2)
+    return globals()[RENAMED[name]]
