@@ -99,7 +99,7 @@ def read_study(path: str | Path) -> MeasuredStudy:
         InputError: the path does not exist, is not a study, is damaged or contradicts itself.
     """
     path = Path(path)
-    if path.name == "study.json":
+    if path.name == "study.json" and (path.parent / "cells").is_dir():
         path = path.parent
     if path.is_dir():
         if not (path / "study.json").is_file():
@@ -169,7 +169,8 @@ def read_results_file(file: Path) -> MeasuredStudy:
     results = [parse_result(one, file) for one in require(content, "runs", list, file)]
     seeds = list(dict.fromkeys(result.seed for result in results))
     seeds = sorted(seeds, key=lambda seed: -1 if seed is None else seed)
-    cells = list(dict.fromkeys(result.cell for result in results))
+    planned = [str(cell) for cell in plan.get("cells") or []]  # of which some may have no results
+    cells = list(dict.fromkeys([*planned, *(result.cell for result in results)]))
     present = {(result.cell, result.seed) for result in results}
     exact = {result.cell for result in results if result.seed is None}
     waiting = {

@@ -50,6 +50,9 @@ def results_content(
     versions: dict[str, str] = {}
     for result in finished:
         versions |= result["versions"]
+    about = {key: plan[key] for key in ABOUT}
+    if any(cell not in {one["cell"] for one in finished} for cell in plan["cells"]):
+        about["cells"] = list(plan["cells"])  # expectations may name those without a result
     content = {
         "what": {"title": plan["question"], "experiment": plan["file"], "data": name},
         "command": [f"attention-vision study run {plan['file']}"],
@@ -57,7 +60,7 @@ def results_content(
         "date": max(datetime.fromisoformat(one["finished"]) for one in finished).date().isoformat(),
         "hardware": "; ".join(dict.fromkeys(one["hardware"] for one in finished)),
         "versions": versions,
-        "study": {key: plan[key] for key in ABOUT},
+        "study": about,
         "budget": plan["budget"],
         "runs": [
             {key: one[key] for key in ("cell", "seed", "metrics", "seconds", "cost")}

@@ -72,3 +72,15 @@ def test_it_is_exported(folder, tmp_path):
     file = tmp_path / "results.json"
     assert main(["study", "export", str(folder), "--results", str(file)]) == 0
     assert len(read_study(file).results) == 4
+
+
+def test_an_export_without_all_cells_is_read(folder, tmp_path, capsys):
+    """As of a study that ran with --only; its expectations name the other cell."""
+    shutil.rmtree(folder / "cells" / "se")
+    file = tmp_path / "study.json"  # a name like that of the folder's plan
+    assert main(["study", "export", str(folder), "--results", str(file)]) == 0
+    study = read_study(file)
+    assert study.cells == ["none", "se"]
+    assert set(study.waiting) == {("se", 0), ("se", 1)}
+    assert main(["study", "report", str(file), "--out", str(tmp_path / "report")]) == 0
+    assert "missing: se, seeds 0, 1" in capsys.readouterr().out
