@@ -43,7 +43,7 @@ from attention_vision.config.parser import (
     parse_words,
 )
 from attention_vision.errors import ConfigError, InputError
-from attention_vision.report.text_table import aligned
+from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.training.logging import RunFolderLogger
 from attention_vision.training.metrics_csv import MetricsCSV
@@ -376,14 +376,14 @@ def make_trainer(
 
 def fit(work: Work) -> None:
     """Train; the run folder is written."""
+    module, data = work.objects.module, work.objects.data
     for line in work.parsed.notices:
         say(line)
-    say(parameter_count(work.objects.module))
+    say(parameter_count(module))
     with running(work):
-        work.trainer.fit(work.objects.module, datamodule=work.objects.data, weights_only=True)
+        work.trainer.fit(module, datamodule=data, weights_only=True)
     if work.parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
-        metrics, exact = fp8_after_fit(work)
-        write_json(work, "fp8.json", {"metrics": metrics, "metrics_fused": exact})
+        write_json(work, "fp8.json", compare_after_fit(work.trainer, module, data))
     if not work.objects.trainer.fast_dev_run:
         say(f"finished: {work.run.folder}")
 
@@ -401,8 +401,9 @@ def evaluate(work: Work) -> None:
     source = str(work.run.checkpoint or official_weights(parsed.config))
     report = {"checkpoint": source, "images": images, "metrics": metrics}
     if parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
-        report["metrics_fused"] = exact = evaluate_again(work, verb, "fused")
-        print_fp8(metrics, exact)
+        exact = metrics_in("fused", verb, work.objects.module, work.objects.data)
+        report["metrics_fused"] = exact
+        print_difference(metrics, exact)
     write_json(work, f"{parsed.verb}.json", report)
     part = f" ({images} of {total} images: trainer.limit_*_batches)"
     say(f"written: {work.run.folder / parsed.verb}.json{part if images < total else ''}")
@@ -458,33 +459,6 @@ def write_json(work: Work, name: str, report: dict[str, Any]) -> None:
         (work.run.folder / name).write_text(json.dumps(report, indent=2) + "\n")
 
 
-def fp8_after_fit(work: Work) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics of the last weights in fp8 and fused attention, printed side by side."""
-    work.trainer.loggers = []  # the curves end with the training
-    work.trainer.ckpt_path = None  # its last weights, not those it resumed from
-    rounded, exact = (
-        evaluate_again(work, work.trainer.validate, backend) for backend in ("fp8", "fused")
-    )
-    print_fp8(rounded, exact)
-    return rounded, exact
-
-
-def evaluate_again(work: Work, verb: Any, backend: Any) -> dict[str, float]:
-    """The metrics under another attention backend."""
-    options = {"verbose": False, "weights_only": True}
-    with attention_backend(backend):
-        return merged(verb(work.objects.module, datamodule=work.objects.data, **options))
-
-
-def print_fp8(rounded: dict[str, float], exact: dict[str, float]) -> None:
-    """Print each metric in fp8 and in fused attention, and the difference."""
-    rows = [["attention in", "fp8", "fused", "difference"]]
-    for key, value in exact.items():
-        change = rounded[key] - value
-        rows.append([key, f"{rounded[key]:.5f}", f"{value:.5f}", f"{change:+.5f}"])
-    say(aligned(rows, right=(1, 2, 3)))
-
-
 def evaluated_images(work: Work) -> tuple[int, int]:
     """Images that validate or test evaluated, and all there are."""
     trainer = work.trainer
@@ -497,11 +471,6 @@ def evaluated_images(work: Work) -> tuple[int, int]:
     assert loader.batch_size is not None
     total = len(loader.dataset)  # pyright: ignore[reportArgumentType] (Dataset has no length)
     return int(min(total, batches * loader.batch_size * trainer.world_size)), total
-
-
-def merged(results: list[dict[str, float]]) -> dict[str, float]:
-    """The metrics of all data that was evaluated."""
-    return {key: value for result in results for key, value in result.items()}
 
 
 def parameter_count(model: LightningModule) -> str:
