@@ -72,7 +72,7 @@ def demo(folder: Path) -> list[Job]:
         ),
         Job(
             "detr_digits", "train DETR to find digits in scenes, from the SE-ResNet's weights",
-            160,
+            170,
             fit("detection", "detr_digits", "--model.backbone_weights", classifier),
             ("se_resnet_digits",),
         ),
