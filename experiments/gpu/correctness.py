@@ -23,8 +23,8 @@ from attention_vision.detection import DETR, AttentionRCNN, DETRDetector, RCNNDe
 from attention_vision.generation import AttentionUNet, Discriminator, Generator
 from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
 from attention_vision.generation.gan.spectral_norm import add_spectral_norm
-from attention_vision.profiling.cost import tensors
-from attention_vision.profiling.mechanisms import mechanism_works
+from attention_vision.profiling.cost import tensors_in
+from attention_vision.profiling.mechanisms import mechanism_workloads
 
 Loss = Callable[[nn.Module, tuple[Tensor, ...]], tuple[list[Tensor], Tensor]]
 
@@ -82,7 +82,7 @@ def error(a: Tensor, b: Tensor) -> float:
 
 
 def square(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor]:
-    outputs = list(tensors(module(*inputs)))
+    outputs = list(tensors_in(module(*inputs)))
     return outputs, sum(output.double().square().mean() for output in outputs)
 
 
@@ -105,7 +105,7 @@ def mechanism_cases(smoke: bool) -> Iterator[tuple[str, nn.Module, tuple[Tensor,
         yield name, module, tuple(inputs)
     sizes = [(16, 8, 8)] if smoke else [(64, 32, 32), (256, 14, 14)]
     for size in sizes:
-        for one in mechanism_works([size], 2, torch.device("cpu")):
+        for one in mechanism_workloads([size], 2, torch.device("cpu")):
             yield f"{one.name} {size}", redraw(one.network, 0).eval(), one.batch
 
 
@@ -149,7 +149,7 @@ def attention_kernels(part: Part) -> dict[str, list[str]]:
     from torch.profiler import ProfilerActivity, profile
 
     chosen = {}
-    for one in mechanism_works([(256, 32, 32)], 4, torch.device(part.device)):
+    for one in mechanism_workloads([(256, 32, 32)], 4, torch.device(part.device)):
         with torch.autocast(part.device, torch.bfloat16):
             one.loss().backward()
             with profile(activities=[ProfilerActivity.CUDA]) as record:

@@ -30,7 +30,7 @@ from attention_vision.detection import DETR, HungarianMatcher, SetCriterion
 from attention_vision.generation import SAGAN, Discriminator, Generator
 from attention_vision.generation.gan.module import MomentumFreeAdam
 from attention_vision.generation.gan.scores import Unscored
-from attention_vision.profiling.cost import macs, work
+from attention_vision.profiling.cost import Workload, macs
 
 SHEET = {  # dense bf16 FLOP/s of the datasheets
     "NVIDIA H100 80GB HBM3": 989.4e12,
@@ -263,7 +263,7 @@ def classification_row(
     batch, side = (2, min(side, 64)) if part.smoke else (batch, side)
     batches = random_batches(batch, side, part.device, classes)
     network = ours().to(part.device)
-    flops = 6 * macs(work(name, network, batches[0][0][:2]))
+    flops = 6 * macs(Workload.of_network(name, network, batches[0][0][:2]))
     del network
     builds = {
         label: lambda make=make: image_step(make(), batches, part.device, channels_last, compiled)
@@ -437,7 +437,7 @@ def detr(part: Part, compiled: str | None = None) -> None:
     images, padding, targets = scenes(batch, size, part.device)
     images = images.contiguous(memory_format=torch.channels_last)
     network = DETR().to(part.device)
-    flops = 6 * macs(work("DETR-R50", network, images[:1], padding[:1]))
+    flops = 6 * macs(Workload.of_network("DETR-R50", network, images[:1], padding[:1]))
     del network
     given = ((images, padding, targets), part.device, compiled)
     builds = {"ours": lambda: our_detr(*given)}
