@@ -77,15 +77,18 @@ Config = dict[str, Any]
 class Loader(yaml.SafeLoader):
     """YAML loader that rejects duplicate keys; PyYAML silently keeps the last one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Check the keys as they are written, before `<<` merges others into them."""
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            if str(key.value) in seen:
+            name = key.tag, str(key.value)
+            if name in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
                     None, None, f"duplicate key '{key.value}'", key.start_mark
                 )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
+            seen.add(name)
+        return node
 
 
 Loader.add_implicit_resolver(  # 1e-3 is a number, as in jsonargparse; YAML 1.1 requires 1.0e-3

@@ -222,6 +222,36 @@ def test_mistake_in_a_flag(flags, line):
     assert "\n" not in message
 
 
+def test_a_file_in_the_place_of_a_class():
+    given = yaml.safe_load(EXPERIMENT)
+    Path("network.yaml").write_text(yaml.safe_dump(given["model"]["network"]))
+    Path("experiment.yaml").write_text(
+        yaml.safe_dump(given | {"model": {"network": "network.yaml"}})
+    )
+    (parsed, inline) = (
+        parse("classification", "fit", ["-c", "experiment.yaml", *flags]).config.model.network
+        for flags in ([], ["--model.network", "network.yaml"])
+    )
+    assert parsed.init_args.width == inline.init_args.width == 16
+
+
+def test_merge_keys_and_anchors_of_yaml():
+    Path("more.yaml").write_text(
+        "trainer:\n  <<: {max_epochs: 7}\n  <<: {limit_train_batches: 1}\n"
+        "data:\n  class_path: Digits\n  init_args: &size {<<: {image_size: 8}, batch_size: 4}\n"
+    )
+    config = parse("classification", "fit", ["-c", "experiment.yaml", "-c", "more.yaml"]).config
+    assert (config.trainer.max_epochs, config.trainer.limit_train_batches) == (7, 1)
+    assert (config.data.init_args.image_size, config.data.init_args.batch_size) == (8, 4)
+
+
+def test_a_key_given_twice():
+    Path("twice.yaml").write_text("trainer: {max_epochs: 1, max_epochs: 2}\n")
+    assert "twice.yaml, line 1, column 26: not valid YAML: duplicate key 'max_epochs'" in (
+        config_error("-c", "experiment.yaml", "-c", "twice.yaml")
+    )
+
+
 def test_nothing_given():
     assert "missing: model.network, data" in config_error()
 
@@ -256,6 +286,10 @@ def test_two_processes_tell_bad_data_once():
         ("--data.batch_size 0", "data.batch_size 0 is not positive"),
         ("--model.optimizer.lr=-1", "model.optimizer, model.schedule: Invalid learning rate"),
         ("--trainer.strategy dpp", "trainer: You selected an invalid strategy name"),
+        (
+            "--trainer.callbacks lightning.pytorch.callbacks.ModelCheckpoint",
+            "trainer: Found more than one stateful callback of type",
+        ),
         ("--ckpt_path last", "--ckpt_path last: of which run?"),
         ("--ckpt_path last --run nowhere", "no checkpoint nowhere/checkpoints/last.ckpt"),
         ("--run experiment.yaml", "--run experiment.yaml is a file: give the folder of the run"),

@@ -8,6 +8,7 @@ import csv
 import shutil
 import sys
 import tarfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from attention_vision.__main__ import main
 from attention_vision.config.moved_paths import MOVED_PATHS, current_path, with_current_paths
 from attention_vision.runs import load_run
 
+CLASSES = (Path(__file__).parent / "old_runs" / "classes_0_1.txt").read_text().split()
 ARCHIVE = Path(__file__).parent / "old_runs" / "version_0_1.tar.xz"
 RESUMED = {  # folder -> task, class, what 0.1 logged at the first step that it resumed with
     "classification": ("classification", "Classifier", {"train/loss_step": 2.2141458988189697}),
@@ -70,6 +72,13 @@ def test_every_moved_path_leads_somewhere(old):
         __import__(new)
     except ModuleNotFoundError:
         assert isinstance(getattr(__import__(module, fromlist=[name]), name), type)
+
+
+@pytest.mark.parametrize("path", CLASSES)
+def test_every_class_of_before_is_found(path):
+    """All that a config of 0.1 could name: networks, data, callbacks, plugins, losses, loggers."""
+    module, _, name = current_path(f"attention_vision.{path}").rpartition(".")
+    assert isinstance(getattr(import_module(module), name), type)
 
 
 def test_paths_move_wherever_they_stand():

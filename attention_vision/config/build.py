@@ -46,7 +46,7 @@ def add_nodes(parser: PlainParser, nodes: Mapping[str, Node], links: Iterable[Li
         if node.chosen:
             parser.add_subclass_arguments(node.kind, key, fail_untyped=False, required=True)
         else:
-            parser.add_class_arguments(node.kind, key, fail_untyped=False)
+            parser.add_class_arguments(node.kind, key, fail_untyped=False, sub_configs=True)
     for link in links:
         parser.link_arguments(link.source, link.target, apply_on="instantiate")
 

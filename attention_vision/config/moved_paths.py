@@ -56,6 +56,24 @@ MOVED_PATHS = {  # below attention_vision; moved in 0.2
     "classification.transforms.SmallImages": "classification.CIFARAugmentation",
     "detection.Scales": "detection.DETRAugmentation",
     "detection.transforms.Scales": "detection.DETRAugmentation",
+    "callbacks.StepCheckpoint": "training.resume.StepCheckpoint",
+    "callbacks.BestCheckpoint": "training.resume.BestCheckpoint",
+    "callbacks.WholeFiles": "training.resume.AtomicCheckpointIO",
+    "callbacks.Requeue": "training.slurm.SlurmRequeue",
+    "callbacks.EpochMean": "training.logging.ResumableMean",
+    "backbones.vit.TwoHeads": "backbones.vit.DistilledHead",
+    "claim": "claims.claim",
+    "classification.data.Published": "classification.data.TorchvisionData",
+    "config_parser": "config.parser",
+    "generation.extractors": "generation.gan.extractors",
+    "generation.pairs.PairData": "generation.image_to_image.data.ImageToImageData",
+    "generation.image_to_image.mask_folders.PairFolders": (
+        "generation.image_to_image.mask_folders.SegmentationFolders"
+    ),
+    "generation.predictions": "generation.gan.predictions",
+    "generation.spectral_norm": "generation.gan.spectral_norm",
+    "reproduction.Reproduction": "claims.check.ClaimCheck",
+    "classification.progressive.Activate": "classification.progressive.GateScheduler",
 }
 
 # Old name -> new name of classes that a config may name without their path.

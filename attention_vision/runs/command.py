@@ -364,7 +364,7 @@ def make_trainer(
     options.logger, options.default_root_dir = loggers, str(run.folder)
     try:
         trainer = Trainer(**options)
-    except (MisconfigurationException, ValueError) as error:  # no GPU, no such strategy, ...
+    except (MisconfigurationException, RuntimeError, ValueError) as error:  # no such GPU, ...
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
