@@ -31,6 +31,8 @@ class Mine(nn.Module):
         capture(gate)
         return 2 * gate * x
 '''
+NEEDS_MORE = MINE.replace("self, channels", "self, channels, k")
+NEEDS_NOTHING = MINE.replace("self, channels", "self").replace("channels,", "1,")
 TRAINER = {
     "max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1, "accelerator": "cpu",
     "devices": 1, "log_every_n_steps": 1,
@@ -149,6 +151,15 @@ def test_the_console_script_finds_the_current_folder():
         ({}, "mine.inside.Mine", "cannot import mine.inside.Mine: there is no module mine.inside"),
         ({}, "Quux", "there is no class Quux; known: "),
         ({"one": "import two"}, "one.Mine", "cannot import one.Mine: one needs two"),
+        (
+            {"one": "class Mine(:"},
+            "one.Mine",
+            "SyntaxError: invalid syntax ({here}/one.py, line 1)",
+        ),
+        ({"one": NEEDS_MORE}, "one.Mine", "attention.k is missing: one.Mine needs it"),
+        ({"one": NEEDS_NOTHING}, "one.Mine", "a feature attention takes (channels)"),
+        ({"one": "def f(channels):\n  pass"}, "one.f", "attention: the function one.f has to be"),
+        ({}, "mine", "mine.py is a file: name a class in it, mine.CLASS"),
         ({"one": "1 / 0"}, "one.Mine", "ZeroDivisionError: division by zero ({here}/one.py, line"),
         (
             {"one": "class Mine:\n  pass"},

@@ -14,7 +14,7 @@ from attention_vision.checkpoints.hub import download, is_name
 from attention_vision.checkpoints.layouts import LAYOUTS
 from attention_vision.checkpoints.layouts.swin import resize_biases
 from attention_vision.errors import InputError
-from attention_vision.training.run_folder import best_or_last
+from attention_vision.training.run_folder import best_or_last, demo_hint
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -247,7 +247,10 @@ def read(path: str | Path) -> Mapping[str, Any]:
     if path.is_dir():
         path = best_or_last(path) or path / "checkpoints" / "best.ckpt"
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give the path of a downloaded state dict")
+        raise InputError(
+            f"{path}: no such file; give a downloaded state dict or the folder of a run"
+            f"{demo_hint(path)}"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

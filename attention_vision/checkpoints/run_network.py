@@ -11,7 +11,7 @@ from attention_vision.checkpoints import load_official
 from attention_vision.checkpoints.load import read
 from attention_vision.config.build import Node, build_nodes
 from attention_vision.errors import InputError
-from attention_vision.training.run_folder import best_or_last
+from attention_vision.training.run_folder import best_or_last, demo_hint
 from attention_vision.yaml_json import read_yaml
 
 
@@ -29,7 +29,9 @@ def trained_classifier(run: Path) -> tuple[Backbone, dict[str, Any]]:
     """
     file = run / "config.yaml"
     if not file.is_file():
-        raise InputError(f"{run} does not contain a run: train the classifier first")
+        raise InputError(
+            f"{run} does not contain a run: train the classifier first{demo_hint(run)}"
+        )
     config = read_yaml(file)
     if config.get("task") != "classification":
         raise InputError(

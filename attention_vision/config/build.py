@@ -1,14 +1,17 @@
 """Objects from a config, for every reader of one."""
 
+import re
 from argparse import ArgumentError
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser as PlainParser
+from jsonargparse import Namespace
 
-from attention_vision.config.messages import explain
+from attention_vision.config.messages import explain, import_class
 from attention_vision.config.moved_paths import with_current_paths
 from attention_vision.config.parser import ArgumentParser, input_error
 from attention_vision.errors import ConfigError, InputError
@@ -55,12 +58,39 @@ def instantiate(parser: PlainParser, config: Any) -> Any:
     """Build the objects of a parsed config.
 
     Raises:
+        ConfigError: a class needs an argument that was not given.
         InputError: a constructor refuses its arguments.
     """
+    if missing := missing_argument(config):
+        raise ConfigError(missing)
     try:
         return parser.instantiate(config)
     except (TypeError, ValueError) as error:
-        raise input_error(error) or InputError(" ".join(str(error).split())) from error
+        text = " ".join(str(error).split())
+        if re.search(r"__init__\(\) takes 1 positional argument but", text):
+            text += ": a feature attention takes (channels), a token attention (width, heads)"
+        raise input_error(error) or InputError(text) from error
+
+
+def missing_argument(config: Any, above: str = "") -> str | None:
+    """One line on the first argument that a class needs and that nobody gave.
+
+    The parser fills an argument that has neither an annotation nor a default with null.
+    """
+    if not isinstance(config, Namespace):
+        return None
+    given = config.get("init_args")
+    if isinstance(config.get("class_path"), str) and isinstance(given, Namespace):
+        for name, parameter in signature(import_class(config.class_path)).parameters.items():
+            untyped = parameter.annotation is parameter.default is Parameter.empty
+            if untyped and name in given and given[name] is None:
+                return f"{above}.{name} is missing: {config.class_path} needs it"
+        return missing_argument(given, above)
+    found = (
+        missing_argument(value, f"{above}.{key}" if above else key)
+        for key, value in vars(config).items()
+    )
+    return next(filter(None, found), None)
 
 
 def build_nodes(

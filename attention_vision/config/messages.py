@@ -106,6 +106,8 @@ def import_failure(class_path: str) -> str | None:
 
 def reason_and_line(error: Exception) -> str:
     """An error in a file of the user's own: its text, the file and the line."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} ({error.filename}, line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
     own = [one for one in frames if "site-packages" not in one.filename and one.filename[0] != "<"]
     reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -140,6 +142,11 @@ def unknown_flag(text: str, parser: ArgumentParser) -> str | None:
 
 
 def unknown_key(text: str, parser: ArgumentParser) -> str | None:
+    inside = r"Problem with given class_path '(.+?)':\s+unrecognized arguments: --([\w.]+)"
+    if found := re.search(inside, text):
+        return wrong_key(
+            found[2], class_keys(import_class(found[1])), prefix=key_path(text[: found.start()])
+        )
     cause = r"(?:Group '(?P<group>.+?)' does not accept option|Option) '(?P<key>.+?)'"
     if found := re.search(cause + "(?: is not accepted)?", text):
         key = f"{found['group']}.{found['key']}" if found["group"] else found["key"]
@@ -200,6 +207,8 @@ def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
         given = re.search(r"Given value: ([\w.]+)$", text, re.M)
         name = found[1].strip() or (given[1] if given else "the class")
         return f"{path}: {name} is not a {found[2]}; {known}"
+    if found := re.search(r"Expected '(\S+)' to be a function that returns <class '(\w+)'>", text):
+        return f"{path}: the function {found[1]} has to be annotated: `-> torch.nn.{found[2]}`"
     if found := re.search(r"Expected '(\S+)' to be a subclass of <class '(\w+)'>", text):
         return f"{path}: {found[1]} is not a {found[2]}"
     found = re.search(r"Expected a dot import path string: (\S+)", text) or re.search(
@@ -221,6 +230,8 @@ def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
     if found[1] in RENAMED_CLASSES:
         return f"{path}: {found[1]} is {RENAMED_CLASSES[found[1]]} since version 0.2"
     own = "" if near or "." in found[1] else f"; a class of your own is FILE.{found[1]}"
+    if Path(f"{found[1]}.py").is_file():
+        own = f"; {found[1]}.py is a file: name a class in it, {found[1]}.CLASS"
     return f"{path}: there is no class {found[1]}; {hint}{own}"
 
 

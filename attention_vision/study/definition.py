@@ -269,7 +269,10 @@ def read_bases(file: Path, base: Any) -> dict[str, Config]:
         raise InputError(f"{file}: base is empty: name an experiment file")
     configs = {}
     for name, path in named.items():
-        config = read_yaml(file.parent / str(path))
+        source = file.parent / str(path)
+        if not source.is_file():
+            raise InputError(f"{file}: base: no such file: {source} (relative to the study file)")
+        config = read_yaml(source)
         for key in ("seed_everything", "run", "ckpt_path"):
             config.pop(key, None)  # these belong to one run, not to the experiment
         configs[value_name(name, f"{file}: base")] = config

@@ -40,6 +40,11 @@ def holds_run(run: Path) -> bool:
     return any((run / "checkpoints").glob("*.ckpt"))
 
 
+def demo_hint(path: Path) -> str:
+    """For a message about a run of the demo that is not there: the command that trains it."""
+    return "; `make demo` trains those in runs/demo" if path.parts[:2] == ("runs", "demo") else ""
+
+
 def best_or_last(run: Path) -> Path | None:
     """The best checkpoint of a run, else the last one, else None."""
     kept = (run / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))

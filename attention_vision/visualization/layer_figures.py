@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import ceil
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from attention_vision.visualization.layers import Layer
 
 COLUMNS = 6  # of a sheet
 LEAST = 200  # pixels of an image's shorter side, below which it is enlarged
+NEARLY_UNIFORM = 1e-3  # relative range of a map, below which its colors would show rounding
 
 
 def layer_sheet(
@@ -55,14 +57,18 @@ def layer_picture(layer: Layer, image: Tensor, head: int | None = None) -> tuple
     elif layer.maps is not None:
         values = layer.maps.mean(1) if head is None else layer.maps[:, head]
         smooth = F.interpolate(values[:, None], size, mode="bilinear")[:, 0]
-        map_over_image = scaled(smooth).cpu()
-        pictures, uniform = overlay(image, map_over_image), not map_over_image.any()
+        lowest, highest = values.min().item(), values.max().item()
+        uniform = highest - lowest <= NEARLY_UNIFORM * max(abs(lowest), abs(highest))
+        map_over_image = torch.zeros_like(smooth) if uniform else scaled(smooth)
+        pictures = overlay(image, map_over_image.cpu())
         picture = (marked(pictures, layer.point) if layer.point else pictures)[0]
     else:
         raise ValueError(f"{layer.name} has neither maps nor gates: {layer.title}")
     name = layer.name.removesuffix(".attention")
     title = layer.title if head is None else f"head {head}"
-    extent = "uniform" if uniform else f"{values.min():.3g} to {values.max():.3g}"
+    extent = f"{values.min():.3g} to {values.max():.3g}"
+    if uniform:
+        extent = f"uniform, {values.mean():.3g}"
     return picture, f"{name}\n{title}\n{extent}"
 
 
