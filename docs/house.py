@@ -62,8 +62,8 @@ def draw(arrows: Arrows, floors: list[set[str]], caption: str) -> None:
         for level, floor in enumerate(floors)
         for index, room in enumerate(sorted(floor))
     }
-    for room, targets in needed(arrows).items():
-        for target in targets:
+    for room, targets in sorted(needed(arrows).items()):
+        for target in sorted(targets):
             (x, y), (to_x, to_y) = places[room], places[target]
             style = {"arrowstyle": "-|>", "color": "#9aa5b1", "lw": 0.8, "shrinkB": 0}
             axes.annotate("", (to_x, to_y + 0.2), (x, y - 0.2), arrowprops=style, zorder=1)
