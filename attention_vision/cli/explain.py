@@ -1,12 +1,11 @@
 """`attention-vision explain`: the attention of a trained run, as pictures and as arrays."""
 
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attention_vision.cli.tool_parser import ToolParser
-from attention_vision.errors import InputError, one_line
+from attention_vision.cli.tool_parser import ToolParser, run_tool
+from attention_vision.errors import InputError
 from attention_vision.report.text_table import aligned
 
 if TYPE_CHECKING:  # imported when a run is explained: `--help` must not wait for torch
@@ -79,12 +78,7 @@ def fraction(text: str) -> float:
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit code."""
-    try:
-        run(check(parser().parse_args(arguments)))
-    except InputError as error:
-        print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(lambda: run(check(parser().parse_args(arguments))))
 
 
 def check(options: Namespace) -> Namespace:

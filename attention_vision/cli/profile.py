@@ -1,14 +1,13 @@
 """`attention-vision profile`: cost of the networks of experiments, or of all mechanisms."""
 
 import csv
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attention_vision.cli.tool_parser import ToolParser
-from attention_vision.errors import InputError, one_line
+from attention_vision.cli.tool_parser import ToolParser, run_tool
+from attention_vision.errors import InputError
 from attention_vision.report.text_table import aligned
 
 if TYPE_CHECKING:  # imported when something is measured: `--help` must not wait for torch
@@ -68,12 +67,7 @@ def positive(text: str) -> int:
 
 def main(arguments: list[str]) -> int:
     """Run the command and return its exit code."""
-    try:
-        run(check(parser().parse_args(arguments)))
-    except InputError as error:
-        print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(lambda: run(check(parser().parse_args(arguments))))
 
 
 def check(options: Namespace) -> Namespace:

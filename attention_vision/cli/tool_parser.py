@@ -1,9 +1,11 @@
-"""Argument parser of the commands without a verb. Imports nothing heavy."""
+"""Arguments and errors of the commands without a verb. Imports nothing heavy."""
 
+import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from typing import NoReturn
 
-from attention_vision.errors import InputError
+from attention_vision.errors import InputError, one_line
 
 
 class ToolParser(ArgumentParser):
@@ -18,3 +20,13 @@ class ToolParser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.name}: {message}; see {self.prog} --help")
+
+
+def run_tool(tool: Callable[[], None]) -> int:
+    """Run a command without a verb; return 0, or 2 after an error in one line."""
+    try:
+        tool()
+    except InputError as error:
+        print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
