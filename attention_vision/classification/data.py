@@ -26,7 +26,7 @@ from attention_vision.classification.transforms import (
     ImageNetAugmentation,
 )
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
-from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD
+from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD, class_folders
 from attention_vision.data.loading import EpochSampler, RepeatedSampler, TaskData, replicas
 from attention_vision.data.torchvision_sets import (
     CIFAR10_NAMES,
@@ -271,7 +271,7 @@ class ImageFolder(ClassificationData):
 
     def _folders(self, split: str) -> tuple[str, ...]:
         folder = self.root / split
-        names = sorted(path.name for path in folder.glob("*") if path.is_dir())
+        names, _ = class_folders(folder)
         if not names:
             raise InputError(
                 f"no class folders in {folder}: set data.root to a folder that holds"

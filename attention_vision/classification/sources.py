@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torchvision
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from attention_vision.data.image_files import EXTENSIONS, image_files, read_image
+from attention_vision.data.image_files import image_files, list_images, read_image
 from attention_vision.data.loading import random_stream
 
 
@@ -80,9 +79,11 @@ class LabeledFiles:
 
     def __init__(self, folder: Path, class_names: Sequence[str]):
         numbers = {name: number for number, name in enumerate(class_names)}
-        self.files = torchvision.datasets.folder.make_dataset(
-            str(folder), numbers, EXTENSIONS, allow_empty=True
-        )
+        self.files = [
+            (path, number)
+            for name, number in numbers.items()
+            for path in list_images(folder / name).files
+        ]
         self.targets = [label for _, label in self.files]
 
     def __len__(self) -> int:

@@ -1,28 +1,224 @@
-"""Image files on disk, for the data of all tasks."""
+"""Image files on disk: one reader and one lister for the data of all tasks.
 
+Every ending that Pillow reads is an image. Files and folders whose names begin with a dot,
+`__MACOSX` and files of other kinds are no data: they are left out and counted.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
-import torchvision
+import numpy as np
 from PIL import Image, ImageOps
 
 from attention_vision.errors import InputError
 
-EXTENSIONS = torchvision.datasets.folder.IMG_EXTENSIONS
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+JUNK = "__MACOSX"  # the folder of companions in archives that macOS packed
+SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+# Endings of images that Pillow reads with a plug-in only, which registers itself when it is here.
+PLUGINS = {
+    ".heic": "pillow-heif",
+    ".heif": "pillow-heif",
+    ".avif": "pillow-avif-plugin",
+    ".jxl": "pillow-jxl-plugin",
+}
+RANGES = (255, 4095, 65535)  # of 8, 12 and 16 bits
+DOCUMENTS = {
+    ".pdf",
+    ".ps",
+    ".eps",
+    ".mpg",
+    ".mpeg",
+    ".h5",
+    ".hdf",
+    ".grib",
+    ".bufr",
+    ".wmf",
+    ".emf",
+}
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
-def read_image(path: str, upright: bool = False) -> Image.Image:
-    """An RGB image. Raises InputError that names a file which cannot be read.
+@cache
+def extensions() -> frozenset[str]:
+    """Endings of files that Pillow reads here, in lower case and with their dot.
+
+    Those of HEIC and AVIF are among them if their plug-in is installed.
+    """
+    for register in ("pillow_heif", "pillow_avif", "pillow_jxl"):
+        try:
+            plugin = __import__(register)
+        except ImportError:
+            continue
+        if register == "pillow_heif":
+            plugin.register_heif_opener()
+    readable = {
+        ending
+        for ending, kind in Image.registered_extensions().items()
+        if kind in Image.OPEN and ending not in DOCUMENTS
+    }
+    return frozenset(readable)
+
+
+def read_image(path: str | Path, turn: bool = True) -> Image.Image:
+    """Read an RGB image, turned upright as its EXIF orientation says.
+
+    Palettes are resolved and CMYK is converted; transparent pixels keep the color that lies under
+    them. Gray images of more than 8 bits are scaled: the least of 255, 4,095 and 65,535 that is
+    not exceeded becomes white, 1 becomes white in an image of floats in 0..1. Of a file with
+    several frames the first is read.
 
     Args:
-        path: of the file; grey, palette and transparent images become RGB.
-        upright: turn the image as its EXIF orientation says.
+        path: of the file.
+        turn: apply the EXIF orientation; without, the image is as it is stored.
+
+    Raises:
+        InputError: the file cannot be read, or is gray with negative or not finite values.
     """
     try:
         with Image.open(path) as image:
-            return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read the image {path}: repair or remove it ({error})") from None
+            upright = eight_bits(ImageOps.exif_transpose(image) if turn else image, path)
+            if upright.mode == "P" and "transparency" in upright.info:
+                upright = upright.convert("RGBA")  # else Pillow warns of the step to RGB
+            return upright.convert("RGB")
+    except UNREADABLE as error:
+        raise unreadable(path, error) from None
+
+
+def read_levels(path: str | Path) -> np.ndarray:
+    """Read a mask with its numbers as they are, upright: (H, W), or (H, W, 3) uint8 if colored.
+
+    Of a palette image the palette's indices, whatever their colors.
+
+    Raises:
+        InputError: the file cannot be read, or holds fractions.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in ("L", "P") or upright.mode.startswith("I"):
+                return np.array(upright)
+            if upright.mode == "F":
+                levels = np.array(upright)
+                if not np.isfinite(levels).all() or (levels % 1).any():
+                    raise InputError(f"{path}: a mask of fractions: classes are whole numbers")
+                return levels.astype(np.int64)
+            gray = upright.convert("L")
+            colored = upright.convert("RGB")
+            return np.array(gray if colored == gray.convert("RGB") else colored)
+    except UNREADABLE as error:
+        if isinstance(error, InputError):
+            raise
+        raise unreadable(path, error, "mask") from None
+
+
+def eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
+    """Scale gray images of integers of more than 8 bits, or of floats; leave others alone."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image).astype(np.float64)
+    low, high = (levels.min(), levels.max()) if levels.size else (0.0, 0.0)
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
+        raise InputError(
+            f"{path}: gray values from {low:g} to {high:g} (mode {image.mode}) are no brightness:"
+            " convert it to 8 or 16 bits"
+        )
+    white = white_of(float(high), image.mode == "F")
+    return Image.fromarray((levels * (255 / white)).round().astype(np.uint8))
+
+
+def white_of(high: float, fractions: bool) -> float:
+    """The value that becomes white, of a gray image with the largest value `high`."""
+    ranges = (1, *RANGES) if fractions else RANGES
+    return next((top for top in ranges if high <= top), high)
+
+
+def unreadable(path: str | Path, error: BaseException, kind: str = "image") -> InputError:
+    """One line on a file that Pillow does not read."""
+    if isinstance(error, InputError):
+        return error
+    ending = Path(path).suffix.lower()
+    if ending in PLUGINS and ending not in extensions():
+        return InputError(f"cannot read the {kind} {path}: pip install {PLUGINS[ending]}")
+    return InputError(f"cannot read the {kind} {path}: repair or remove it ({error})")
+
+
+@dataclass
+class Listing:
+    """Images below a folder.
+
+    Attributes:
+        files: their paths, in order.
+        left_out: kind of what was left out -> the paths, without what lies in folders left out.
+    """
+
+    files: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, kind: str, path: str) -> None:
+        self.left_out.setdefault(kind, []).append(path)
+
+
+def list_images(folder: str | Path) -> Listing:
+    """List the images below a folder in the order of their paths, through links and subfolders.
+
+    A folder that links lead to twice on one path is entered once. Empty if there is no such folder.
+    """
+    found = Listing()
+    for path, ending in walk(str(folder), found, frozenset()):
+        if ending in extensions():
+            found.files.append(path)
+        elif ending in PLUGINS:
+            found.leave_out(f"*{ending} (pip install {PLUGINS[ending]})", path)
+        else:
+            found.leave_out(f"*{ending}" if ending else "files without an ending", path)
+    found.files.sort()
+    return found
+
+
+def walk(
+    folder: str, found: Listing, above: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, str]]:
+    """Yield (path, ending in lower case) of all files below a folder that may be data."""
+    try:
+        status = os.stat(folder)
+        here = above | {(status.st_dev, status.st_ino)}
+        if here == above:  # a link to a folder above
+            return
+        entries = os.scandir(folder)
+    except OSError:
+        return
+    with entries:
+        for entry in entries:
+            if is_junk(entry.name):
+                found.leave_out("hidden or of the system", entry.path)
+            elif entry.is_dir():
+                yield from walk(entry.path, found, here)
+            else:
+                yield entry.path, os.path.splitext(entry.name)[1].lower()
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name is never data."""
+    return name.startswith(".") or name == JUNK or name.lower() in SYSTEM_FILES
+
+
+def class_folders(folder: str | Path) -> tuple[list[str], list[str]]:
+    """Names of the folders in a folder that contain images, and of those that do not, sorted."""
+    if not Path(folder).is_dir():
+        return [], []
+    names = sorted(one.name for one in Path(folder).iterdir() if one.is_dir())
+    full = [name for name in names if not is_junk(name) and holds_image(Path(folder, name))]
+    return full, [name for name in names if name not in full]
+
+
+def holds_image(folder: str | Path) -> bool:
+    return any(ending in extensions() for _, ending in walk(str(folder), Listing(), frozenset()))
 
 
 def image_files(folder: str) -> list[str]:
@@ -35,13 +231,48 @@ def image_files(folder: str) -> list[str]:
         return [folder]
     if not Path(folder).is_dir():
         raise InputError(f"no folder {folder}: set data.images to a folder of images")
-    files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in EXTENSIONS)
-    found = sorted(str(path) for path in files)
-    if not found:
-        raise InputError(f"no images in {folder}: looked for {', '.join(EXTENSIONS)}")
-    return found
+    found = list_images(folder)
+    if not found.files:
+        raise no_images(folder, found)
+    return found.files
+
+
+def no_images(folder: str | Path, found: Listing) -> InputError:
+    """One line on a folder without an image, and on what is there."""
+    there = ", ".join(f"{len(paths)} {kind}" for kind, paths in found.left_out.items())
+    return InputError(f"no images in {folder}: it has " + (there or "no files"))
+
+
+def broken_images(files: Iterable[str]) -> dict[str, str]:
+    """File -> reason, of those that do not decode to their last pixel."""
+    files = list(files)
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        return {f: why for f, why in zip(files, pool.map(reason_broken, files), strict=True) if why}
+
+
+def reason_broken(path: str) -> str | None:
+    try:
+        with Image.open(path) as image:
+            image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+    except UNREADABLE as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def path_below(file: str, folder: str) -> Path:
     """The path of one of the `image_files` of a folder, below it; its name where it is the one."""
     return Path(file).relative_to(Path(file).parent if file == folder else folder)
+
+
+def largest_values(files: Iterable[str]) -> Counter[float]:
+    """Value that becomes white -> number of files, of those that are gray with more than 8 bits."""
+    found: Counter[float] = Counter()
+    for path in files:
+        try:
+            with Image.open(path) as image:
+                if image.mode == "F" or image.mode.startswith("I"):
+                    found[white_of(float(np.asarray(image).max()), image.mode == "F")] += 1
+        except UNREADABLE:
+            continue
+    return found

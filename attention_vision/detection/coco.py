@@ -81,8 +81,8 @@ class InstanceFiles:
     def _read(self, path: str, size: np.ndarray) -> Image.Image:
         """Turned as EXIF says, unless the file's annotations are on the image as it is stored."""
         height, width = size.tolist()
-        for upright in (True, False):
-            image = read_image(path, upright)
+        for turn in (True, False):
+            image = read_image(path, turn)
             if image.size == (width, height):
                 return image
         raise InputError(

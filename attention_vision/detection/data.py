@@ -221,7 +221,7 @@ class DetectionInputs(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        read = read_image(self.files[index], upright=True)
+        read = read_image(self.files[index])
         image = self.transform(read)
         return image, {
             "path": self.files[index],

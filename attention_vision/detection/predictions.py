@@ -72,7 +72,7 @@ class DetectionResults(Callback):
             if self.pictures:
                 file = run_folder(trainer) / "pictures" / self._names[path]
                 file.parent.mkdir(parents=True, exist_ok=True)
-                image = read_image(path, upright=True)
+                image = read_image(path)
                 draw_detections(image, detections, data.class_names, self.threshold).save(file)
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:

@@ -13,7 +13,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
 from attention_vision.data.digits import CLASS_NAMES, single_digits
-from attention_vision.data.image_files import EXTENSIONS
+from attention_vision.data.image_files import class_folders, list_images, no_images
 from attention_vision.data.loading import EpochSampler, random_stream, replicas, train_loader
 from attention_vision.data.torchvision_sets import CIFAR10_NAMES, load_torchvision_dataset
 from attention_vision.errors import InputError
@@ -288,18 +288,15 @@ class FolderImages(LabelledImages):
                 f"no folder {self.root}: set data.root to one that holds CLASS/*.jpg, or *.jpg"
                 " without classes"
             )
-        return tuple(sorted(path.name for path in self.folder.iterdir() if path.is_dir()))
+        return tuple(class_folders(self.folder)[0])
 
     def source(self) -> Source:
         folders = [self.folder / name for name in self.class_names] or [self.folder]
         files = [
-            (str(path), label)
+            (path, label)
             for label, folder in enumerate(folders)
-            for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in EXTENSIONS
+            for path in list_images(folder).files
         ]
-        if missing := set(range(len(folders))) - {label for _, label in files}:
-            raise InputError(
-                f"no images in {folders[min(missing)]}: looked for {', '.join(EXTENSIONS)}"
-            )
+        if not files:
+            raise no_images(self.folder, list_images(self.folder))
         return Files(files, self.size)

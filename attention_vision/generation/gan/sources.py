@@ -43,6 +43,6 @@ class Files:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self.files[index]
-        image = v2.functional.pil_to_tensor(read_image(path, upright=True))
+        image = v2.functional.pil_to_tensor(read_image(path))
         square = v2.functional.center_crop(image, [min(image.shape[1:])])
         return v2.functional.resize(square, [self.size, self.size], antialias=True), label

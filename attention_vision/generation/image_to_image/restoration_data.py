@@ -113,7 +113,7 @@ class ImagesToRestore(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, torch.Size]:
-        image = pil_to_tensor(read_image(self.files[index], upright=True)) / 255
+        image = pil_to_tensor(read_image(self.files[index])) / 255
         make = self.degradation if self.degrade else self.degradation.undegraded
         with random_stream(EVALUATION, 0, index):
             degraded = make(image)
@@ -162,7 +162,7 @@ class FilePictures(Sequence):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        return pil_to_tensor(read_image(self.files[index], upright=True))
+        return pil_to_tensor(read_image(self.files[index]))
 
 
 class DegradedCIFAR10(DegradedImages):

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from attention_vision.data.digits import single_digits
-from attention_vision.data.image_files import EXTENSIONS, image_files, read_image
+from attention_vision.data.image_files import extensions, image_files, read_image, read_levels
 from attention_vision.data.loading import random_stream
 from attention_vision.data.samples import Split
 from attention_vision.errors import InputError
@@ -36,7 +36,7 @@ class MaskFolder(SegmentationFolders):
         batch_size, num_workers, seed, images: see `ImageToImageData`.
     """
 
-    extensions = EXTENSIONS
+    extensions = property(lambda self: extensions())
 
     def __init__(
         self,
@@ -99,7 +99,11 @@ class MaskedImages:
         if index in self._kept:
             return self._kept[index]
         image_file, mask_file = self.files[index]
-        image, mask = read_image(str(image_file)), np.asarray(read_gray(mask_file))
+        image, mask = read_image(str(image_file)), read_levels(mask_file)
+        if mask.ndim == 3:
+            raise InputError(
+                f"{mask_file}: a mask is a grey image whose levels are the classes, not a coloured"
+            )
         if (image.height, image.width) != mask.shape:
             raise InputError(
                 f"{image_file} is {by((image.height, image.width))}, its mask {mask_file}"
@@ -139,23 +143,6 @@ class ImagesToSegment(Dataset):
         image = read_image(self.files[index])
         size = torch.Size((image.height, image.width))
         return pil_to_tensor(shrunk(image, self.shrink)) / 255, self.files[index], size
-
-
-def read_gray(file: Path) -> Image.Image:
-    """Read a mask with its numbers as they are: of a palette image the palette's indices.
-
-    Raises InputError for a file that cannot be read, or has colors.
-    """
-    try:
-        with Image.open(file) as image:
-            if image.mode in ("L", "P"):
-                return image.copy()
-            gray = image.convert("L")
-            if image.mode == "1" or image.convert("RGB") == gray.convert("RGB"):
-                return gray
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"cannot read the mask {file}: repair it ({error})") from None
-    raise InputError(f"{file}: a mask is a grey image whose levels are the classes, not a coloured")
 
 
 def shrunk(image: Image.Image, factor: float) -> Image.Image:
