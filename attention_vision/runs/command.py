@@ -44,6 +44,7 @@ from attention_vision.config.parser import (
 )
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
+from attention_vision.data.summary import ReportData
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.tasks import TASKS, Task
@@ -351,7 +352,7 @@ def make_trainer(
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.write_to(run.folder)
-    options.callbacks = [*as_list(options.callbacks, Callback), *callbacks]
+    options.callbacks = [ReportData(), *as_list(options.callbacks, Callback), *callbacks]
     if fits and options.enable_checkpointing is not False:
         options.callbacks += checkpoint_callbacks(
             run.folder / "checkpoints",
