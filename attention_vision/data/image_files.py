@@ -209,12 +209,12 @@ def is_junk(name: str) -> bool:
 
 
 def class_folders(folder: str | Path) -> tuple[list[str], list[str]]:
-    """Names of the folders in a folder that contain images, and of those that do not, sorted."""
+    """Names of the folders that contain images, and of those that do not, sorted; no junk."""
     if not Path(folder).is_dir():
         return [], []
     names = sorted(one.name for one in Path(folder).iterdir() if one.is_dir())
     full = [name for name in names if not is_junk(name) and holds_image(Path(folder, name))]
-    return full, [name for name in names if name not in full]
+    return full, [name for name in names if name not in full and not is_junk(name)]
 
 
 def holds_image(folder: str | Path) -> bool:
