@@ -44,8 +44,8 @@ from attention_vision.config.parser import (
 )
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
-from attention_vision.data.summary import ReportData
 from attention_vision.errors import ConfigError, InputError
+from attention_vision.runs.data_summary import ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.training.logging import RunFolderLogger
