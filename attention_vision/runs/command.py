@@ -45,7 +45,7 @@ from attention_vision.config.parser import (
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
-from attention_vision.runs.data_summary import ReportData
+from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.training.logging import RunFolderLogger
@@ -451,8 +451,8 @@ def running(work: Work) -> Iterator[None]:
 
 
 def remove_start(folder: Path) -> None:
-    """Remove a run folder that contains only the config of a failed start."""
-    if all(path.name == "config.yaml" for path in folder.glob("*")):
+    """Remove a run folder that contains only what a failed start wrote."""
+    if all(path.name in ("config.yaml", *DATA_FILES) for path in folder.glob("*")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
