@@ -36,6 +36,7 @@ from attention_vision.data.image_files import (
 )
 from attention_vision.data.labels import labels_by_name
 from attention_vision.data.loading import (
+    BalancedSampler,
     EpochSampler,
     OnBadImage,
     RepeatedSampler,
@@ -69,12 +70,14 @@ trout tulip turtle wardrobe whale willow_tree wolf woman worm
 class ClassificationData(TaskData):
     """Base of all classification data: a subclass sets what is declared here, defines `source`.
 
-    Each subclass takes its own kind of `recipe`, the augmentation of the training images.
+    A subclass takes any `recipe`, the augmentation of the training images, with its own default.
 
     Args:
         image_size: side of the square images that the network sees, in pixels.
         repeats: how often an epoch shows each image that it takes, augmented anew; its length stays
             (repeated augmentation, see `RepeatedSampler`; 3 in DeiT).
+        balanced: train on all classes equally often, however many images they have, see
+            `BalancedSampler`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
 
     Raises:
@@ -94,12 +97,15 @@ class ClassificationData(TaskData):
         repeats: int,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
+        balanced: bool = False,
     ):
         super().__init__(batch_size, num_workers, seed, images, split, on_bad_image)
         for name, value in (("image_size", image_size), ("repeats", repeats)):
             if value < 1:
                 raise InputError(f"data.{name} {value} is not positive")
-        self.image_size, self.repeats = image_size, repeats
+        if balanced and repeats > 1:
+            raise InputError("data.balanced and data.repeats both set the order: leave one out")
+        self.image_size, self.repeats, self.balanced = image_size, repeats, balanced
 
     def source(self, split: str) -> ClassificationSource:
         """The images of a split. Raises InputError when they are missing or wrong."""
@@ -115,10 +121,12 @@ class ClassificationData(TaskData):
         return ClassificationInputs(folder, self._evaluation())
 
     def sampler(self) -> EpochSampler:
-        if self.repeats == 1:
-            return super().sampler()
-        processes = replicas(self.trainer)
-        return RepeatedSampler(self.train_images, *processes, self.order_seed, self.repeats)
+        images, processes, seed = self.train_images, replicas(self.trainer), self.order_seed
+        if self.balanced:
+            return BalancedSampler(images, *processes, seed)
+        if self.repeats > 1:
+            return RepeatedSampler(images, *processes, seed, self.repeats)
+        return super().sampler()
 
     def _evaluation(self) -> v2.Transform:
         return self.recipe.evaluation(self.image_size, self.mean, self.std)
@@ -157,7 +165,7 @@ class Digits(ClassificationData):
 
     def __init__(
         self,
-        recipe: CIFARAugmentation = HANDWRITING,
+        recipe: Augmentation = HANDWRITING,
         image_size: int = 32,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -166,8 +174,11 @@ class Digits(ClassificationData):
         cluttered: int = 0,
         repeats: int = 1,
         per_class: int | None = None,
+        balanced: bool = False,
     ):
-        super().__init__(image_size, batch_size, num_workers, seed, images, repeats)
+        super().__init__(
+            image_size, batch_size, num_workers, seed, images, repeats, balanced=balanced
+        )
         if cluttered < 0:
             raise InputError(f"data.cluttered: {cluttered}; give a number of images, 0 for none")
         if per_class is not None and per_class < 1:
@@ -203,7 +214,7 @@ class TorchvisionData(ClassificationData):
         self,
         root: str,
         download: bool = False,
-        recipe: CIFARAugmentation = SMALL_IMAGES,
+        recipe: Augmentation = SMALL_IMAGES,
         image_size: int | None = None,
         batch_size: int = 128,
         num_workers: int = 2,
@@ -211,9 +222,10 @@ class TorchvisionData(ClassificationData):
         images: str | None = None,
         per_class: int | None = None,
         repeats: int = 1,
+        balanced: bool = False,
     ):
         size = image_size or self.own_size
-        super().__init__(size, batch_size, num_workers, seed, images, repeats)
+        super().__init__(size, batch_size, num_workers, seed, images, repeats, balanced=balanced)
         if per_class is not None and per_class < 1:
             raise InputError(f"data.per_class {per_class} is not positive")
         self.recipe, self.per_class = recipe, per_class
@@ -266,14 +278,14 @@ class ImageFolder(ClassificationData):
 
     Args:
         root: the folder.
-        recipe, image_size, repeats: see `ClassificationData`.
+        recipe, image_size, repeats, balanced: see `ClassificationData`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
     """
 
     def __init__(
         self,
         root: str,
-        recipe: ImageNetAugmentation = PHOTOGRAPHS,
+        recipe: Augmentation = PHOTOGRAPHS,
         image_size: int = 224,
         batch_size: int = 64,
         num_workers: int = 4,
@@ -282,9 +294,18 @@ class ImageFolder(ClassificationData):
         repeats: int = 1,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
+        balanced: bool = False,
     ):
         super().__init__(
-            image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image
+            image_size,
+            batch_size,
+            num_workers,
+            seed,
+            images,
+            repeats,
+            split,
+            on_bad_image,
+            balanced,
         )
         self.recipe = recipe
         self.root = Path(root)

@@ -5,14 +5,31 @@ Geometry and color work on uint8, which is fastest; random erasing comes after n
 its paper's code.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torchvision.transforms import v2
 
 
+class Augmentation(ABC):
+    """Base of all recipes: what happens to an image in training, and in evaluation.
+
+    Both methods return a transform of an image, PIL or tensor, to (3, size, size) float, normalized
+    by the mean and standard deviation per channel of values in 0..1.
+    """
+
+    @abstractmethod
+    def train(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform: ...
+
+    @abstractmethod
+    def evaluation(
+        self, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> v2.Transform: ...
+
+
 @dataclass(frozen=True)
-class CIFARAugmentation:
+class CIFARAugmentation(Augmentation):
     """For images that are already cut out, such as CIFAR: pad, crop, flip.
 
     Attributes:
@@ -58,7 +75,7 @@ class CIFARAugmentation:
 
 
 @dataclass(frozen=True)
-class ImageNetAugmentation:
+class ImageNetAugmentation(Augmentation):
     """For photographs of any size, such as ImageNet: a random part of the image, resized.
 
     Attributes:
@@ -88,12 +105,9 @@ class ImageNetAugmentation:
         return _normalize([resize, v2.CenterCrop(size)], mean, std)
 
 
-Augmentation = CIFARAugmentation | ImageNetAugmentation
-
-
 def _finish(
     geometry: list[v2.Transform],
-    recipe: Augmentation,
+    recipe: CIFARAugmentation | ImageNetAugmentation,
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> v2.Transform:
