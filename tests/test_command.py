@@ -635,16 +635,32 @@ def test_ctrl_c_before_a_run_has_begun(monkeypatch, capsys):
     assert capsys.readouterr().err == "attention-vision: stopped\n"
 
 
+def digit_folders(root: Path, split: str, numbers: str) -> None:
+    """One image of each digit in ROOT/SPLIT/DIGIT."""
+    for number in numbers:
+        (root / split / number).mkdir(parents=True)
+        save_image(torch.rand(3, 16, 16), root / split / number / "0.png")
+
+
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_measuring_a_run(run, verb, capsys):
     before = (run / "metrics.csv").read_text()
-    assert main(["classification", verb, "-c", f"{run}/config.yaml"]) == 0
+    split = "val" if verb == "validate" else verb
+    digit_folders(Path("folders"), split, "0279")
+    other = ["--data.class_path", "ImageFolder", "--data.root", "folders", "--data.num_workers=0"]
+    assert main(["classification", verb, "-c", f"{run}/config.yaml", *other]) == 0
     report = json.loads((run / f"{verb}.json").read_text())
     assert report["checkpoint"] == str(run / "checkpoints/best.ckpt")
-    split = "val" if verb == "validate" else verb
     assert 0 <= report["metrics"][f"{split}/top1"] <= 1
+    assert report["images"] == 4
     assert f"checkpoint: {run}/checkpoints/best.ckpt" in capsys.readouterr().out
     assert (run / "metrics.csv").read_text() == before
+
+
+def test_without_a_test_split_nothing_is_measured(run, capsys):
+    assert main(["classification", "test", "-c", f"{run}/config.yaml"]) == 1
+    assert "Digits has no test split here, nothing to test on" in capsys.readouterr().err
+    assert not (run / "test.json").exists()
 
 
 def test_measuring_a_part_says_so(run, capsys):

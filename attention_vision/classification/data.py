@@ -12,11 +12,13 @@ import torchvision
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from attention_vision.checkpoints.preprocessing import Preprocessing
 from attention_vision.classification.sources import (
     AugmentedDataset,
     ClassificationInputs,
     ClassificationSource,
     LabeledFiles,
+    RelabeledSource,
     TensorImages,
     first_per_class,
 )
@@ -26,8 +28,22 @@ from attention_vision.classification.transforms import (
     ImageNetAugmentation,
 )
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
-from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD, class_folders
-from attention_vision.data.loading import EpochSampler, RepeatedSampler, TaskData, replicas
+from attention_vision.data.findings import Findings
+from attention_vision.data.image_files import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    class_folders,
+    list_images,
+)
+from attention_vision.data.labels import labels_by_name
+from attention_vision.data.loading import (
+    EpochSampler,
+    OnBadImage,
+    RepeatedSampler,
+    TaskData,
+    replicas,
+)
+from attention_vision.data.splits import SPLIT_NAMES, SplitShares
 from attention_vision.data.torchvision_sets import (
     CIFAR10_NAMES,
     InMemoryClass,
@@ -35,6 +51,7 @@ from attention_vision.data.torchvision_sets import (
 )
 from attention_vision.errors import InputError
 
+UNSET = Preprocessing()  # the weights', or else the data set's
 SMALL_IMAGES, PHOTOGRAPHS = CIFARAugmentation(), ImageNetAugmentation()
 # No flips, which would make other digits; small turns, shifts and zooms instead.
 HANDWRITING = CIFARAugmentation(padding=0, flip=0.0, rotation=10.0, shift=0.08, zoom=0.1)
@@ -60,7 +77,9 @@ class ClassificationData(TaskData):
         image_size: side of the square images that the network sees, in pixels.
         repeats: how often an epoch shows each image that it takes, augmented anew; its length stays
             (repeated augmentation, see `RepeatedSampler`; 3 in DeiT).
-        batch_size, num_workers, seed, images: see `TaskData`.
+        preprocessing: normalization, filter and crop; what is not given comes from the weights
+            where their release states it, else from the data set and its recipe.
+        batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
 
     Raises:
         InputError: a size or number that is not positive.
@@ -77,20 +96,31 @@ class ClassificationData(TaskData):
         seed: int | None,
         images: str | None,
         repeats: int,
+        split: SplitShares | None = None,
+        on_bad_image: OnBadImage = "stop",
+        preprocessing: Preprocessing = UNSET,
     ):
-        super().__init__(batch_size, num_workers, seed, images)
+        super().__init__(batch_size, num_workers, seed, images, split, on_bad_image)
         for name, value in (("image_size", image_size), ("repeats", repeats)):
             if value < 1:
                 raise InputError(f"data.{name} {value} is not positive")
         self.image_size, self.repeats = image_size, repeats
+        self.use_preprocessing(preprocessing)
+
+    def use_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Normalize, resize and crop images so from now on; `setup` reads it."""
+        self.preprocessing = preprocessing
+        self.mean = preprocessing.mean or type(self).mean
+        self.std = preprocessing.std or type(self).std
 
     def source(self, split: str) -> ClassificationSource:
-        """The images of "train" or "val". Raises InputError when they are missing or wrong."""
+        """The images of a split. Raises InputError when they are missing or wrong."""
         raise NotImplementedError
 
     def dataset(self, split: str, seed: int) -> Dataset:
         if split == "train":
-            transform = self.recipe.train(self.image_size, self.mean, self.std)
+            given = self.preprocessing.options("interpolation")
+            transform = self.recipe.train(self.image_size, self.mean, self.std, **given)
             return AugmentedDataset(self._checked(split), transform, seed, self.repeats)
         return AugmentedDataset(self._checked(split), self._evaluation(), seed)
 
@@ -104,10 +134,11 @@ class ClassificationData(TaskData):
         return RepeatedSampler(self.train_images, *processes, self.order_seed, self.repeats)
 
     def _evaluation(self) -> v2.Transform:
-        return self.recipe.evaluation(self.image_size, self.mean, self.std)
+        given = self.preprocessing.options("interpolation", "crop")
+        return self.recipe.evaluation(self.image_size, self.mean, self.std, **given)
 
     def _checked(self, split: str) -> ClassificationSource:
-        source = self.source(split)
+        source = self._in_trained_labels(self.source(split))
         if not len(source):
             raise InputError(f"{type(self).__name__}: no {split} images")
         for index, label in enumerate(source.targets):
@@ -117,6 +148,13 @@ class ClassificationData(TaskData):
                     f" 0..{self.num_classes - 1}"
                 )
         return source
+
+    def _in_trained_labels(self, source: ClassificationSource) -> ClassificationSource:
+        """Map the labels of a source by name to those of the weights, where they differ."""
+        own = list(getattr(source, "class_names", self.class_names))
+        if self.labels is None or own == list(self.class_names):
+            return source
+        return RelabeledSource(source, labels_by_name(self.class_names, own, type(self).__name__))
 
 
 class Digits(ClassificationData):
@@ -142,8 +180,11 @@ class Digits(ClassificationData):
         cluttered: int = 0,
         repeats: int = 1,
         per_class: int | None = None,
+        preprocessing: Preprocessing = UNSET,
     ):
-        super().__init__(image_size, batch_size, num_workers, seed, images, repeats)
+        super().__init__(
+            image_size, batch_size, num_workers, seed, images, repeats, preprocessing=preprocessing
+        )
         if cluttered < 0:
             raise InputError(f"data.cluttered: {cluttered}; give a number of images, 0 for none")
         if per_class is not None and per_class < 1:
@@ -187,9 +228,12 @@ class TorchvisionData(ClassificationData):
         images: str | None = None,
         per_class: int | None = None,
         repeats: int = 1,
+        preprocessing: Preprocessing = UNSET,
     ):
         size = image_size or self.own_size
-        super().__init__(size, batch_size, num_workers, seed, images, repeats)
+        super().__init__(
+            size, batch_size, num_workers, seed, images, repeats, preprocessing=preprocessing
+        )
         if per_class is not None and per_class < 1:
             raise InputError(f"data.per_class {per_class} is not positive")
         self.recipe, self.per_class = recipe, per_class
@@ -234,7 +278,17 @@ class FashionMNIST(TorchvisionData):
 
 
 class ImageFolder(ClassificationData):
-    """ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg; the folders under train are the classes."""
+    """ROOT/train/CLASS/*.jpg, ROOT/val/CLASS/*.jpg and, if it is there, ROOT/test/CLASS/*.jpg.
+
+    The folders under train are the classes; `val` may be called valid, validation or dev, and
+    `train` and `test` training and testing. Without a folder of validation or test images, or
+    without any of the three (ROOT/CLASS/*.jpg), `split` holds out a share of the training images.
+
+    Args:
+        root: the folder.
+        recipe, image_size, repeats: see `ClassificationData`.
+        batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
+    """
 
     def __init__(
         self,
@@ -246,8 +300,14 @@ class ImageFolder(ClassificationData):
         seed: int | None = None,
         images: str | None = None,
         repeats: int = 1,
+        split: SplitShares | None = None,
+        on_bad_image: OnBadImage = "stop",
+        preprocessing: Preprocessing = UNSET,
     ):
-        super().__init__(image_size, batch_size, num_workers, seed, images, repeats)
+        super().__init__(
+            image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image,
+            preprocessing,
+        )  # fmt: skip
         self.recipe = recipe
         self.root = Path(root)
 
@@ -256,28 +316,67 @@ class ImageFolder(ClassificationData):
         """Read when first asked for: a missing root is not an error of the configuration."""
         return self._classes()
 
+    def has_split(self, split: str) -> bool:
+        return super().has_split(split) or split_folder(self.root, split) is not None
+
     def source(self, split: str) -> ClassificationSource:
-        for name in self._folders(split):
-            if name not in self.class_names:
-                raise InputError(f"{self.root / split / name}: train has no class {name}")
-        source = LabeledFiles(self.root / split, self.class_names)
-        without = set(range(self.num_classes)) - set(source.targets)
-        if split == "train" and without:
-            raise InputError(f"no images in {self.root / split / self.class_names[min(without)]}")
+        folder = split_folder(self.root, split)
+        shares = self.split.test if split == "test" else self.split.val if split == "val" else 0
+        if folder is not None and shares:
+            raise InputError(
+                f"there is {folder}, and data.split holds out {shares} for {split}: leave"
+                f" data.split.{split} out"
+            )
+        divided = bool(self.split) and (split == "train" or bool(shares))
+        folder = self._folder("train" if divided else split)
+        names = self._folders(folder)
+        source = LabeledFiles.of_folders(folder, names)
+        self._note_left_out(split, folder)
+        if divided:
+            below = [Path(path).relative_to(folder).as_posix() for path, _ in source.files]
+            source = source.chosen(self.part(split, below, source.targets))
+        source = source.chosen(self.sound(split, [path for path, _ in source.files]))
+        if self.labels is None and (unknown := set(names) - set(self.class_names)):
+            raise InputError(f"{folder / min(unknown)}: train has no class {min(unknown)}")
+        if self.labels is None:
+            numbers = labels_by_name(self.class_names, names, str(folder))
+            files = [(path, numbers[label]) for path, label in source.files]
+            source = LabeledFiles(files, self.class_names)
         return source
 
-    def _classes(self) -> tuple[str, ...]:
-        return self._folders("train")
+    def _note_left_out(self, split: str, folder: Path) -> None:
+        findings = self.findings.setdefault(split, Findings())
+        findings.left_out = list_images(folder).left_out
+        if empty := class_folders(folder)[1]:
+            findings.left_out["folders without images"] = [str(folder / name) for name in empty]
 
-    def _folders(self, split: str) -> tuple[str, ...]:
-        folder = self.root / split
-        names, _ = class_folders(folder)
+    def _classes(self) -> tuple[str, ...]:
+        return self._folders(self._folder("train"))
+
+    def _folder(self, split: str) -> Path:
+        """The folder of a split; of the training, the root itself if it has class folders alone."""
+        found = split_folder(self.root, split)
+        if found is None and split == "train" and self.split:
+            return self.root
+        return found or self.root / split
+
+    def _folders(self, folder: Path) -> tuple[str, ...]:
+        names, empty = class_folders(folder)
+        if not names and empty:
+            raise InputError(f"no images in the class folders of {folder}, such as {empty[0]}")
         if not names:
             raise InputError(
                 f"no class folders in {folder}: set data.root to a folder that holds"
-                " train/CLASS/*.jpg and val/CLASS/*.jpg"
+                " train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg and data.split:"
+                " {val: 0.2}"
             )
         return tuple(names)
+
+
+def split_folder(root: Path, split: str) -> Path | None:
+    """The folder of a split under one of the names that it may have; None without one."""
+    folders = (root / name for name in SPLIT_NAMES[split])
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 class ImageNet(ImageFolder):
@@ -287,16 +386,16 @@ class ImageNet(ImageFolder):
     """
 
     def source(self, split: str) -> ClassificationSource:
-        found = len(self._folders(split))
+        found = len(self._folders(self._folder(split)))
         if found != 1000:
             raise InputError(
-                f"{self.root / split} has {found} class folders, not the 1,000 of ImageNet:"
+                f"{self._folder(split)} has {found} class folders, not the 1,000 of ImageNet:"
                 " ImageFolder takes any number"
             )
         return super().source(split)
 
     def _classes(self) -> tuple[str, ...]:
         for split in ("train", "val"):  # val alone is enough to validate
-            if (self.root / split).is_dir():
-                return self._folders(split)
+            if (folder := split_folder(self.root, split)) is not None:
+                return self._folders(folder)
         return tuple(str(number) for number in range(1000))

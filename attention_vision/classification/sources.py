@@ -15,7 +15,10 @@ from attention_vision.data.loading import random_stream
 
 
 class ClassificationSource(Protocol):
-    """Images with labels, as torchvision's data sets have them: `source[i]` is (image, label)."""
+    """Images with labels, as torchvision's data sets have them: `source[i]` is (image, label).
+
+    One whose labels are not those of its data module has `class_names`, by which they are mapped.
+    """
 
     @property
     def targets(self) -> Sequence[int]: ...
@@ -75,16 +78,26 @@ class TensorImages:
 
 
 class LabeledFiles:
-    """A source of image files in one folder per class."""
+    """A source of image files with their labels.
 
-    def __init__(self, folder: Path, class_names: Sequence[str]):
-        numbers = {name: number for number, name in enumerate(class_names)}
-        self.files = [
-            (path, number)
-            for name, number in numbers.items()
-            for path in list_images(folder / name).files
-        ]
-        self.targets = [label for _, label in self.files]
+    Args:
+        files: (path, label) of each.
+        class_names: by label.
+    """
+
+    def __init__(self, files: Sequence[tuple[str, int]], class_names: Sequence[str]):
+        self.files, self.class_names = list(files), class_names
+        self.targets = [label for _, label in files]
+
+    @classmethod
+    def of_folders(cls, folder: Path, class_names: Sequence[str]) -> "LabeledFiles":
+        """The images in one folder per class, in the order of the classes."""
+        numbers = enumerate(class_names)
+        files = [(path, n) for n, name in numbers for path in list_images(folder / name).files]
+        return cls(files, class_names)
+
+    def chosen(self, indices: Sequence[int]) -> "LabeledFiles":
+        return LabeledFiles([self.files[index] for index in indices], self.class_names)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -92,6 +105,26 @@ class LabeledFiles:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path, label = self.files[index]
         return read_image(path), label
+
+
+class RelabeledSource:
+    """A source whose labels are replaced.
+
+    Args:
+        source: the images.
+        labels: new label of each of its labels.
+    """
+
+    def __init__(self, source: ClassificationSource, labels: Sequence[int]):
+        self.source, self.labels = source, labels
+        self.targets = [labels[label] for label in source.targets]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.source[index]
+        return image, self.labels[label]
 
 
 def first_per_class(labels: Sequence[int], count: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 import re
 from argparse import ArgumentError
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any
@@ -54,8 +54,16 @@ def add_nodes(parser: PlainParser, nodes: Mapping[str, Node], links: Iterable[Li
         parser.link_arguments(link.source, link.target, apply_on="instantiate")
 
 
-def instantiate(parser: PlainParser, config: Any) -> Any:
+def instantiate(
+    parser: PlainParser, config: Any, instantiators: Sequence[tuple[Any, type, bool]] = ()
+) -> Any:
     """Build the objects of a parsed config.
+
+    Args:
+        parser: that parsed it.
+        config: what it was parsed to.
+        instantiators: (function that builds, class, whether for its subclasses too), as
+            jsonargparse takes them.
 
     Raises:
         ConfigError: a class needs an argument that was not given.
@@ -64,7 +72,7 @@ def instantiate(parser: PlainParser, config: Any) -> Any:
     if missing := missing_argument(config):
         raise ConfigError(missing)
     try:
-        return parser.instantiate(config)
+        return parser.instantiate(config, instantiators=list(instantiators))
     except (TypeError, ValueError) as error:
         text = " ".join(str(error).split())
         if re.search(r"__init__\(\) takes 1 positional argument but", text):

@@ -4,9 +4,10 @@ An image looks the same at any number of workers and after a resume, and evaluat
 image once at any number of processes.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -15,22 +16,39 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from attention_vision.data.findings import Findings
+from attention_vision.data.image_files import broken_images
+from attention_vision.data.labels import Labels, shown
+from attention_vision.data.splits import SplitShares, divide
 from attention_vision.errors import InputError
+from attention_vision.training.distributed import broadcast, gather, rank, world_size
 from attention_vision.training.steps import mix, run_seed
+
+OnBadImage = Literal["stop", "skip"]
 
 
 class TaskData(LightningDataModule):
-    """Base of the data modules of all tasks: the settings of loading, and the loaders.
+    """Base of the data modules of all tasks: labels, splits, findings, and the loaders.
 
-    A subclass sets `class_names` and defines `dataset`; one that predicts files defines `inputs`.
+    A subclass sets `class_names` and defines `dataset`; one that predicts files defines `inputs`;
+    one that has a test split says so by `has_split`.
 
     Args:
         batch_size: images per process and step.
         num_workers: processes that load images, 0 to load in the training process.
         seed: of order and augmentation; the run's seed where none is given.
         images: folder of images to predict, searched through its subfolders.
+        split: shares of the training images that are held out to validate and to test on.
+        on_bad_image: "stop" at an image that cannot be read, or "skip": each image is decoded once
+            before training, and those that do not decode are left out, counted and listed.
 
-    `num_classes` (0 without classes) and `class_names` are known before `setup`.
+    `num_classes` (0 without classes) and `class_names` are known before `setup`, and are kept in
+    checkpoints: `use_labels` gives them to data that meets trained weights.
+
+    Attributes:
+        labels: of the weights that the data is for; None before there are any.
+        findings: by split, what was noticed while it was read.
+        division: by split, names of the samples, where `split` divides them.
 
     Raises:
         InputError: `batch_size` is not positive, or `num_workers` negative.
@@ -39,10 +57,17 @@ class TaskData(LightningDataModule):
     class_names: Sequence[str] = ()
     train_images: Dataset
     val_images: Dataset
+    test_images: Dataset
     predict_images: Dataset
 
     def __init__(
-        self, batch_size: int, num_workers: int, seed: int | None, images: str | None = None
+        self,
+        batch_size: int,
+        num_workers: int,
+        seed: int | None,
+        images: str | None = None,
+        split: SplitShares | None = None,
+        on_bad_image: OnBadImage = "stop",
     ):
         super().__init__()
         if batch_size < 1:
@@ -51,6 +76,10 @@ class TaskData(LightningDataModule):
             raise InputError(f"data.num_workers {num_workers} is negative")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.images = seed, images
+        self.split, self.on_bad_image = split or SplitShares(), on_bad_image
+        self.labels: Labels | None = None
+        self.findings: dict[str, Findings] = {}
+        self.division: dict[str, list[str]] = {}
 
     @property
     def num_classes(self) -> int:
@@ -60,28 +89,113 @@ class TaskData(LightningDataModule):
     def order_seed(self) -> int:
         return run_seed() if self.seed is None else self.seed
 
+    def use_labels(self, labels: Labels) -> None:
+        """Take the labels of trained weights: no data is read for them from now on."""
+        self.labels = labels
+        self.class_names = labels.class_names
+
     def dataset(self, split: str, seed: int) -> Dataset:
-        """The samples of "train" or "val". Raises InputError when they are missing or wrong.
+        """The samples of "train", "val" or "test". Raises InputError when they are missing.
 
         Training indexes `dataset[epoch, index]`, evaluation `dataset[index]`: what is random in a
-        sample is drawn under `random_stream(seed, epoch, index)`.
+        sample is drawn under `random_stream(seed, epoch, index)`. "test" is asked for only where
+        `has_split("test")`.
         """
         raise NotImplementedError
 
+    def has_split(self, split: str) -> bool:
+        """Whether there are samples of a split; a test split is not taken for granted."""
+        return split != "test" or self.split.test > 0
+
     def inputs(self, folder: str) -> Dataset:
-        """The samples to predict: all files below a folder."""
+        """The samples to predict: all files below a folder, with their `files`."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
         """Opens the data of a stage. Raises InputError when it is missing or wrong."""
         if stage == "fit":
-            self.train_images = self.dataset("train", self.order_seed)
-        if stage in ("fit", "validate", "test"):
-            self.val_images = self.dataset("val", self.order_seed)
+            self.train_images = self._opened("train")
+        if stage in ("fit", "validate"):
+            self.val_images = self._opened("val")
+        if stage == "test":
+            if not self.has_split("test"):
+                raise InputError(
+                    f"{type(self).__name__} has no test split here, nothing to test on: `validate`"
+                    " measures the validation split"
+                )
+            self.test_images = self._opened("test")
         if stage == "predict":
             if self.images is None:
                 raise InputError("nothing to predict: set data.images to a folder of images")
             self.predict_images = self.inputs(self.images)
+            self._leave_out_broken(self.predict_images)
+
+    def _opened(self, split: str) -> Dataset:
+        self.findings[split] = Findings()
+        return self.dataset(split, self.order_seed)
+
+    def part(self, split: str, names: Sequence[str], labels: Sequence[int] | None) -> list[int]:
+        """Indices of the samples that `data.split` gives to a split, see `divide`."""
+        parts = divide(names, labels, self.split)
+        self.division = {key: [names[i] for i in part] for key, part in parts.items()}
+        return parts[split]
+
+    def sound(self, split: str, files: Sequence[str]) -> list[int]:
+        """Indices of the files to use: all, or under "skip" those that decode.
+
+        Each process decodes its share; all of them call this.
+        """
+        if self.on_bad_image == "stop":
+            return list(range(len(files)))
+        broken = all_broken(files)
+        self.findings.setdefault(split, Findings()).broken = broken
+        return [index for index, file in enumerate(files) if file not in broken]
+
+    def _leave_out_broken(self, inputs: Any) -> None:
+        """A prediction goes on without what it cannot read, whatever `on_bad_image` is."""
+        if not hasattr(inputs, "files"):
+            return
+        broken = all_broken(inputs.files)
+        self.findings["predict"] = Findings(broken=broken)
+        if len(broken) == len(inputs.files):
+            file, reason = next(iter(broken.items()))
+            raise InputError(f"cannot read the image {file}: repair or remove it ({reason})")
+        inputs.files = [file for file in inputs.files if file not in broken]
+
+    def facts(self, split: str) -> dict[str, Any]:
+        """Facts on an opened split for the table at the start of a run: name -> number or dict."""
+        return {"images": length(getattr(self, f"{split}_images"))}
+
+    def augmentation(self) -> list[str]:
+        """What changes the training images, a line each."""
+        recipe = getattr(self, "recipe", None)
+        return [str(recipe)] if recipe is not None else []
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        if self.num_classes:
+            state["class_names"] = [str(name) for name in self.class_names]
+        if self.division:
+            state["division"] = {key: fingerprint(part) for key, part in self.division.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises InputError where a label, or a held-out sample, would change its meaning."""
+        if "class_names" in state and self.labels is None:
+            trained, here = list(state["class_names"]), [str(name) for name in self.class_names]
+            if trained != here:
+                raise InputError(
+                    f"the checkpoint was trained on the classes {shown(trained)}, the data has"
+                    f" {shown(here)}"
+                )
+        trained_on = state.get("division")
+        if trained_on and self.division:
+            now = {key: fingerprint(part) for key, part in self.division.items()}
+            if now != trained_on:
+                raise InputError(
+                    "the images, or data.split, are not those of the training: images that were"
+                    " trained on may now be held out; restore them, or train anew"
+                )
 
     def sampler(self) -> "EpochSampler":
         """The order of the training samples of this process."""
@@ -92,10 +206,10 @@ class TaskData(LightningDataModule):
         return train_loader(self.trainer, self.sampler(), self._loading())
 
     def val_dataloader(self) -> DataLoader:
-        return evaluation_loader(self.trainer, self.val_images, self._loading())
+        return evaluation_loader(self.trainer, self.val_images, self._evaluation_loading())
 
     def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
+        return evaluation_loader(self.trainer, self.test_images, self._evaluation_loading())
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(self.predict_images, **self._loading())
@@ -107,6 +221,21 @@ class TaskData(LightningDataModule):
             "num_workers": self.num_workers,
             "pin_memory": torch.cuda.is_available(),
         }
+
+    def _evaluation_loading(self) -> dict[str, Any]:
+        """The arguments of the loaders of validation and test."""
+        return self._loading()
+
+
+def all_broken(files: Sequence[str]) -> dict[str, str]:
+    """File -> reason, of the images that do not decode; the processes share the work."""
+    mine = broken_images(files[rank() :: world_size()])
+    found = broadcast([item for part in gather(mine) for item in part.items()])
+    return dict(sorted(found))
+
+
+def fingerprint(names: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
 
 
 class EpochSampler(DistributedSampler):

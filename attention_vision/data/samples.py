@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from attention_vision.data.image_files import path_below
 
-Split = Literal["train", "val"]
 Sample = TypeVar("Sample", covariant=True)
 
 

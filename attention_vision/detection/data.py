@@ -24,6 +24,7 @@ from torchvision.transforms import v2
 
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, scene
 from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
+from attention_vision.data.labels import Labels
 from attention_vision.data.loading import EpochSampler, TaskData, random_stream, replicas
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
@@ -101,11 +102,16 @@ class DetectionData(TaskData):
         wide = images.source.sizes[:, 1] > images.source.sizes[:, 0]
         return GroupedSampler(images, *processes, self.order_seed, wide.tolist(), self.batch_size)
 
+    def use_labels(self, labels: Labels) -> None:
+        super().use_labels(labels)
+        if labels.category_ids:
+            self.category_ids = labels.category_ids
+
     def state_dict(self) -> dict[str, Any]:
-        return {"class_names": list(self.class_names), "category_ids": list(self.category_ids)}
+        return super().state_dict() | {"category_ids": list(self.category_ids)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises InputError where a label would change its meaning."""
+        """Raises InputError where a label, or a held-out sample, would change its meaning."""
         trained, here = (
             list(zip(labels["category_ids"], labels["class_names"], strict=True))
             for labels in (state, self.state_dict())
@@ -117,6 +123,7 @@ class DetectionData(TaskData):
                 f"the checkpoint was trained on other classes ({len(trained)}, here {len(here)}):"
                 f" label {label} was category {was[0]} ({was[1]}), here it is {now[0]} ({now[1]})"
             )
+        super().load_state_dict(state)
 
     def _loading(self) -> dict[str, Any]:
         return super()._loading() | {"collate_fn": collate}

@@ -42,7 +42,10 @@ from attention_vision.config.parser import (
     kept_arguments,
     parse_words,
 )
+from attention_vision.data.labels import read_labels
+from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
+from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.training.last_validation import validate_at_end
@@ -291,7 +294,15 @@ def build(parsed: Parsed, checkpoint: Path | None = None) -> Built:
     if config.seed_everything is not False:
         seed = None if config.seed_everything is True else config.seed_everything
         config.seed_everything = seed_everything(seed, workers=True)
-    built = instantiate(parsed.parser, config)
+    labels = read_labels(checkpoint) if checkpoint else None
+
+    def with_labels(kind: type[TaskData], **arguments: Any) -> TaskData:
+        data = kind(**arguments)
+        if labels is not None:  # before the networks ask for their number
+            data.use_labels(labels)
+        return data
+
+    built = instantiate(parsed.parser, config, [(with_labels, TaskData, True)])
     settle_classes(parsed, built.model, built.data)
     if checkpoint:
         read_state(checkpoint, built.model)
@@ -321,7 +332,7 @@ def settle_classes(parsed: Parsed, module: LightningModule, data: Any) -> None:
         if given not in (actual, default):
             raise InputError(
                 f"model.{name}.num_classes is {given}, but {type(data).__name__} has"
-                f" {actual} classes: leave it out, the data sets it"
+                f" {actual} classes: leave it out, the data sets it, or set it to {actual}"
             )
         network.init_args.num_classes = actual
 
@@ -343,7 +354,7 @@ def make_trainer(
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.write_to(run.folder)
-    options.callbacks = [*as_list(options.callbacks, Callback), *callbacks]
+    options.callbacks = [ReportData(), *as_list(options.callbacks, Callback), *callbacks]
     if fits and options.enable_checkpointing is not False:
         options.callbacks += checkpoint_callbacks(
             run.folder / "checkpoints",
@@ -446,8 +457,8 @@ def running(work: Work) -> Iterator[None]:
 
 
 def remove_start(folder: Path) -> None:
-    """Remove a run folder that contains only the config of a failed start."""
-    if all(path.name == "config.yaml" for path in folder.glob("*")):
+    """Remove a run folder that contains only what a failed start wrote."""
+    if all(path.name in ("config.yaml", *DATA_FILES) for path in folder.glob("*")):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from attention_vision.config.build import build_nodes
+from attention_vision.data.labels import read_labels
+from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.training.run_folder import best_or_last, find_checkpoint, read_state
@@ -19,7 +21,8 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
     """Build the trained module of a run folder, on the CPU and in eval mode.
 
     Neither the data nor the official weights that the run began with are needed: the config has
-    the number of classes, the checkpoint all weights (their moving average where the run kept one).
+    the number of classes, the checkpoint all weights (their moving average where the run kept one)
+    and the names of the classes, which are the module's `class_names`.
     The random state of the caller stays as it is.
 
     Args:
@@ -46,17 +49,25 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> LightningModule:
         arguments["weights"] = None
     module = build_nodes(config, {"model": task.nodes["model"]})["model"]
     module.load_state_dict(read_state(file, module))
+    labels = read_labels(file)
+    module.class_names = labels.class_names if labels else ()
     return module.eval()
 
 
 def load_data(folder: str | Path) -> LightningDataModule:
-    """Build the data of a run folder; nothing is read from the data's own folders.
+    """Build the data of a run folder, with the labels that its checkpoint was trained with.
+
+    Nothing is read from the data's own folders.
 
     Raises:
         InputError: the folder does not contain a run, or its data does not build.
     """
     config, task = read_run(Path(folder))
-    return build_nodes(config, {"data": task.nodes["data"]})["data"]
+    data = build_nodes(config, {"data": task.nodes["data"]})["data"]
+    file = best_or_last(Path(folder))
+    if file and isinstance(data, TaskData) and (labels := read_labels(file)):
+        data.use_labels(labels)
+    return data
 
 
 def read_run(run: Path) -> tuple[dict[str, Any], Task]:

@@ -268,11 +268,6 @@ def part_of_imagenet(folder: Path) -> None:
     ImageNet(str(folder)).setup("fit")
 
 
-def empty_class(folder: Path) -> None:
-    (folder / "train" / "emu").mkdir()
-    ImageFolder(str(folder)).setup("fit")
-
-
 def unknown_class(folder: Path) -> None:
     picture(folder / "val" / "emu" / "0.png")
     ImageFolder(str(folder)).setup("fit")
@@ -348,9 +343,8 @@ def predict_without_folder(folder: Path) -> None:
         (missing_fashion, r"FashionMNIST: no readable data in .*nowhere; set data.root"),
         (missing_imagenet, r"no class folders in .*nowhere/train"),
         (part_of_imagenet, r"train has 2 class folders, not the 1,000 of ImageNet"),
-        (empty_class, r"no images in .*train/emu"),
         (unknown_class, r"val/emu: train has no class emu"),
-        (empty_val, r"ImageFolder: no val images"),
+        (empty_val, r"no images in the class folders of .*val, such as cat"),
         (unreadable, r"cannot read the image .*cat/1.png: repair or remove it"),
         (unreadable_in_worker, r"cannot read the image .*cat/1.png: repair or remove it"),
         (truncated, r"cannot read the image .*cat/1.png: repair or remove it"),
@@ -358,7 +352,7 @@ def predict_without_folder(folder: Path) -> None:
         (large_batch, r"batch_size 9 is larger than the 8 training images"),
         (few_to_repeat, r"data.repeats 3: an epoch is a multiple of 256 images, and there are 8"),
         (nothing_to_predict, r"no folder .*nowhere: set data.images"),
-        (no_images_to_predict, r"no images in .*empty: looked for .jpg"),
+        (no_images_to_predict, r"no images in .*empty: it has no files"),
         (predict_without_folder, r"nothing to predict: set data.images"),
     ],
 )
@@ -368,3 +362,22 @@ def test_bad_data_is_one_clear_line(folder: Path, bad, line: str) -> None:
     message = one_line(caught.value)
     assert re.search(line, message)
     assert "\n" not in message
+
+
+def test_folders_without_images_and_hidden_files_are_no_classes(folder: Path) -> None:
+    (folder / "train" / "emu").mkdir()
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    picture(folder / "train" / ".ipynb_checkpoints" / "0.png")
+    picture(folder / "train" / "__MACOSX" / "cat" / "0.png")
+    (folder / "train" / "cat" / "._1.png").write_bytes(b"a companion")
+    (folder / "train" / "cat" / "notes.txt").write_text("no image")
+    data = ImageFolder(str(folder))
+    data.setup("fit")
+    assert data.class_names == ("cat", "dog")
+    assert len(data.train_images) == 8
+    left_out = data.findings["train"].left_out
+    assert {kind: len(paths) for kind, paths in left_out.items()} == {
+        "hidden or of the system": 3,
+        "*.txt": 1,
+        "folders without images": 1,
+    }

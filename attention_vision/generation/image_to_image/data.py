@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from attention_vision.data.loading import evaluation_loader
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
 
@@ -41,11 +40,11 @@ class ImageToImageData(GenerationData):
         """(input, path, size of the result) of all files below a folder, with their `files`."""
         raise NotImplementedError
 
-    def val_dataloader(self) -> DataLoader:
+    def _evaluation_loading(self) -> dict[str, Any]:
         loading = self._loading()
         if self.evaluation_batch:
             loading["batch_size"] = self.evaluation_batch
-        return evaluation_loader(self.trainer, self.val_images, loading)
+        return loading
 
     def predict_dataloader(self) -> DataLoader:
         # Files differ in size: one at a time.

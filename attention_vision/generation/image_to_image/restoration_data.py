@@ -11,7 +11,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from attention_vision.data.digits import single_digits
 from attention_vision.data.image_files import image_files, read_image
 from attention_vision.data.loading import random_stream
-from attention_vision.data.samples import Split
+from attention_vision.data.splits import Split
 from attention_vision.data.torchvision_sets import load_torchvision_dataset
 from attention_vision.generation.image_to_image.data import EVALUATION, ImageToImageData, cut
 from attention_vision.generation.image_to_image.degradations import Degradation

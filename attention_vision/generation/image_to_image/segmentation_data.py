@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from attention_vision.data.digits import single_digits
 from attention_vision.data.image_files import extensions, image_files, read_image, read_levels
 from attention_vision.data.loading import random_stream
-from attention_vision.data.samples import Split
+from attention_vision.data.splits import Split
 from attention_vision.errors import InputError
 from attention_vision.generation.image_to_image.data import EVALUATION, ImageToImageData, by
 from attention_vision.generation.image_to_image.mask_folders import (
