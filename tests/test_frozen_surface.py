@@ -62,7 +62,7 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
     },
     "classification": {
         "AttentionMapDistillation", "AttentionPenalty", "AttentionTransfer", "CIFAR10",
-        "CIFAR100", "CIFARAugmentation", "ClassificationData", "Classifier", "Digits",
+        "Augmentation", "CIFAR100", "CIFARAugmentation", "ClassificationData", "Classifier", "Digits",
         "Distillation", "FashionMNIST", "GateTransfer", "ImageFolder", "ImageNet",
         "ImageNetAugmentation", "Preprocessing",
     },
@@ -111,6 +111,7 @@ LOGGED_KEYS: dict[str, set[str]] = {  # columns of metrics.csv, by run
 CLASS_PATHS: dict[str, set[str]] = {  # in RUN/config.yaml, by run
     "classifier": {
         "attention_vision.backbones.MeanPool", "attention_vision.backbones.ResNet",
+        "attention_vision.classification.CIFARAugmentation",
         "attention_vision.classification.Digits",
         "attention_vision.training.optim.WarmupCosine", "torch.nn.BatchNorm2d",
         "torch.nn.Identity", "torch.optim.AdamW",

@@ -15,6 +15,8 @@ from attention_vision.training.logging import run_folder
 from attention_vision.training.progress import say
 from attention_vision.yaml_json import write_atomically
 
+SUMMARY, DIVISION, SKIPPED = DATA_FILES = ("data.json", "split.json", "skipped.csv")
+
 
 @dataclass
 class DataSummary:
@@ -90,9 +92,9 @@ class ReportData(Callback):
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue] set from afar
             return
         folder = run_folder(trainer)
-        write_atomically(folder / "data.json", json.dumps(asdict(summary), indent=2) + "\n")
+        write_atomically(folder / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
         if data.division:
-            write_atomically(folder / "split.json", json.dumps(data.division, indent=2) + "\n")
+            write_atomically(folder / DIVISION, json.dumps(data.division, indent=2) + "\n")
         write_skipped(folder, summary.broken)
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -107,7 +109,7 @@ def write_skipped(folder: Path, broken: dict[str, str]) -> None:
     if not broken:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "skipped.csv").open("w", newline="") as opened:
+    with (folder / SKIPPED).open("w", newline="") as opened:
         writer = csv.writer(opened, lineterminator="\n")
         writer.writerows([("file", "reason"), *broken.items()])
-    say(f"{len(broken)} images do not decode and are left out: {folder / 'skipped.csv'}")
+    say(f"{len(broken)} images do not decode and are left out: {folder / SKIPPED}")
