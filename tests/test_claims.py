@@ -11,6 +11,7 @@ from typing import Literal
 
 import pytest
 import yaml
+from PIL import Image
 
 from attention_vision.__main__ import main
 from attention_vision.claims.claim import Claim
@@ -176,7 +177,10 @@ def test_a_run_is_compared_with_its_claim_and_recorded(tmp_path, monkeypatch, ca
     assert (outcome["by"], outcome["reported"]) == ("validate", 2.0)
     assert outcome["verdict"] == "not comparable (a part of the images)"
 
-    assert main(["classification", "test", "-c", "run/config.yaml"]) == 0
+    Path("scans/test/7").mkdir(parents=True)
+    Image.new("L", (8, 8)).save("scans/test/7/0.png")
+    other = ["--data.class_path", "ImageFolder", "--data.root", "scans"]
+    assert main(["classification", "test", "-c", "run/config.yaml", *other]) == 0
     assert "claim: val/top1 reported 0.5 ± 0.5, not measured by test" in capsys.readouterr().out
     assert json.loads(Path("run/claim.json").read_text())["by"] == "validate"
 

@@ -64,7 +64,7 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
         "AttentionMapDistillation", "AttentionPenalty", "AttentionTransfer", "Augmentation",
         "CIFAR10", "CIFAR100", "CIFARAugmentation", "ClassificationData", "Classifier", "Digits",
         "Distillation", "FashionMNIST", "GateTransfer", "ImageFolder", "ImageNet",
-        "ImageNetAugmentation",
+        "ImageNetAugmentation", "Preprocessing",
     },
     "detection": {
         "AttentionBoxHead", "AttentionRCNN", "COCO", "COCOAveragePrecision", "COCOFolder",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torchvision
 from torch import Tensor
+from torchvision.models import WeightsEnum
 
 from attention_vision.errors import InputError
 
@@ -42,17 +43,21 @@ def download(name: str) -> Mapping[str, Tensor] | Path:
     return download_from_hub(name)
 
 
-def download_from_torchvision(name: str) -> Mapping[str, Tensor]:
+def torchvision_weights(name: str) -> WeightsEnum:
+    """Find weights by the name of a model or of themselves. Raises InputError if there are none."""
     models = torchvision.models
     try:
         if "." in name:
-            weights = models.get_weight(name)
-        else:
-            weights = models.get_model_weights(name)["DEFAULT"]
+            return models.get_weight(name)
+        return models.get_model_weights(name)["DEFAULT"]
     except (ValueError, KeyError) as error:
         nearest = difflib.get_close_matches(name, models.list_models(), n=3)
         hint = f"nearest: {', '.join(nearest)}" if nearest else "such as vit_b_16"
         raise InputError(f"{TORCHVISION}{name}: torchvision has no such weights; {hint}") from error
+
+
+def download_from_torchvision(name: str) -> Mapping[str, Tensor]:
+    weights = torchvision_weights(name)
     try:
         return weights.get_state_dict(progress=False)
     except OSError as error:
@@ -90,6 +95,16 @@ def download_from_hub(name: str) -> Path:
         except Exception as error:  # of whichever transport the library uses
             raise unreachable(name, error) from error
     raise InputError(f"{name}: the hub's model has none of {', '.join(HUB_FILES)}")
+
+
+def hub_file(name: str, file: str) -> Path | None:
+    """Download a small file of a model on the hub; None where it cannot be had."""
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(name, file))
+    except Exception:  # the library, the file or the network is missing
+        return None
 
 
 def unreachable(name: str, error: Exception) -> InputError:

@@ -2,6 +2,7 @@
 
 import warnings
 
+from attention_vision.checkpoints.preprocessing import Preprocessing
 from attention_vision.classification.attention_transfer import (
     AttentionMapDistillation,
     AttentionTransfer,
@@ -42,6 +43,7 @@ __all__ = [
     "ImageFolder",
     "ImageNet",
     "ImageNetAugmentation",
+    "Preprocessing",
 ]
 
 RENAMED = {  # name of 0.1 -> name of today

@@ -12,6 +12,7 @@ import torchvision
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from attention_vision.checkpoints.preprocessing import Preprocessing
 from attention_vision.classification.sources import (
     AugmentedDataset,
     ClassificationInputs,
@@ -51,6 +52,7 @@ from attention_vision.data.torchvision_sets import (
 )
 from attention_vision.errors import InputError
 
+UNSET = Preprocessing()  # the weights', or else the data set's
 SMALL_IMAGES, PHOTOGRAPHS = CIFARAugmentation(), ImageNetAugmentation()
 # No flips, which would make other digits; small turns, shifts and zooms instead.
 HANDWRITING = CIFARAugmentation(padding=0, flip=0.0, rotation=10.0, shift=0.08, zoom=0.1)
@@ -76,6 +78,8 @@ class ClassificationData(TaskData):
         image_size: side of the square images that the network sees, in pixels.
         repeats: how often an epoch shows each image that it takes, augmented anew; its length stays
             (repeated augmentation, see `RepeatedSampler`; 3 in DeiT).
+        preprocessing: normalization, filter and crop; what is not given comes from the weights
+            where their release states it, else from the data set and its recipe.
         balanced: train on all classes equally often, however many images they have, see
             `BalancedSampler`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
@@ -97,6 +101,7 @@ class ClassificationData(TaskData):
         repeats: int,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
+        preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
     ):
         super().__init__(batch_size, num_workers, seed, images, split, on_bad_image)
@@ -106,6 +111,13 @@ class ClassificationData(TaskData):
         if balanced and repeats > 1:
             raise InputError("data.balanced and data.repeats both set the order: leave one out")
         self.image_size, self.repeats, self.balanced = image_size, repeats, balanced
+        self.use_preprocessing(preprocessing)
+
+    def use_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Normalize, resize and crop images so from now on; `setup` reads it."""
+        self.preprocessing = preprocessing
+        self.mean = preprocessing.mean or type(self).mean
+        self.std = preprocessing.std or type(self).std
 
     def source(self, split: str) -> ClassificationSource:
         """The images of a split. Raises InputError when they are missing or wrong."""
@@ -113,7 +125,8 @@ class ClassificationData(TaskData):
 
     def dataset(self, split: str, seed: int) -> Dataset:
         if split == "train":
-            transform = self.recipe.train(self.image_size, self.mean, self.std)
+            given = self.preprocessing.options("interpolation")
+            transform = self.recipe.train(self.image_size, self.mean, self.std, **given)
             return AugmentedDataset(self._checked(split), transform, seed, self.repeats)
         return AugmentedDataset(self._checked(split), self._evaluation(), seed)
 
@@ -129,7 +142,8 @@ class ClassificationData(TaskData):
         return super().sampler()
 
     def _evaluation(self) -> v2.Transform:
-        return self.recipe.evaluation(self.image_size, self.mean, self.std)
+        given = self.preprocessing.options("interpolation", "crop")
+        return self.recipe.evaluation(self.image_size, self.mean, self.std, **given)
 
     def _checked(self, split: str) -> ClassificationSource:
         source = self._in_trained_labels(self.source(split))
@@ -174,11 +188,13 @@ class Digits(ClassificationData):
         cluttered: int = 0,
         repeats: int = 1,
         per_class: int | None = None,
+        preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
     ):
         super().__init__(
-            image_size, batch_size, num_workers, seed, images, repeats, balanced=balanced
-        )
+            image_size, batch_size, num_workers, seed, images, repeats,
+            preprocessing=preprocessing, balanced=balanced,
+        )  # fmt: skip
         if cluttered < 0:
             raise InputError(f"data.cluttered: {cluttered}; give a number of images, 0 for none")
         if per_class is not None and per_class < 1:
@@ -222,10 +238,14 @@ class TorchvisionData(ClassificationData):
         images: str | None = None,
         per_class: int | None = None,
         repeats: int = 1,
+        preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
     ):
         size = image_size or self.own_size
-        super().__init__(size, batch_size, num_workers, seed, images, repeats, balanced=balanced)
+        super().__init__(
+            size, batch_size, num_workers, seed, images, repeats,
+            preprocessing=preprocessing, balanced=balanced,
+        )  # fmt: skip
         if per_class is not None and per_class < 1:
             raise InputError(f"data.per_class {per_class} is not positive")
         self.recipe, self.per_class = recipe, per_class
@@ -294,19 +314,13 @@ class ImageFolder(ClassificationData):
         repeats: int = 1,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
+        preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
     ):
         super().__init__(
-            image_size,
-            batch_size,
-            num_workers,
-            seed,
-            images,
-            repeats,
-            split,
-            on_bad_image,
-            balanced,
-        )
+            image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image,
+            preprocessing, balanced,
+        )  # fmt: skip
         self.recipe = recipe
         self.root = Path(root)
 

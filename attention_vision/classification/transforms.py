@@ -7,24 +7,39 @@ its paper's code.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torchvision.transforms import v2
+
+from attention_vision.checkpoints.preprocessing import Interpolation
 
 
 class Augmentation(ABC):
     """Base of all recipes: what happens to an image in training, and in evaluation.
 
     Both methods return a transform of an image, PIL or tensor, to (3, size, size) float, normalized
-    by the mean and standard deviation per channel of values in 0..1.
+    by the mean and standard deviation per channel of values in 0..1. `interpolation` and `crop` are
+    those of released weights; without them, the recipe's own.
     """
 
     @abstractmethod
-    def train(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform: ...
+    def train(
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: Interpolation | None = None,
+    ) -> v2.Transform: ...
 
     @abstractmethod
     def evaluation(
-        self, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: Interpolation | None = None,
+        crop: float | Literal["squash"] | None = None,
     ) -> v2.Transform: ...
 
 
@@ -53,8 +68,14 @@ class CIFARAugmentation(Augmentation):
     magnitude: int = 9
     erasing: float = 0.0
 
-    def train(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
-        steps: list[v2.Transform] = [v2.Resize((size, size), antialias=True)]
+    def train(
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: Interpolation | None = None,
+    ) -> v2.Transform:
+        steps: list[v2.Transform] = []
         if self.rotation or self.shift or self.zoom:
             steps.append(
                 v2.RandomAffine(
@@ -66,12 +87,18 @@ class CIFARAugmentation(Augmentation):
             )
         if self.padding:
             steps.append(v2.RandomCrop(size, padding=self.padding))
-        return _finish(steps, self, mean, std)
+        resize = v2.Resize((size, size), _filter(interpolation), antialias=True)
+        return _finish(resize, steps, self, mean, std, interpolation)
 
     def evaluation(
-        self, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: Interpolation | None = None,
+        crop: float | Literal["squash"] | None = None,
     ) -> v2.Transform:
-        return _normalize([v2.Resize((size, size), antialias=True)], mean, std)
+        return _evaluation(size, mean, std, interpolation, crop or "squash")
 
 
 @dataclass(frozen=True)
@@ -94,39 +121,81 @@ class ImageNetAugmentation(Augmentation):
     erasing: float = 0.0
     centre: float = 0.875
 
-    def train(self, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
-        crop = v2.RandomResizedCrop(size, scale=(self.area, 1.0), antialias=True)
-        return _finish([crop], self, mean, std)
+    def train(
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: Interpolation | None = None,
+    ) -> v2.Transform:
+        crop = v2.RandomResizedCrop(
+            size, (self.area, 1.0), interpolation=_filter(interpolation), antialias=True
+        )
+        return _finish(crop, [], self, mean, std, interpolation)
 
     def evaluation(
-        self, size: int, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: Interpolation | None = None,
+        crop: float | Literal["squash"] | None = None,
     ) -> v2.Transform:
-        resize = v2.Resize(round(size / self.centre), antialias=True)
-        return _normalize([resize, v2.CenterCrop(size)], mean, std)
+        return _evaluation(size, mean, std, interpolation, crop or self.centre)
+
+
+def _filter(interpolation: Interpolation | None) -> v2.InterpolationMode:
+    return v2.InterpolationMode(interpolation or "bilinear")
+
+
+def _evaluation(
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: Interpolation | None,
+    crop: float | Literal["squash"],
+) -> v2.Transform:
+    """Resize the short side to size / crop and cut the center out, or resize both sides."""
+    sides = (size, size) if crop == "squash" else round(size / crop)
+    cut = [] if crop == "squash" else [v2.CenterCrop(size)]
+    resize = v2.Resize(sides, _filter(interpolation), antialias=True)
+    return _normalize(resize, cut, mean, std, interpolation)
 
 
 def _finish(
+    resize: v2.Transform,
     geometry: list[v2.Transform],
     recipe: CIFARAugmentation | ImageNetAugmentation,
     mean: tuple[float, ...],
     std: tuple[float, ...],
+    interpolation: Interpolation | None,
 ) -> v2.Transform:
     """Flip, RandAugment, normalization and erasing, which the two recipes share."""
     if recipe.flip:
         geometry.append(v2.RandomHorizontalFlip(recipe.flip))
     if recipe.randaugment:
         geometry.append(v2.RandAugment(recipe.randaugment, recipe.magnitude))
-    steps = _normalize(geometry, mean, std)
+    steps = _normalize(resize, geometry, mean, std, interpolation)
     return v2.Compose([steps, v2.RandomErasing(recipe.erasing)]) if recipe.erasing else steps
 
 
 def _normalize(
-    geometry: list[v2.Transform], mean: tuple[float, ...], std: tuple[float, ...]
+    resize: v2.Transform,
+    geometry: list[v2.Transform],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    interpolation: Interpolation | None,
 ) -> v2.Transform:
+    """Resize by Pillow where the filter is named, as releases were evaluated, else by torch.
+
+    The two differ by 1 of 255 in some pixels, which moves logits by more than 1e-4.
+    """
+    convert = (
+        [v2.RGB(), resize, v2.ToImage()] if interpolation else [v2.ToImage(), v2.RGB(), resize]
+    )
     return v2.Compose(
         [
-            v2.ToImage(),
-            v2.RGB(),
+            *convert,
             *geometry,
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(mean, std),

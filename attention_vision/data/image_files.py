@@ -93,7 +93,7 @@ def read_image(path: str | Path, turn: bool = True) -> Image.Image:
 def read_levels(path: str | Path) -> np.ndarray:
     """Read a mask with its numbers as they are, upright: (H, W), or (H, W, 3) uint8 if colored.
 
-    Of a palette image the palette's indices, whatever their colors.
+    Of a palette image the palette's indices, whatever their colors; of GIF the gray levels.
 
     Raises:
         InputError: the file cannot be read, or holds fractions.
@@ -101,7 +101,8 @@ def read_levels(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
-            if upright.mode in ("L", "P") or upright.mode.startswith("I"):
+            numbered = upright.mode == "P" and image.format != "GIF"  # GIF numbers as it likes
+            if upright.mode == "L" or numbered or upright.mode.startswith("I"):
                 return np.array(upright)
             if upright.mode == "F":
                 levels = np.array(upright)
@@ -209,12 +210,12 @@ def is_junk(name: str) -> bool:
 
 
 def class_folders(folder: str | Path) -> tuple[list[str], list[str]]:
-    """Names of the folders in a folder that contain images, and of those that do not, sorted."""
+    """Names of the folders that contain images, and of those that do not, sorted; no junk."""
     if not Path(folder).is_dir():
         return [], []
     names = sorted(one.name for one in Path(folder).iterdir() if one.is_dir())
     full = [name for name in names if not is_junk(name) and holds_image(Path(folder, name))]
-    return full, [name for name in names if name not in full]
+    return full, [name for name in names if name not in full and not is_junk(name)]
 
 
 def holds_image(folder: str | Path) -> bool:

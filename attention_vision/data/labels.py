@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from attention_vision.errors import InputError
+from attention_vision.training.run_folder import read_checkpoint
 
 SHOWN = 6  # names in a message
 
@@ -34,9 +33,9 @@ def labels_in(checkpoint: Mapping[str, Any]) -> Labels | None:
     return None
 
 
-def read_labels(file: str | Path) -> Labels | None:
-    """The labels in a checkpoint file, which `training.run_folder.read_state` can read."""
-    return labels_in(torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+def read_labels(file: Path) -> Labels | None:
+    """The labels in a checkpoint file. Raises InputError for a damaged one."""
+    return labels_in(read_checkpoint(file))
 
 
 def labels_by_name(trained: Sequence[str], here: Sequence[str], where: str) -> list[int]:

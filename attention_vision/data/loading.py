@@ -163,6 +163,15 @@ class TaskData(LightningDataModule):
             raise InputError(f"cannot read the image {file}: repair or remove it ({reason})")
         inputs.files = [file for file in inputs.files if file not in broken]
 
+    def facts(self, split: str) -> dict[str, Any]:
+        """Facts on an opened split for the table at the start of a run: name -> number or dict."""
+        return {"images": length(getattr(self, f"{split}_images"))}
+
+    def augmentation(self) -> list[str]:
+        """What changes the training images, a line each."""
+        recipe = getattr(self, "recipe", None)
+        return [str(recipe)] if recipe is not None else []
+
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {}
         if self.num_classes:

@@ -11,7 +11,7 @@ Split = Literal["train", "val", "test"]
 # Names that folders of a split have; the first is the one that this project writes.
 SPLIT_NAMES: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
+    "val": ("val", "valid", "validation", "validate", "dev"),
     "test": ("test", "testing"),
 }
 

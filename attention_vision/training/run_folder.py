@@ -6,6 +6,7 @@ RUN/config.yaml  metrics.csv  checkpoints/{last,best}.ckpt  pictures/  {validate
 import os
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,16 +66,21 @@ def find_checkpoint(run: Path, name: str = "best") -> Path:
     return file
 
 
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Read a checkpoint, memory-mapped. Raises InputError for a damaged or other file."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file fails anywhere in the unpickler
+        raise InputError(f"{file} is damaged, or not a checkpoint of this command") from error
+
+
 def read_state(file: Path, module: nn.Module) -> dict[str, torch.Tensor]:
     """Read the weights of a checkpoint, memory-mapped; they fit `module` by name and shape.
 
     Raises:
         InputError: the file is damaged, not a checkpoint of a run, or one of another model.
     """
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file fails anywhere in the unpickler
-        raise InputError(f"{file} is damaged, or not a checkpoint of this command") from error
+    checkpoint = read_checkpoint(file)
     if "state_dict" not in checkpoint:
         raise InputError(
             f"{file} is not a checkpoint of a run; official weights go to model.weights"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -75,6 +76,11 @@ class LabelledImages(GenerationData):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             self.train_images = self.dataset("train", self.order_seed)
+
+    def facts(self, split: str) -> dict[str, Any]:
+        if split == "train":
+            return super().facts(split)
+        return {"images to generate": self.count if self.samples is None else self.samples}
 
     def train_dataloader(self) -> StatefulDataLoader:
         images, count = self.train_images, replicas(self.trainer)
