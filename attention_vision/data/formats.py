@@ -15,7 +15,17 @@ from typing import Any
 from attention_vision.data.image_files import extensions, holds_image, is_junk
 from attention_vision.data.splits import SPLIT_NAMES
 
-CLASSIFICATION, DETECTION, GENERATION = "classification", "detection", "generation"
+IMAGE_FOLDER, IMAGE_CSV, HUGGING_FACE = (
+    f"attention_vision.classification.{name}"
+    for name in ("ImageFolder", "ImageCSV", "HuggingFaceImages")
+)
+COCO_FOLDER, VOC_FOLDER, YOLO_FOLDER = (
+    f"attention_vision.detection.{name}" for name in ("COCOFolder", "VOCFolder", "YOLOFolder")
+)
+FOLDER_IMAGES, DEGRADED_FOLDER, MASK_FOLDER = (
+    f"attention_vision.generation.{name}"
+    for name in ("FolderImages", "DegradedFolder", "MaskFolder")
+)
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 HEAD = 1 << 16  # bytes of a file that are read from either end
 LOOKED_AT = 200  # files of a folder whose names are compared
@@ -39,26 +49,20 @@ class Format:
     Attributes:
         name: of the format, for messages.
         root: the folder that has it, which may lie below or above the one that was asked for.
-        classes: dotted names of the data classes that read it, the first one in `data`.
-        arguments: of the first class, those that a config has to give.
+        readers: dotted name of each data class that reads it, the likeliest first -> the arguments
+            that a config has to give.
         note: what to do first, where no class reads it as it is.
     """
 
     name: str
     root: Path
-    classes: tuple[str, ...] = ()
-    arguments: dict[str, Any] = field(default_factory=dict)
+    readers: dict[str, dict[str, Any]] = field(default_factory=dict)
     note: str = ""
 
-    @property
-    def task(self) -> str:
-        """The command that trains on it; empty where none does."""
-        return self.classes[0].split(".")[1] if self.classes else ""
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The `data` node of a config."""
-        return {"class_path": self.classes[0], "init_args": self.arguments}
+    def reader(self, name: str = "") -> str:
+        """The dotted name of the reader of this short name; of the first without. "" if none."""
+        found = (one for one in self.readers if not name or one.rpartition(".")[2] == name)
+        return next(found, "")
 
 
 def recognize(path: str | Path) -> Format | None:
@@ -91,7 +95,7 @@ def hint(path: str | Path, asked: str = "") -> str:
     looks = f"; it looks like {found.name}"
     if found.note:
         return f"{looks}: {found.note}"
-    names = [name.rpartition(".")[2] for name in found.classes]
+    names = [reader.rpartition(".")[2] for reader in found.readers]
     if asked not in names:
         elsewhere = "" if same(found.root, path) else f" with {found.root}"
         return f"{looks}: use data.class_path {' or '.join(names)}{elsewhere}"
@@ -162,8 +166,8 @@ def of_file(path: Path) -> Format | None:
     if ending not in (".csv", ".tsv", ".json", ".yaml", ".yml", ".xml", ".parquet", ".arrow"):
         return None
     found = recognize(path.parent)
-    if found and ending in (".csv", ".tsv") and "csv" in found.arguments:
-        return replace(found, arguments=found.arguments | {"csv": str(path)})
+    if found and IMAGE_CSV in found.readers and ending in (".csv", ".tsv"):
+        return replace(found, readers={IMAGE_CSV: found.readers[IMAGE_CSV] | {"csv": str(path)}})
     return found
 
 
@@ -183,10 +187,8 @@ def hugging_face(folder: Folder) -> Format | None:
     if not arrow and not any(place.files.get(".parquet") for place in places):
         return None
     name = "a Hugging Face data set" + (" (save_to_disk)" if arrow else " (parquet)")
-    return Format(
-        name, folder.path, (f"attention_vision.{CLASSIFICATION}.HuggingFaceImages",),
-        with_split({"root": str(folder.path)}, bool(folder_splits(folder))),
-    )  # fmt: skip
+    arguments = with_split({"root": str(folder.path)}, bool(folder_splits(folder)))
+    return Format(name, folder.path, {HUGGING_FACE: arguments})
 
 
 def folder_splits(folder: Folder) -> set[str]:
@@ -210,11 +212,8 @@ def yolo(folder: Folder) -> Format | None:
         for split, inner in images.splits().items()
     }
     named = settings is not None and re.search(rb"^val\w*\s*:\s*\S", head(settings), re.MULTILINE)
-    root = str(folder.path)
-    return Format(
-        "YOLO", folder.path, (f"attention_vision.{DETECTION}.YOLOFolder",),
-        with_split({"root": root}, "val" in splits or bool(named)),
-    )  # fmt: skip
+    arguments = with_split({"root": str(folder.path)}, "val" in splits or bool(named))
+    return Format("YOLO", folder.path, {YOLO_FOLDER: arguments})
 
 
 def is_yolo_yaml(path: Path) -> bool:
@@ -237,11 +236,9 @@ def coco(folder: Folder) -> Format | None:
     here = [found for place in places for found in instances(place)]
     if not splits and not here:
         return None
-    classes = (f"attention_vision.{DETECTION}.COCOFolder",)
-    if splits:  # as Roboflow exports it
-        return Format("COCO", folder.path, classes, coco_arguments(folder, splits))
-    parts = {split_in_name(file.stem): file for file in here}
-    return Format("COCO", folder.path, classes, coco_arguments(folder, parts))
+    if not splits:  # else as Roboflow exports it
+        splits = {split_in_name(file.stem): file for file in here}
+    return Format("COCO", folder.path, {COCO_FOLDER: coco_arguments(folder, splits)})
 
 
 def instances(folder: Folder) -> list[Path]:
@@ -290,10 +287,8 @@ def voc(folder: Folder) -> Format | None:
         return None
     lists = [main for sets in folder.below("ImageSets") for main in sets.below("Main")]
     names = {path.stem for main in lists for path in main.having(".txt")}
-    return Format(
-        "Pascal VOC", folder.path, (f"attention_vision.{DETECTION}.VOCFolder",),
-        with_split({"root": str(folder.path)}, "val" in {*names, *splits}),
-    )  # fmt: skip
+    arguments = with_split({"root": str(folder.path)}, "val" in {*names, *splits})
+    return Format("Pascal VOC", folder.path, {VOC_FOLDER: arguments})
 
 
 def is_voc(folder: Folder) -> bool:
@@ -316,10 +311,8 @@ def masks(folder: Folder) -> Format | None:
     if pairs["train"].patterns != ("{name}", "{name}"):
         image, mask = pairs["train"].patterns
         arguments |= {"image_pattern": image, "mask_pattern": mask}
-    return Format(
-        "images with masks", folder.path, (f"attention_vision.{GENERATION}.MaskFolder",),
-        with_split(arguments, "val" in pairs),
-    )  # fmt: skip
+    arguments = with_split(arguments, "val" in pairs)
+    return Format("images with masks", folder.path, {MASK_FOLDER: arguments})
 
 
 @dataclass(frozen=True)
@@ -434,18 +427,18 @@ def common_begin(names: list[str]) -> str:
 
 
 def class_folders(folder: Folder) -> Format | None:
-    splits = folder.splits()
-    classes = (
-        f"attention_vision.{CLASSIFICATION}.ImageFolder",
-        f"attention_vision.{GENERATION}.FolderImages",
-    )
-    arguments: dict[str, Any] = {"root": str(folder.path)}
-    if "train" in splits and len(folders_of_images(splits["train"])) > 1:
+    splits, has_val = folder.splits(), False
+    if "train" in splits:
         has_val = "val" in splits and bool(folders_of_images(splits["val"]))
-        return Format(CLASSES, folder.path, classes, with_split(arguments, has_val))
-    if splits or len(folders_of_images(folder)) < 2:
+        folders = folders_of_images(splits["train"])
+    else:
+        folders = [] if splits else folders_of_images(folder)
+    if len(folders) < 2:
         return None
-    return Format(CLASSES, folder.path, classes, with_split(arguments, False))
+    root = {"root": str(folder.path)}
+    return Format(
+        CLASSES, folder.path, {IMAGE_FOLDER: with_split(root, has_val), FOLDER_IMAGES: root}
+    )
 
 
 def folders_of_images(folder: Folder) -> list[str]:
@@ -459,10 +452,8 @@ def csv_of_labels(folder: Folder) -> Format | None:
     if not files:
         return None
     order = sorted(files, key=lambda path: (split_in_name(path.stem) != "train", path.name))
-    return Format(
-        "a CSV of labels", folder.path, (f"attention_vision.{CLASSIFICATION}.ImageCSV",),
-        with_split({"csv": str(order[0])}, False),
-    )  # fmt: skip
+    arguments = with_split({"csv": str(order[0])}, False)
+    return Format("a CSV of labels", folder.path, {IMAGE_CSV: arguments})
 
 
 def names_images(path: Path, folder: Folder) -> bool:
@@ -485,14 +476,10 @@ def names_images(path: Path, folder: Folder) -> bool:
 def flat_folder(folder: Folder) -> Format | None:
     if not folder.images:
         return None
+    restored = with_split({"train_images": str(folder.path)}, False)
     return Format(
-        FLAT, folder.path,
-        (
-            f"attention_vision.{GENERATION}.FolderImages",
-            f"attention_vision.{GENERATION}.DegradedFolder",
-        ),
-        {"root": str(folder.path)},
-    )  # fmt: skip
+        FLAT, folder.path, {FOLDER_IMAGES: {"root": str(folder.path)}, DEGRADED_FOLDER: restored}
+    )
 
 
 CLASSES, FLAT = "folders of classes", "a folder of images"
