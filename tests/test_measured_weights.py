@@ -200,8 +200,8 @@ def test_unknown_weights_name_what_to_set(photographs, tmp_path):
         "classification", "validate", words(photographs, tmp_path / "run", f"--weights={file}")
     )
     (line,) = work.parsed.notices
-    assert "not known" in line
-    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225: set data.preprocessing" in line
+    assert "does not say what images it was trained on" in line
+    assert "mean 0.485 0.456 0.406, std 0.229 0.224 0.225: set it" in line
     assert "\n" not in line
 
 

@@ -67,8 +67,8 @@ def settle_preprocessing(
     if release is None:
         unsure = own.mean is None or own.std is None
         line = (
-            f"weights: {source}: it is not known what images they were trained on; these have"
-            f" {before}: set data.preprocessing if theirs had others"
+            f"data.preprocessing: {source} does not say what images it was trained on; these have"
+            f" {before}: set it if theirs had others"
         )
         return [line] if unsure and checkpoint is None else []
     known = with_crop(release, data)
@@ -81,7 +81,9 @@ def settle_preprocessing(
         lines.append(f"data.preprocessing: as {source} was trained on: {in_force(data)}")
     if release.crops and data.image_size not in release.crops:
         sizes = " or ".join(map(str, release.crops))
-        lines.append(f"weights: {source}: for images of {sizes} pixels, not {data.image_size}")
+        lines.append(
+            f"data.image_size: {source} is for images of {sizes} pixels, not {data.image_size}"
+        )
     return lines
 
 
@@ -110,7 +112,9 @@ def differences(source: str | Path, data: Any, known: Preprocessing) -> list[str
         Preprocessing(**{name: getattr(one, name) for name in other})
         for one in (known, in_force(data))
     )
-    how = "leave data.preprocessing out to do the same"
+    how = "leave it out to do the same"
     if not hasattr(data, "preprocessing"):
-        how = f"{type(data).__name__} has them fixed, take weights of the same"
-    return [f"weights: {source} was trained on images of {theirs}; these have {ours}: {how}"]
+        how = f"{type(data).__name__} has it fixed, take weights of the same"
+    return [
+        f"data.preprocessing: {source} was trained on images of {theirs}; these have {ours}: {how}"
+    ]
