@@ -63,7 +63,7 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
     "classification": {
         "AttentionMapDistillation", "AttentionPenalty", "AttentionTransfer", "Augmentation",
         "CIFAR10", "CIFAR100", "CIFARAugmentation", "ClassificationData", "Classifier", "Digits",
-        "Distillation", "FashionMNIST", "GateTransfer", "ImageFolder", "ImageNet",
+        "Distillation", "FashionMNIST", "GateTransfer", "ImageCSV", "ImageFolder", "ImageNet",
         "ImageNetAugmentation", "Preprocessing",
     },
     "detection": {

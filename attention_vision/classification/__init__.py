@@ -8,6 +8,7 @@ from attention_vision.classification.attention_transfer import (
     AttentionTransfer,
     GateTransfer,
 )
+from attention_vision.classification.csv_data import ImageCSV
 from attention_vision.classification.data import (
     CIFAR10,
     CIFAR100,
@@ -40,6 +41,7 @@ __all__ = [
     "Distillation",
     "FashionMNIST",
     "GateTransfer",
+    "ImageCSV",
     "ImageFolder",
     "ImageNet",
     "ImageNetAugmentation",
