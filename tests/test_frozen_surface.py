@@ -26,7 +26,8 @@ FLAGS: dict[str, set[str]] = {  # of `attention-vision TASK VERB`
     "classification": {
         "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
         "compile", "config", "data", "data.help", "model", "model.channels_last",
-        "model.class_weights", "model.cutmix", "model.distillation", "model.distillation.help", "model.ema_decay",
+        "model.class_weights", "model.cutmix", "model.distillation",
+        "model.distillation.help", "model.ema_decay",
         "model.label_smoothing", "model.layer_decay", "model.mix_epochs", "model.mixup",
         "model.network", "model.network.help", "model.optimizer", "model.optimizer.help",
         "model.penalty", "model.penalty.help", "model.progressive",

@@ -21,21 +21,22 @@ from attention_vision.errors import InputError
 
 
 class ImageCSV(ClassificationData):
-    """Images below ROOT, with a CSV of their names and labels.
+    """Images with a CSV of their names and labels.
 
     Any delimiter, with a header or without; names with or without folders and endings. The columns
     are found: names of images are those of files below the root, the label is the column `label`,
     `class`, `category` or `target`, or the only other one; columns of 0 and 1 are labels too, one
     for each class. A column `split` of train, val and test divides the images; without one,
-    `val_labels` and `test_labels`, or `data.split`, do.
+    `val_csv` and `test_csv`, or `data.split`, do.
 
     Rows without a label are left out and counted. The classes are the labels of the training rows,
     words by the alphabet, numbers by their value.
 
     Args:
-        root: folder of the images, searched through its subfolders.
-        labels: the CSV of the training images, or of all; a path, or one below the root.
-        val_labels, test_labels: the same for validation and test.
+        csv: the table of the training images, or of all.
+        root: folder of the images, searched through its subfolders; that of the CSV where none is
+            given.
+        val_csv, test_csv: tables of the images to validate and to test on.
         file_column, label_column, split_column: names of the columns, or their numbers from 0,
             where they are not found.
         recipe, image_size, repeats, preprocessing, balanced: see `ClassificationData`.
@@ -45,10 +46,10 @@ class ImageCSV(ClassificationData):
 
     def __init__(
         self,
-        root: str,
-        labels: str,
-        val_labels: str | None = None,
-        test_labels: str | None = None,
+        csv: str,
+        root: str | None = None,
+        val_csv: str | None = None,
+        test_csv: str | None = None,
         file_column: str | None = None,
         label_column: str | None = None,
         split_column: str | None = None,
@@ -69,8 +70,8 @@ class ImageCSV(ClassificationData):
             preprocessing, balanced,
         )  # fmt: skip
         self.recipe = recipe
-        self.root = Path(root)
-        self.tables = {"train": labels, "val": val_labels, "test": test_labels}
+        self.root = Path(csv).parent if root is None else Path(root)
+        self.tables = {"train": csv, "val": val_csv, "test": test_csv}
         self.columns = Columns(file_column, label_column, split_column)
         self._read: dict[str, list[Row]] = {}  # by table
 
@@ -94,7 +95,7 @@ class ImageCSV(ClassificationData):
         if not divided and self.where(split) is None:
             raise InputError(
                 f"{self.table('train')} has no column split: hold out images to validate on by"
-                " data.split: {val: 0.2}, or give data.val_labels"
+                " data.split: {val: 0.2}, or give data.val_csv"
             )
         rows = self.rows("train" if divided else split)
         names = in_order({row.label for row in rows if row.label})
@@ -128,10 +129,8 @@ class ImageCSV(ClassificationData):
         for file in (Path(given), self.root / given):
             if file.is_file():
                 return file
-        raise InputError(
-            f"no file {given}, neither here nor in {self.root}: set data.labels to a CSV of names"
-            " and labels"
-        )
+        key = "csv" if split == "train" or self.tables[split] is None else f"{split}_csv"
+        raise InputError(f"no file {given}: set data.{key} to a CSV of names and labels")
 
     @cached_property
     def below(self) -> ImagesBelow:

@@ -22,7 +22,7 @@ def images(root: Path, *names: str) -> Path:
 def csv_data(root: Path, text: str | bytes, **more: object) -> ImageCSV:
     content = text.encode() if isinstance(text, str) else text
     (root / "labels.csv").write_bytes(content)
-    return ImageCSV(str(root), "labels.csv", image_size=8, num_workers=0, **more)
+    return ImageCSV(str(root / "labels.csv"), image_size=8, num_workers=0, **more)
 
 
 def read(data: ImageCSV, split: str = "train") -> dict[str, str]:
@@ -110,7 +110,7 @@ def test_a_table_for_each_split(tmp_path: Path) -> None:
     root = images(tmp_path, "train/0.png", "train/1.png", "valid/0.png", "testing/0.png")
     (root / "val.csv").write_text("id,label\nvalid/0,b\n")
     (root / "test.csv").write_text("id,label\ntesting/0.png,c\n")
-    tables = {"val_labels": "val.csv", "test_labels": str(root / "test.csv")}
+    tables = {"val_csv": "val.csv", "test_csv": str(root / "test.csv")}
     data = csv_data(root, "id,label\ntrain/0,a\ntrain/1.png,b\n", **tables)
     assert read(data) == {"train/0.png": "a", "train/1.png": "b"}
     assert read(data, "val") == {"valid/0.png": "b"}
@@ -140,11 +140,11 @@ def test_labels_of_trained_weights_are_kept(tmp_path: Path) -> None:
 
 
 def missing_table(root: Path) -> None:
-    _ = ImageCSV(str(root), "nowhere.csv").class_names
+    _ = ImageCSV("nowhere.csv", str(root)).class_names
 
 
 def missing_root(root: Path) -> None:
-    _ = ImageCSV(str(root / "nowhere"), str(root / "labels.csv")).class_names
+    _ = ImageCSV(str(root / "labels.csv"), str(root / "nowhere")).class_names
 
 
 def other_folder(root: Path) -> None:
@@ -180,13 +180,16 @@ def unknown_split(root: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "line"),
     [
-        (missing_table, r"no file nowhere.csv, neither here nor in .*: set data.labels"),
+        (missing_table, r"no file nowhere.csv: set data.csv to a CSV of names and labels"),
         (missing_root, r"no folder .*nowhere: set data.root"),
         (other_folder, r"none of its first 2 rows names an image below data.root, such as x"),
         (missing_image, r"labels.csv, line 4: no image z below .*; 1 of 3 rows have none"),
         (two_labels, r"labels.csv, line 4: a.png is dog here and cat in a line above"),
         (two_images, r"a may be .*less/a.png or .*more/a.png: give the names with their folders"),
-        (no_validation, r"no column split: hold out .*data.split: {val: 0.2}, or give data.val_la"),
+        (
+            no_validation,
+            r"no column split: hold out .*data.split: {val: 0.2}, or give data.val_csv",
+        ),
         (one_column, r"labels.csv has one column: a label for each image is missing"),
         (unknown_split, r"line 3: the split '3' is none of train, training, val"),
     ],
