@@ -19,6 +19,7 @@ from attention_vision.classification.data import (
     ImageNet,
 )
 from attention_vision.classification.distillation import Distillation
+from attention_vision.classification.huggingface_data import HuggingFaceImages
 from attention_vision.classification.module import Classifier
 from attention_vision.classification.penalties import AttentionPenalty
 from attention_vision.classification.transforms import (
@@ -41,6 +42,7 @@ __all__ = [
     "Distillation",
     "FashionMNIST",
     "GateTransfer",
+    "HuggingFaceImages",
     "ImageCSV",
     "ImageFolder",
     "ImageNet",
