@@ -64,8 +64,8 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
     "classification": {
         "AttentionMapDistillation", "AttentionPenalty", "AttentionTransfer", "Augmentation",
         "CIFAR10", "CIFAR100", "CIFARAugmentation", "ClassificationData", "Classifier", "Digits",
-        "Distillation", "FashionMNIST", "GateTransfer", "ImageFolder", "ImageNet",
-        "ImageNetAugmentation", "Preprocessing",
+        "Distillation", "FashionMNIST", "GateTransfer", "HuggingFaceImages", "ImageCSV",
+        "ImageFolder", "ImageNet", "ImageNetAugmentation", "Preprocessing",
     },
     "detection": {
         "AttentionBoxHead", "AttentionRCNN", "COCO", "COCOAveragePrecision", "COCOFolder",
