@@ -34,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         from attention_vision.cli.profile import main as profile
 
         return profile(arguments[1:])
+    if task == "data":
+        from attention_vision.cli.data import main as data
+
+        return data(arguments[1:])
     if task == "study":
         from attention_vision.cli.study import main as study
 
