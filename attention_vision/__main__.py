@@ -14,9 +14,18 @@ from attention_vision.cli.help import COMMANDS, HELP, TOOLS, VERBS, table, unkno
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code.
 
-    0 for success, 1 for bad input met while running, 2 for a command or config that does not parse.
+    0 for success, 1 for bad input met while running, 2 for a command or config that does not parse,
+    130 after Ctrl-C. A training that a signal ends raises SystemExit with 128 + its number.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return choose(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # before training began, or a command that only reads
+        print("attention-vision: stopped", file=sys.stderr)
+        return 130
+
+
+def choose(arguments: list[str]) -> int:
+    """Runs the command that the first words name."""
     if os.getcwd() not in sys.path:  # for `class_path: mine.Mine`; installed packages come first
         sys.path.append(os.getcwd())
     task, verb = (*arguments[:2], "", "")[:2]

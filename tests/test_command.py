@@ -22,7 +22,6 @@ from attention_vision.attention import kernel
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs import load_run
 from attention_vision.runs.command import Trainer, build, parse
-from attention_vision.training.progress import ProgressLines
 
 EXPERIMENT = """
 trainer: {max_epochs: 1, limit_train_batches: 4, accelerator: cpu, devices: 1, log_every_n_steps: 2}
@@ -475,14 +474,90 @@ def test_a_moved_run_keeps_its_best(run):
 
 
 class Signal(Callback):
-    """What SLURM sends before a job's time is up, in the middle of a step."""
+    """Sends a signal in the middle of a step, as SLURM does, a terminal or `timeout`.
+
+    Args:
+        number: the signal.
+        step: optimizer steps before it; -1 for never.
+        group: send it to the loaders too.
+        times: how often.
+        validation: send it in the first validation after the step instead.
+    """
+
+    def __init__(
+        self,
+        number: int = int(signal.SIGUSR1),
+        step: int = 5,
+        group: bool = False,
+        times: int = 1,
+        validation: bool = False,
+    ):
+        self.number, self.step, self.group = number, step, group
+        self.times, self.validation = times, validation
 
     def on_before_backward(self, trainer: Trainer, *_: object) -> None:
-        if trainer.global_step == 5:
-            os.kill(os.getpid(), signal.SIGUSR1)
+        if trainer.global_step == self.step and not self.validation:
+            self.send()
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step > self.step and self.validation:
+            self.send()
+
+    def send(self) -> None:
+        for _ in range(self.times):
+            if self.group:
+                os.killpg(os.getpgrp(), self.number)
+            else:
+                os.kill(os.getpid(), self.number)
 
 
-def test_a_requeued_job_equals_one_that_was_not_stopped(tmp_path, monkeypatch):
+def signalled(**arguments: object) -> str:
+    """The flag of a trainer with this `Signal`."""
+    callback = {"class_path": f"{Signal.__module__}.Signal", "init_args": arguments}
+    return f"--trainer.callbacks={json.dumps([callback])}"
+
+
+def forked_fit(*arguments: str) -> int | None:
+    """The exit code of a fit in a process group of its own."""
+
+    def fit_in_a_group() -> None:
+        os.setpgrp()
+        sys.exit(fit(*arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=fit_in_a_group)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+WHOLE = ["--trainer.max_epochs=2", "--model.mixup=0.4", "--data.num_workers=1", "--run"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "experiment.yaml").write_text(EXPERIMENT)
+    words = ["-c", str(folder / "experiment.yaml"), *WHOLE, str(folder / "run")]
+    assert main(["classification", "fit", *words]) == 0
+    return folder / "run"
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    """Weights and curves are equal bit by bit."""
+    states, curves = [], []
+    for one in (run, whole):
+        state = torch.load(one / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        states.append(state)
+        with (one / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        curves.append([{key: row[key] for key in row if "per_second" not in key} for row in rows])
+    assert curves[0] == curves[1]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+def test_a_requeued_job_equals_one_that_was_not_stopped(tmp_path, monkeypatch, whole):
     scontrol = tmp_path / "bin/scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text('#!/bin/sh\necho "$@" > requeued\nkill -9 $PPID\n')
@@ -491,32 +566,73 @@ def test_a_requeued_job_equals_one_that_was_not_stopped(tmp_path, monkeypatch):
     for key in ("NTASKS", "PROCID", "LOCALID", "NODEID"):
         monkeypatch.setenv(f"SLURM_{key}", str(int(key == "NTASKS")))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    callback = json.dumps([{"class_path": f"{Signal.__module__}.Signal"}])
-    words = ["--trainer.max_epochs=2", "--model.mixup=0.4", "--run"]
-    slurm = ["-c", SLURM, "--trainer.strategy=auto", f"--trainer.callbacks={callback}"]
-    job = [*words, "job", *slurm]
+    job = [*WHOLE, "job", "-c", SLURM, "--trainer.strategy=auto", signalled()]
 
-    process = multiprocessing.get_context("fork").Process(target=fit, args=job)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert forked_fit(*job) == -signal.SIGKILL
     assert Path("requeued").read_text() == "requeue 7\n"
     assert torch.load("job/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
     assert fit(*job) == 1  # a job that was not in the queue before
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert fit(*job) == 0
-    assert fit(*words, "whole") == 0
+    assert_same_run(Path("job"), whole)
 
-    states, curves = [], []
-    for run in ("job", "whole"):
-        state = torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        states.append(state)
-        with open(f"{run}/metrics.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        curves.append([{key: row[key] for key in row if "per_second" not in key} for row in rows])
-    assert curves[0] == curves[1]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+@pytest.mark.parametrize(
+    ("number", "group", "code"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143)],  # Ctrl-C reaches the loader too
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_a_run_stopped_by_a_signal_resumes_from_its_step(number, group, code, whole, capfd):
+    flag = signalled(number=int(number), group=group)
+    assert forked_fit(*WHOLE, "run", flag) == code
+    output, errors = capfd.readouterr()
+    assert "stopped: resume with attention-vision classification fit -c run/config.yaml" in output
+    assert "Traceback" not in errors
+    assert ("stopping: last.ckpt is saved after this step" in errors) == (number == signal.SIGINT)
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    assert fit(*WHOLE, "run", "--ckpt_path=last", signalled(step=-1)) == 0
+    assert_same_run(Path("run"), whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sent", "code", "step"),
+    [
+        ("", {"number": signal.SIGINT, "step": 4, "times": 2}, 130, 4),  # the second ends at once
+        ("", {"number": signal.SIGINT, "step": 4, "validation": True}, 130, 4),
+        ("--trainer.limit_val_batches=0", {"number": signal.SIGINT, "step": 3}, 130, 4),
+        ("", {"number": signal.SIGTERM, "step": 0, "validation": True}, 143, None),
+        ("", {"number": signal.SIGUSR1, "step": 1}, 138, 2),
+    ],
+)
+def test_a_signal_ends_a_run_with_its_code(flags, sent, code, step, capsys):
+    """The last checkpoint is of this step: an epoch's end has one, a validation has none."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as stopped:
+        fit("--run", "run", "--trainer.max_epochs=2", signalled(**sent), *flags.split())
+    assert stopped.value.code == code
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    output = capsys.readouterr().out
+    if step is None:
+        assert output.endswith("stopped before the first checkpoint\n")
+        assert not Path("run/checkpoints/last.ckpt").exists()
+    else:
+        assert output.endswith("fit -c run/config.yaml --ckpt_path last\n")
+        saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+        assert saved["global_step"] == step
+
+
+def test_a_signal_ends_a_measurement(run, capsys):
+    flag = signalled(number=int(signal.SIGTERM), step=-1, validation=True)
+    with pytest.raises(SystemExit) as stopped:
+        main(["classification", "validate", "-c", f"{run}/config.yaml", flag])
+    assert stopped.value.code == 143
+    assert not (run / "validate.json").exists()
+
+
+def test_ctrl_c_before_a_run_has_begun(monkeypatch, capsys):
+    monkeypatch.setattr("attention_vision.runs.command.build", lambda *_: os.kill(os.getpid(), 2))
+    assert fit() == 130
+    assert capsys.readouterr().err == "attention-vision: stopped\n"
 
 
 def digit_folders(root: Path, split: str, numbers: str) -> None:
@@ -561,28 +677,6 @@ def test_predicting_says_what_it_wrote(run, capsys):
     assert main(["classification", "predict", "-c", f"{run}/config.yaml", *flags]) == 0
     assert f"written: {run}/predictions.csv" in capsys.readouterr().out
     assert (run / "predictions.csv").is_file()
-
-
-@pytest.mark.parametrize(
-    ("epoch", "line"),
-    [
-        (0, "stopped before the first checkpoint"),
-        (1, "stopped: resume with attention-vision classification fit -c run/config.yaml"),
-    ],
-)
-def test_ctrl_c_says_how_to_go_on(epoch, line, monkeypatch, capsys):
-    def interrupt(callback, trainer, *_):
-        if trainer.current_epoch == epoch:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(ProgressLines, "on_train_epoch_start", interrupt)
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit):
-            fit("--run", "run", "--trainer.max_epochs", "2")
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    assert line in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["validate", "test", "predict"])
@@ -691,11 +785,31 @@ def test_progress_without_a_terminal(capsys):
     assert "val/top1 " in lines[0]
 
 
-def test_two_processes_share_one_run_folder():
-    flags = ["-c", "experiment.yaml", "--trainer.limit_train_batches", "2"]
-    answer = attention_vision("classification", "fit", *flags, *TWO_PROCESSES, SLURM_JOB_ID="")
-    assert answer.returncode == 0, answer.stderr
+STOPPING = """
+import os
+import signal
+
+from lightning.pytorch import Callback
+
+
+class SecondProcess(Callback):
+    def on_before_backward(self, trainer, *_):
+        if trainer.global_rank == 1 and trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_two_processes_share_one_run_folder_and_stop_at_one_step():
+    Path("stopping.py").write_text(STOPPING)
+    flags = ["-c", "experiment.yaml", "--trainer.callbacks=stopping.SecondProcess", *TWO_PROCESSES]
+    answer = attention_vision("classification", "fit", *flags, SLURM_JOB_ID="")
+    assert answer.returncode == 128 + signal.SIGTERM, answer.stderr
+    assert "Traceback" not in answer.stderr
     (run,) = Path("runs/classification").iterdir()
+    assert answer.stdout.endswith(
+        f"stopped: resume with attention-vision classification fit -c "
+        f"{run}/config.yaml --ckpt_path last\n"
+    )
     rows = (run / "metrics.csv").read_text().splitlines()
     assert len(rows) == 2
-    assert (run / "checkpoints/last.ckpt").is_file()
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2

@@ -38,18 +38,22 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 USED = {
     "lightning": {
+        "_DataFetcher": ["training/last_validation.py"],
         "_Loop": ["training/steps.py"],
+        "_TrainingEpochLoop": ["training/last_validation.py"],
         "_accelerator_connector": ["training/slurm.py"],
         "_batches_that_stepped": ["training/steps.py"],
+        "_can_stop_early": ["training/last_validation.py"],
         "_data_fetcher": ["training/steps.py"],
         "_defer_save_until_validation": ["training/resume.py"],
         "_id": ["training/wandb_logger.py"],
+        "_num_ready_batches_reached": ["training/last_validation.py"],
         "_on_after_step": ["generation/gan/module.py"],
         "_on_before_step": ["generation/gan/module.py"],
         "_save_dir": ["training/wandb_logger.py"],
         "_save_topk_checkpoint": ["training/resume.py"],
-        "_should_accumulate": ["training/logging.py", "training/resume.py", "training/slurm.py"],
-        "_should_check_val_fx": ["training/steps.py"],
+        "_should_accumulate": ["training/logging.py", "training/resume.py", "training/signals.py"],
+        "_should_check_val_fx": ["training/last_validation.py"],
         "_wandb_init": ["training/wandb_logger.py"],
     },
     "torch": {
@@ -168,6 +172,10 @@ def test_lightnings_loops():
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     assert parameters(_FitLoop._should_accumulate) == ["self"]
     assert parameters(_TrainingEpochLoop._should_check_val_fx) == ["self", "data_fetcher"]
+    assert parameters(_TrainingEpochLoop) == ["trainer", "min_steps", "max_steps"]
+    assert trainer.fit_loop.epoch_loop.restarted_on_last is False
+    assert trainer.fit_loop.epoch_loop._num_ready_batches_reached() is False
+    assert trainer.fit_loop._can_stop_early is True
     assert trainer.fit_loop._data_fetcher is None
     assert trainer.fit_loop.epoch_loop._batches_that_stepped == 0
     assert trainer.fit_loop.restarted_on_epoch_end is False

@@ -157,7 +157,7 @@ def _evaluation(
 ) -> v2.Transform:
     """Resize the short side to size / crop and cut the center out, or resize both sides."""
     sides = (size, size) if crop == "squash" else round(size / crop)
-    cut = [] if crop == "squash" else [v2.CenterCrop(size)]
+    cut: list[v2.Transform] = [] if crop == "squash" else [v2.CenterCrop(size)]
     resize = v2.Resize(sides, _filter(interpolation), antialias=True)
     return _normalize(resize, cut, mean, std, interpolation)
 

@@ -48,6 +48,7 @@ from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.tasks import TASKS, Task
+from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, say
@@ -60,6 +61,7 @@ from attention_vision.training.run_folder import (
     is_requeued,
     read_state,
 )
+from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.yaml_json import read_yaml
 
 RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
@@ -374,7 +376,7 @@ def make_trainer(
         options.callbacks.append(SaveConfig(parsed.parser, parsed.config, save_to_log_dir=False))
     options.logger, options.default_root_dir = loggers, str(run.folder)
     try:
-        trainer = Trainer(**options)
+        trainer = validate_at_end(Trainer(**options))
     except (MisconfigurationException, RuntimeError, ValueError) as error:  # no such GPU, ...
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
@@ -435,19 +437,23 @@ def running(work: Work) -> Iterator[None]:
     trainer = work.trainer
     # Not by argument, of which `setup` would not know: it then leaves `weights` unread.
     trainer.ckpt_path = work.run.checkpoint
+    launcher = trainer.strategy.launcher
     try:
-        with attention_backend(work.parsed.config.attention_backend):
+        with attention_backend(work.parsed.config.attention_backend), signals_end_the_run():
             yield
     except InputError:
-        if launcher := trainer.strategy.launcher:
+        if launcher:
             launcher.kill(signal.SIGTERM)  # the other processes would say the same
         if work.run.is_new and trainer.is_global_zero:
             remove_start(work.run.folder)
         raise
-    except SystemExit:  # Lightning's end of a run after Ctrl-C
-        if work.parsed.verb == "fit" and trainer.interrupted:
+    except SystemExit as end:  # by a signal
+        if launcher and not isinstance(end, Stopped):
+            launcher.kill(signal.SIGKILL)  # the other processes may wait for this one
+        if work.parsed.verb == "fit":
             say(how_to_resume(work))
-        raise
+        # Lightning kills the first process when another one fails: this one's code is the run's.
+        raise SystemExit(0 if trainer.global_rank else end.code) from None
 
 
 def remove_start(folder: Path) -> None:

@@ -5,59 +5,44 @@ import signal
 import subprocess
 import warnings
 from pathlib import Path
-from typing import Any
 
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 
-from attention_vision.training.steps import is_validated_next
+from attention_vision.training.signals import StopAtStep
 
 
-class SlurmRequeue(Checkpoint):
-    """Save and requeue the job between two steps after SLURM's signal.
+class SlurmRequeue(StopAtStep):
+    """Stop as `StopAtStep` does; after SLURM's own signal requeue the job.
 
     Lightning 2.6 does both inside the signal's handler: in the middle of a step, at another one in
-    each process, and in loaders too. Here the handler only sets a flag, and the processes agree on
-    the next batch after which a resume is exact, see `StepCheckpoint`. A validation may take longer
-    than SLURM waits: the job leaves it at once, and resumes from the checkpoint before it.
+    each process, and in loaders too. A validation may take longer than SLURM waits: the job leaves
+    it at once, and resumes from the checkpoint before it.
 
     Args:
         file: the checkpoint that the next attempt starts from.
     """
 
     def __init__(self, file: Path):
-        self.file, self.active, self.requested = file, False, False
+        super().__init__(file)
+        self._requeue_signal: int | None = None
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        super().setup(trainer, module, stage)
         environment = trainer._accelerator_connector.cluster_environment
-        self.active = False
+        self._requeue_signal = None
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self.active = True
-            if environment.requeue_signal is not None:
-                # Lightning leaves a signal alone that has a handler.
-                signal.signal(environment.requeue_signal, self._request)
+            self._requeue_signal = environment.requeue_signal
+        if self._requeue_signal is not None:
+            self.signals = [*{*self.signals, self._requeue_signal}]
+            # Before training too: Lightning leaves a signal alone that has a handler.
+            signal.signal(self._requeue_signal, self._request)
 
-    def _request(self, *_: Any) -> None:
-        self.requested = True
-
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        inexact = trainer.is_last_batch or trainer.fit_loop._should_accumulate()
-        if not self.active or inexact or is_validated_next(trainer):
-            return
-        if trainer.strategy.reduce_boolean_decision(self.requested, all=False):
-            trainer.save_checkpoint(self.file)
-            self._requeue(trainer)
-
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self.requested:
-            self._requeue(trainer)
-
-    def _requeue(self, trainer: Trainer) -> None:
-        """Ask SLURM to requeue the job, which then ends it; if it refuses, training continues."""
-        self.requested = False
+    def stop(self, trainer: Trainer) -> None:
+        """End the run, or ask SLURM to requeue the job, which then ends it."""
+        if self.received != self._requeue_signal:
+            super().stop(trainer)
+        self.received = None
         if not trainer.is_global_zero:
             return
         job = os.environ["SLURM_JOB_ID"]
@@ -66,4 +51,5 @@ class SlurmRequeue(Checkpoint):
         try:
             subprocess.run(["scontrol", "requeue", job], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
+            # Training continues.
             warnings.warn(f"the job is not back in the queue: {error}", stacklevel=2)
