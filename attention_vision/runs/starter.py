@@ -51,11 +51,11 @@ def starter(found: Format, reader: str) -> dict[str, Any]:
 
 
 def classification(side: int, small: bool, count: int) -> dict[str, Any]:
-    """A ResNet-18 with CBAM; images of up to 64 pixels are neither enlarged nor cropped."""
+    """A small ResNet with CBAM; images of up to 64 pixels are neither enlarged nor cropped."""
     recipe: dict[str, Any] = {"class_path": "ImageNetAugmentation", "init_args": {"area": 0.25}}
     if small:
         recipe = {"class_path": "CIFARAugmentation"}
-    stem = {"stem": "cifar"} if small else {}
+    stem = {"stem": "cifar"} if side <= 40 else {}  # which keeps the full size
     return {
         "trainer": {"max_epochs": 30},
         "data": {
@@ -67,7 +67,7 @@ def classification(side: int, small: bool, count: int) -> dict[str, Any]:
         "model": {
             "network": {
                 "class_path": "ResNet",
-                "init_args": {"depth": 18, "width": 32, "attention": "CBAM"} | stem,
+                "init_args": {"depth": 10, "width": 32, "attention": "CBAM"} | stem,
             },
             "optimizer": ADAMW,
             "schedule": COSINE,
