@@ -70,7 +70,8 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
     "detection": {
         "AttentionBoxHead", "AttentionRCNN", "COCO", "COCOAveragePrecision", "COCOFolder",
         "DETR", "DETRAugmentation", "DETRDetector", "DetectionData", "Detector",
-        "DigitScenes", "HungarianMatcher", "PlainBoxHead", "RCNNDetector", "SetCriterion",
+        "DigitScenes", "HungarianMatcher", "InstanceMaskFolder", "PlainBoxHead",
+        "RCNNDetector", "SetCriterion", "VOCFolder", "YOLOFolder",
     },
     "generation": {
         "AttentionUNet", "CIFAR10Images", "ClassifierEvaluator", "Degradation",
@@ -155,7 +156,7 @@ VERBS: set[str] = {  # of every task
     "fit", "predict", "test", "validate",
 }
 TOOLS: set[str] = {  # commands beside the tasks
-    "claims", "explain", "profile", "study",
+    "claims", "data", "explain", "profile", "study",
 }
 # fmt: on
 
