@@ -6,8 +6,9 @@ Every ending that Pillow reads is an image. Files and folders whose names begin 
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -41,7 +42,7 @@ DOCUMENTS = {
     ".wmf",
     ".emf",
 }
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @cache
@@ -74,14 +75,14 @@ def read_image(path: str | Path, turn: bool = True) -> Image.Image:
     several frames the first is read.
 
     Args:
-        path: of the file.
+        path: of the file; FILE.tif/3 is the page 3 of a TIFF, counted from 0.
         turn: apply the EXIF orientation; without, the image is as it is stored.
 
     Raises:
         InputError: the file cannot be read, or is gray with negative or not finite values.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             upright = eight_bits(ImageOps.exif_transpose(image) if turn else image, path)
             if upright.mode == "P" and "transparency" in upright.info:
                 upright = upright.convert("RGBA")  # else Pillow warns of the step to RGB
@@ -99,7 +100,7 @@ def read_levels(path: str | Path) -> np.ndarray:
         InputError: the file cannot be read, or holds fractions.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             upright = ImageOps.exif_transpose(image)
             numbered = upright.mode == "P" and image.format != "GIF"  # GIF numbers as it likes
             if upright.mode == "L" or numbered or upright.mode.startswith("I"):
@@ -116,6 +117,18 @@ def read_levels(path: str | Path) -> np.ndarray:
         if isinstance(error, InputError):
             raise
         raise unreadable(path, error, "mask") from None
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file, or a page of a TIFF."""
+    file, page = Path(path), 0
+    if file.name.isdecimal() and file.parent.is_file():
+        file, page = file.parent, int(file.name)
+    with Image.open(file) as image:
+        if page:
+            image.seek(page)
+        yield image
 
 
 def eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
@@ -225,11 +238,13 @@ def holds_image(folder: str | Path) -> bool:
 def image_files(folder: str) -> list[str]:
     """All images below a folder, in the order of their paths, or the one file that it is.
 
+    A TIFF of several pages stands for a folder of them, FILE.tif/00, FILE.tif/01 and so on.
+
     Raises:
         InputError: there is no such folder, or no image in it.
     """
     if Path(folder).is_file():
-        return [folder]
+        return pages(folder)
     if not Path(folder).is_dir():
         raise InputError(f"no folder {folder}: set data.images to a folder of images")
     found = list_images(folder)
@@ -238,27 +253,41 @@ def image_files(folder: str) -> list[str]:
     return found.files
 
 
+def pages(file: str) -> list[str]:
+    """The pages of a TIFF that has several, or the file itself."""
+    try:
+        with Image.open(file) as image:
+            count = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    except UNREADABLE:  # whoever reads it says so
+        count = 1
+    digits = len(str(count - 1))
+    return [file] if count == 1 else [f"{file}/{page:0{digits}}" for page in range(count)]
+
+
 def no_images(folder: str | Path, found: Listing) -> InputError:
     """One line on a folder without an image, and on what is there."""
     there = ", ".join(f"{len(paths)} {kind}" for kind, paths in found.left_out.items())
     return InputError(f"no images in {folder}: it has " + (there or "no files"))
 
 
-def broken_images(files: Iterable[str]) -> dict[str, str]:
-    """File -> reason, of those that do not decode to their last pixel."""
-    files = list(files)
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
-        return {f: why for f, why in zip(files, pool.map(reason_broken, files), strict=True) if why}
-
-
 def reason_broken(path: str) -> str | None:
+    """Why an image does not decode to its last pixel; None if it does."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except UNREADABLE as error:
         return str(error) or type(error).__name__
     return None
+
+
+def broken_images(
+    files: Iterable[str], reason: Callable[[str], str | None] = reason_broken
+) -> dict[str, str]:
+    """File -> reason, of those that have one; several files are read at once."""
+    files = list(files)
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        return {f: why for f, why in zip(files, pool.map(reason, files), strict=True) if why}
 
 
 def path_below(file: str, folder: str) -> Path:
@@ -271,7 +300,7 @@ def largest_values(files: Iterable[str]) -> Counter[float]:
     found: Counter[float] = Counter()
     for path in files:
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 if image.mode == "F" or image.mode.startswith("I"):
                     found[white_of(float(np.asarray(image).max()), image.mode == "F")] += 1
         except UNREADABLE:

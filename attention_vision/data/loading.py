@@ -5,7 +5,7 @@ image once at any number of processes.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, Protocol, cast
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from attention_vision.data.findings import Findings
-from attention_vision.data.image_files import broken_images
+from attention_vision.data.image_files import broken_images, reason_broken
 from attention_vision.data.labels import Labels, shown
 from attention_vision.data.splits import SplitShares, divide
 from attention_vision.errors import InputError
@@ -148,15 +148,19 @@ class TaskData(LightningDataModule):
         """
         if self.on_bad_image == "stop":
             return list(range(len(files)))
-        broken = all_broken(files)
+        broken = all_broken(files, self.reason_broken)
         self.findings.setdefault(split, Findings()).broken = broken
         return [index for index, file in enumerate(files) if file not in broken]
+
+    def reason_broken(self, file: str) -> str | None:
+        """Why a file cannot be used; None if it can. Images do not decode, where not overridden."""
+        return reason_broken(file)
 
     def _leave_out_broken(self, inputs: Any) -> None:
         """A prediction goes on without what it cannot read, whatever `on_bad_image` is."""
         if not hasattr(inputs, "files"):
             return
-        broken = all_broken(inputs.files)
+        broken = all_broken(inputs.files, self.reason_broken)
         self.findings["predict"] = Findings(broken=broken)
         if len(broken) == len(inputs.files):
             file, reason = next(iter(broken.items()))
@@ -228,9 +232,11 @@ class TaskData(LightningDataModule):
         return self._loading()
 
 
-def all_broken(files: Sequence[str]) -> dict[str, str]:
-    """File -> reason, of the images that do not decode; the processes share the work."""
-    mine = broken_images(files[rank() :: world_size()])
+def all_broken(
+    files: Sequence[str], reason: Callable[[str], str | None] = reason_broken
+) -> dict[str, str]:
+    """File -> reason, of those that have one; the processes share the work."""
+    mine = broken_images(files[rank() :: world_size()], reason)
     found = broadcast([item for part in gather(mine) for item in part.items()])
     return dict(sorted(found))
 
