@@ -38,7 +38,9 @@ MAKE = {
     "noise": lambda folder: DegradedDigits(Noise(25), size=16),
     "holes": lambda folder: DegradedDigits(Holes(), size=16),
     "low resolution": lambda folder: DegradedDigits(LowResolution(2), size=16),
-    "folder": lambda folder: DegradedFolder(discs(folder)[0], Noise(25), discs(folder / "val")[0], size=16, num_workers=0),
+    "folder": lambda folder: DegradedFolder(
+        discs(folder)[0], Noise(25), discs(folder / "val")[0], size=16, num_workers=0
+    ),
     "digit masks": lambda folder: DigitMasks(size=16),
     "masks": disc_data,
     "masks, shrunk": lambda folder: disc_data(folder, shrink=1.5, size=12, in_memory=True),

@@ -99,7 +99,7 @@ def too_small(sizes: Mapping[str, Sequence[int]], count: int, part: Sequence[int
         part: size of the patch.
     """
     name, size = next(iter(sizes.items()))
-    others = f", as are {len(sizes) - 1} more of {count} images" if len(sizes) > 1 else ""
+    others = f", like {len(sizes) - 1} more of {count} images" if len(sizes) > 1 else ""
     key = "data.patch" if len(part) == 3 else "data.size"
     return InputError(
         f"{name} is {by(size)}, smaller than the patches of {by(part)}{others}: lower {key} or"

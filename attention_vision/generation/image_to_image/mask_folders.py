@@ -112,7 +112,7 @@ class SegmentationFolders(ImageToImageData):
         train_images, train_masks: folders, which may be the same.
         val_images, val_masks: folders of the validation, if it has its own.
         val_names: names or patterns such as `case_1*`, without the suffix, of images in the
-            training folders that are held out for the validation.
+            training folders that are held out for the validation; or what `{name}` stands for.
         class_names: names of the classes, the background first.
         patches_per_image: number of patches in an epoch.
         flips: flip patches, each axis with probability 0.5.
@@ -230,7 +230,7 @@ class SegmentationFolders(ImageToImageData):
             found = find_pairs(*self.folders[split], self.patterns, self.extensions, findings)
             return self._sound(split, list(found.values()))
         every = find_pairs(*self.folders["train"], self.patterns, self.extensions, findings)
-        splits = {name: self._held_out_for(name) for name in every}
+        splits = {name: self._held_out_for(name, image) for name, (image, _) in every.items()}
         chosen = [name for name, part in splits.items() if part == split]
         if self.split and (split == "train" or getattr(self.split, split)):
             left = [name for name, part in splits.items() if part == "train"]
@@ -244,10 +244,11 @@ class SegmentationFolders(ImageToImageData):
             )
         return self._sound(split, [every[name] for name in chosen])
 
-    def _held_out_for(self, name: str) -> str:
+    def _held_out_for(self, name: str, image: str) -> str:
         """The split of an image in the training folders, by `val_names` and `test_names`."""
+        texts = name, Path(name).name, Path(image).stem
         for split, patterns in self.names.items():
-            if any(fnmatch(text, p) for text in (name, Path(name).name) for p in patterns):
+            if any(fnmatch(text, pattern) for text in texts for pattern in patterns):
                 return split
         return "train"
 
@@ -346,14 +347,20 @@ def find_pairs(
     together = Path(images) == Path(masks)
     pictures = named(image_paths, images, of_image, of_mask if together else None)
     levels = named(mask_paths, masks, of_mask, of_image if together else None)
-    unpaired = [f"{pictures[name]} has no mask" for name in pictures if name not in levels]
-    unpaired += [f"{levels[n]} is a mask without an image" for n in levels if n not in pictures]
-    if unpaired or not pictures:
-        says = unpaired[0] if unpaired else f"{images}: nothing is named {of_image.pattern}"
-        others = f", as are {len(unpaired) - 1} more" if len(unpaired) > 1 else ""
-        raise InputError(
-            f"{says}{others}: {advice(images, masks, image_paths, mask_paths, patterns)}"
-        )
+    alone = [path for name, path in pictures.items() if name not in levels]
+    orphans = [path for name, path in levels.items() if name not in pictures]
+    says = ""
+    if together and patterns[0] == patterns[1]:
+        says = f"images and masks are both in {images}"
+    elif alone or orphans:
+        kind = "has no mask" if alone else "is a mask without an image"
+        first, *others = alone or orphans
+        says = f"{first} {kind}" + (f", like {len(others)} more" if others else "")
+    elif not pictures:
+        says = f"no image in {images} is named {patterns[0]}"
+    if says:
+        fits = advice(images, masks, image_paths, mask_paths, patterns)
+        raise InputError(f"{says}: {fits}")
     for path in {*image_paths, *mask_paths} - {*pictures.values(), *levels.values()}:
         findings.left_out.setdefault(f"not named {' or '.join(patterns)}", []).append(path)
     return {name: (path, levels[name]) for name, path in pictures.items()}
@@ -412,16 +419,16 @@ def advice(
     patterns: tuple[str, str],
 ) -> str:
     """What names there are, and the patterns that would fit them."""
-    together = Path(images) == Path(masks)
-    if together:
+    names = Path(image_paths[0]).name, Path(mask_paths[-1]).name
+    if Path(images) == Path(masks):
         pair = image_mask_pair(Folder(Path(images)))
         fitting = pair.patterns if pair and pair.images == pair.masks else None
-        there = f"{images} has {Path(image_paths[0]).name} and {Path(image_paths[-1]).name}"
     else:
         fitting = name_patterns([Path(p) for p in image_paths], [Path(p) for p in mask_paths])
-        there = f"{images} has {Path(image_paths[0]).name}, {masks} has {Path(mask_paths[0]).name}"
-    if fitting and fitting != patterns:
-        return (
-            f"{there}; set data.image_pattern '{fitting[0]}' and data.mask_pattern '{fitting[1]}'"
-        )
-    return f"{there}, and the names are {' and '.join(patterns)}"
+    verb = "set"
+    if fitting is None or fitting == patterns:
+        fitting, verb = patterns, "not of"
+    return (
+        f"there are {names[0]} and {names[1]}, {verb} data.image_pattern '{fitting[0]}' and"
+        f" data.mask_pattern '{fitting[1]}'"
+    )
