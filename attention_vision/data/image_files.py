@@ -4,9 +4,10 @@ Every ending that Pillow reads is an image. Files and folders whose names begin 
 `__MACOSX` and files of other kinds are no data: they are left out and counted.
 """
 
+import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from attention_vision.errors import InputError
 
@@ -66,7 +67,7 @@ def extensions() -> frozenset[str]:
     return frozenset(readable)
 
 
-def read_image(path: str | Path, turn: bool = True) -> Image.Image:
+def read_image(path: str | Path, turn: bool = True, content: bytes | None = None) -> Image.Image:
     """Read an RGB image, turned upright as its EXIF orientation says.
 
     Palettes are resolved and CMYK is converted; transparent pixels keep the color that lies under
@@ -77,12 +78,13 @@ def read_image(path: str | Path, turn: bool = True) -> Image.Image:
     Args:
         path: of the file; FILE.tif/3 is the page 3 of a TIFF, counted from 0.
         turn: apply the EXIF orientation; without, the image is as it is stored.
+        content: of the file, where it is not on disk.
 
     Raises:
         InputError: the file cannot be read, or is gray with negative or not finite values.
     """
     try:
-        with open_image(path) as image:
+        with open_image(path if content is None else io.BytesIO(content)) as image:
             upright = eight_bits(ImageOps.exif_transpose(image) if turn else image, path)
             if upright.mode == "P" and "transparency" in upright.info:
                 upright = upright.convert("RGBA")  # else Pillow warns of the step to RGB
@@ -120,12 +122,14 @@ def read_levels(path: str | Path) -> np.ndarray:
 
 
 @contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """Open an image file, or a page of a TIFF."""
-    file, page = Path(path), 0
-    if file.name.isdecimal() and file.parent.is_file():
-        file, page = file.parent, int(file.name)
-    with Image.open(file) as image:
+def open_image(path: str | Path | io.BytesIO) -> Iterator[Image.Image]:
+    """Open an image, the content of its file, or a page of a TIFF."""
+    page = 0
+    if not isinstance(path, io.BytesIO):
+        file = Path(path)
+        if file.name.isdecimal() and file.parent.is_file():
+            path, page = file.parent, int(file.name)
+    with Image.open(path) as image:
         if page:
             image.seek(page)
         yield image
@@ -270,24 +274,41 @@ def no_images(folder: str | Path, found: Listing) -> InputError:
     return InputError(f"no images in {folder}: it has " + (there or "no files"))
 
 
-def reason_broken(path: str) -> str | None:
-    """Why an image does not decode to its last pixel; None if it does."""
+def broken_images(files: Iterable[str]) -> dict[str, str]:
+    """File -> reason, of those that do not decode to their last pixel."""
+    files = list(files)
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        return {f: why for f, why in zip(files, pool.map(reason_broken, files), strict=True) if why}
+
+
+def image_size(path: str | Path) -> tuple[int, int] | None:
+    """Width and height of an image, upright, from its header; None if Pillow cannot read it."""
+    if (found := header(path)) is None:
+        return None
+    (width, height), orientation = found
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def header(path: str | Path) -> tuple[tuple[int, int], int] | None:
+    """Width and height of an image as stored, and its EXIF orientation; None if unreadable."""
     try:
         with open_image(path) as image:
+            # PNG's own method would decode the image, to look for EXIF behind its pixels.
+            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+            return image.size, orientation
+    except UNREADABLE:
+        return None
+
+
+def reason_broken(file: str | io.BytesIO) -> str | None:
+    """Why an image does not decode to its last pixel; None if it does."""
+    try:
+        with open_image(file) as image:
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except UNREADABLE as error:
         return str(error) or type(error).__name__
     return None
-
-
-def broken_images(
-    files: Iterable[str], reason: Callable[[str], str | None] = reason_broken
-) -> dict[str, str]:
-    """File -> reason, of those that have one; several files are read at once."""
-    files = list(files)
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
-        return {f: why for f, why in zip(files, pool.map(reason, files), strict=True) if why}
 
 
 def path_below(file: str, folder: str) -> Path:

@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from attention_vision.data.image_files import UNREADABLE, open_image
+from attention_vision.data.image_files import image_size
 from attention_vision.data.loading import OnBadImage
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.data.splits import SplitShares
@@ -130,23 +129,10 @@ def check_patches(
         raise too_small(small, len(some), part)
 
 
-def stored(path: str) -> tuple[tuple[int, int], int] | None:
-    """(height, width) as an image is stored, and its EXIF orientation; None if it does not open."""
-    try:
-        with open_image(path) as image:
-            # The method of PNG would decode the image to look for EXIF behind its pixels.
-            turn = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-            return (image.height, image.width), turn
-    except UNREADABLE:
-        return None
-
-
 def upright_size(path: str) -> tuple[int, int] | None:
     """(height, width) of an image, upright, from its header; None if it does not open."""
-    if (found := stored(path)) is None:
-        return None
-    size, turn = found
-    return size if turn < 5 else (size[1], size[0])
+    size = image_size(path)
+    return size and (size[1], size[0])
 
 
 def by(size: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from attention_vision.data.digits import single_digits
-from attention_vision.data.image_files import extensions, image_files, read_image
+from attention_vision.data.image_files import extensions, header, image_files, read_image
 from attention_vision.data.labels import Labels
 from attention_vision.data.loading import OnBadImage, random_stream
 from attention_vision.data.samples import evenly_spaced
@@ -22,7 +22,6 @@ from attention_vision.generation.image_to_image.data import (
     HEADERS,
     ImageToImageData,
     by,
-    stored,
     upright_size,
 )
 from attention_vision.generation.image_to_image.mask_codes import (
@@ -209,7 +208,7 @@ class ImagesToSegment(Dataset):
 
 def orientation(file: str) -> int:
     """EXIF orientation of an image, 1 where it is not given."""
-    found = stored(file)
+    found = header(file)
     return found[1] if found else 1
 
 

@@ -80,12 +80,14 @@ class VolumeFolder(SegmentationFolders):
             raise InputError(f"data.ignore {ignore} is the number of {class_names[ignore]}")
         self.window, self.patch, self.ignore = window, patch, ignore
 
-    def reason_broken(self, file: str) -> str | None:
-        try:
-            read_volume(Path(file))
-        except InputError as error:
-            return str(error)
-        return None
+    def broken(self, files: Sequence[str]) -> dict[str, str]:
+        found = {}
+        for file in files:
+            try:
+                read_volume(Path(file))
+            except InputError as error:
+                found[file] = str(error)
+        return found
 
     def header_size(self, file: str) -> tuple[int, ...] | None:
         return None if file.lower().endswith(".npz") else read_volume(Path(file)).shape
