@@ -25,7 +25,7 @@ from lightning.pytorch import (
     Trainer,
     seed_everything,
 )
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -51,7 +51,7 @@ from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger
 from attention_vision.training.metrics_csv import MetricsCSV
-from attention_vision.training.progress import ProgressLines, say
+from attention_vision.training.progress import ProgressLines, RunBar, say
 from attention_vision.training.resume import AtomicCheckpointIO, checkpoint_callbacks
 from attention_vision.training.run_folder import (
     best_or_last,
@@ -369,9 +369,12 @@ def make_trainer(
         options.callbacks = [one for one in options.callbacks if not isinstance(one, Checkpoint)]
     if options.enable_model_summary is None:
         options.enable_model_summary = False  # `fit` says what its table comes to
-    if options.enable_progress_bar is None and not sys.stdout.isatty():
-        options.enable_progress_bar = False
-        options.callbacks.append(ProgressLines())
+    if options.enable_progress_bar is not False and not any(
+        isinstance(one, ProgressBar) for one in options.callbacks
+    ):
+        shows_bar = options.enable_progress_bar or sys.stdout.isatty()
+        options.enable_progress_bar = shows_bar
+        options.callbacks.append(RunBar() if shows_bar else ProgressLines())
     if fits and not options.fast_dev_run:
         options.callbacks.append(SaveConfig(parsed.parser, parsed.config, save_to_log_dir=False))
     options.logger, options.default_root_dir = loggers, str(run.folder)
