@@ -1,11 +1,13 @@
 """Official weights either load whole or are refused in one line."""
 
+import argparse
+
 import pytest
 import torch
 import torchvision
 
 from attention_vision.backbones import ResNet, ViT
-from attention_vision.checkpoints import load_official
+from attention_vision.checkpoints import load_backbone, load_official, start_from
 from attention_vision.errors import InputError
 
 
@@ -18,6 +20,94 @@ def test_a_file_with_wrappers_loads(tmp_path):
     ours = load_official(ResNet(18).eval(), path)
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(ours(images), peer.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+SMALL = ResNet(10, width=8, num_classes=3)
+
+
+def renamed(state, rename):
+    return {rename(key): value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "said"),
+    [
+        ("module.", "prefix module. cut off"),
+        ("_orig_mod.", "_orig_mod cut out"),
+        ("module._orig_mod.", "_orig_mod cut out of the names; prefix module. cut off"),
+        ("_orig_mod.module.", "prefix module. cut off"),
+        ("model.", "prefix model. cut off"),
+        ("model.module.", "prefix model.module. cut off"),
+        ("lit.classifier.net.", "prefix lit.classifier.net. cut off"),
+        ("network.", None),  # a run of this package
+    ],
+)
+@pytest.mark.parametrize("own", [False, True], ids=["torchvision", "own"])
+def test_prefixes_are_cut_off_and_said(prefix, said, own, capsys):
+    theirs = SMALL if own else torchvision.models.resnet18(num_classes=3)
+    ours = ResNet(10, width=8, num_classes=3) if own else ResNet(18, num_classes=3)
+    load_official(ours, {"state_dict": renamed(theirs.state_dict(), lambda key: prefix + key)})
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-5)
+    printed = capsys.readouterr().out
+    assert (said in printed and printed.count("\n") == 1) if said else not printed
+
+
+def test_names_that_compilers_and_fsdp_insert_are_cut_out():
+    state = renamed(SMALL.state_dict(), lambda key: key.replace(".0.", "._orig_mod.0.", 1))
+    state = renamed(state, lambda key: f"_fsdp_wrapped_module.{key}")
+    ours = load_official(ResNet(10, width=8, num_classes=3), state)
+    assert torch.equal(ours.stem[0].weight, SMALL.stem[0].weight)
+
+
+def averages():
+    """Training states with an average of ones beside weights of zeros, as others save them."""
+    zeros, ones = (
+        {key: torch.full_like(value, number) for key, value in SMALL.state_dict().items()}
+        for number in (0, 1)
+    )
+    args = argparse.Namespace(lr=0.1)
+    of_torch = renamed(ones, lambda key: f"module.{key}") | {"n_averaged": torch.tensor(7)}
+    yield "timm", {"state_dict": zeros, "state_dict_ema": ones, "args": args}
+    yield "torchvision", {"model": zeros, "model_ema": of_torch, "args": args, "epoch": 3}
+    yield "nested", {"ema": {"state_dict": ones}, "model": zeros, "optimizer": {"state": {}}}
+    yield "lightning", {"state_dict": ones, "averaging_state": {"n_averaged": torch.tensor(7)}}
+    flat = renamed(zeros, lambda key: f"model.{key}") | renamed(ones, lambda key: f"ema.{key}")
+    yield "flat", {"state_dict": flat}
+
+
+@pytest.mark.parametrize(("saved", "checkpoint"), list(averages()))
+def test_of_an_average_and_the_weights_the_average_is_taken(saved, checkpoint, tmp_path, capsys):
+    torch.save(checkpoint, tmp_path / "last.pth")
+    ours = load_official(ResNet(10, width=8, num_classes=3), tmp_path / "last.pth")
+    assert all((weight == 1).all() for weight in ours.parameters())
+    printed = capsys.readouterr().out
+    assert "the average of weights" in printed
+    assert printed.count("\n") == 1
+
+
+def test_a_network_among_others_is_found_or_refused(capsys):
+    state = SMALL.state_dict()
+    ours = ResNet(10, width=8, num_classes=3)
+    load_official(ours, {"generator": state, "optimizer": {"param_groups": [], "state": {}}})
+    assert "its entry `generator`" in capsys.readouterr().out
+    flat = renamed(state, lambda key: f"student.{key}")
+    others = renamed(state, lambda key: f"teacher.{key}")
+    for several in ({"student": state, "teacher": state}, flat | others):
+        with pytest.raises(InputError, match=r"has several networks .*save the state dict of one"):
+            load_official(ours, several)
+    line = start_from(ours, flat | {"loss.weight": torch.ones(3)})
+    assert "prefix student. cut off, and loss.weight left out" in line
+
+
+def test_the_backbone_of_a_detector_starts_another(capsys):
+    state = {f"network.backbone.{key}": value for key, value in SMALL.state_dict().items()}
+    state["network.class_head.weight"] = torch.ones(4, 8)
+    ours = load_backbone(ResNet(10, width=8, num_classes=0), {"state_dict": state})
+    assert torch.equal(ours.stem[0].weight, SMALL.stem[0].weight)
+    assert "prefix network.backbone. cut off, and network.class_head.weight left out" in (
+        capsys.readouterr().out
+    )
 
 
 def test_own_state_dict_and_safetensors_load(tmp_path):

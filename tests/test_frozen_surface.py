@@ -26,7 +26,7 @@ FLAGS: dict[str, set[str]] = {  # of `attention-vision TASK VERB`
     "classification": {
         "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
         "compile", "config", "data", "data.help", "model", "model.channels_last",
-        "model.cutmix", "model.distillation", "model.distillation.help", "model.ema_decay",
+        "model.class_weights", "model.cutmix", "model.distillation", "model.distillation.help", "model.ema_decay",
         "model.label_smoothing", "model.layer_decay", "model.mix_epochs", "model.mixup",
         "model.network", "model.network.help", "model.optimizer", "model.optimizer.help",
         "model.penalty", "model.penalty.help", "model.progressive",
@@ -61,8 +61,8 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
         "load_backbone", "load_official", "start_from",
     },
     "classification": {
-        "AttentionMapDistillation", "AttentionPenalty", "AttentionTransfer", "CIFAR10",
-        "CIFAR100", "CIFARAugmentation", "ClassificationData", "Classifier", "Digits",
+        "AttentionMapDistillation", "AttentionPenalty", "AttentionTransfer", "Augmentation",
+        "CIFAR10", "CIFAR100", "CIFARAugmentation", "ClassificationData", "Classifier", "Digits",
         "Distillation", "FashionMNIST", "GateTransfer", "ImageFolder", "ImageNet",
         "ImageNetAugmentation", "Preprocessing",
     },
@@ -88,7 +88,7 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
 LOGGED_KEYS: dict[str, set[str]] = {  # columns of metrics.csv, by run
     "classifier": {
         "epoch", "step", "train/images_per_second", "train/loss", "train/loss_step",
-        "train/lr", "val/loss", "val/top1", "val/top5",
+        "train/lr", "val/loss", "val/top1", "val/top1_macro", "val/top1_of", "val/top5",
     },
     "detr": {
         "epoch", "step", "train/box", "train/box_0", "train/class", "train/class_0",
@@ -111,6 +111,7 @@ LOGGED_KEYS: dict[str, set[str]] = {  # columns of metrics.csv, by run
 CLASS_PATHS: dict[str, set[str]] = {  # in RUN/config.yaml, by run
     "classifier": {
         "attention_vision.backbones.MeanPool", "attention_vision.backbones.ResNet",
+        "attention_vision.classification.CIFARAugmentation",
         "attention_vision.classification.Digits",
         "attention_vision.training.optim.WarmupCosine", "torch.nn.BatchNorm2d",
         "torch.nn.Identity", "torch.optim.AdamW",

@@ -1,5 +1,6 @@
 """Load the state dicts of other libraries and releases into this package's networks."""
 
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,11 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from attention_vision.attention import LearnedPosition
-from attention_vision.backbones import Backbone
+from attention_vision.backbones import Backbone, EfficientNet
+from attention_vision.backbones.efficientnet import LITE_VARIANTS, Padding
 from attention_vision.checkpoints.hub import download, is_name
-from attention_vision.checkpoints.layouts import LAYOUTS
+from attention_vision.checkpoints.layouts import Layout
+from attention_vision.checkpoints.layouts.efficientnet import (
+    EFFICIENTNET_PYTORCH,
+    TORCHVISION,
+)
 from attention_vision.checkpoints.layouts.swin import resize_biases
+from attention_vision.checkpoints.preprocessing import find_release
+from attention_vision.checkpoints.wrappers import find_weights
 from attention_vision.errors import InputError
+from attention_vision.training.progress import say
 from attention_vision.training.run_folder import best_or_last, demo_hint
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -43,14 +52,18 @@ def load_official(
 
     A state dict says nothing about the `eps` of norms. Torchvision's released Faster R-CNN
     (COCO_V1) was trained with 0: `norm=partial(FrozenBatchNorm2d, eps=0.0)`. Nor does it show how
-    convolutions pad: timm's `tf_efficientnet_*` load into EfficientNet and answer wrongly.
+    convolutions pad: timm's `tf_efficientnet_*` are told by their name or config.json, and want
+    `EfficientNet(padding="same")`.
+
+    Entries and prefixes that are saved around weights are recognized, see `wrappers.find_weights`:
+    `state_dict`, `model`, `module.`, `_orig_mod.`, whatever an own LightningModule calls its
+    network. Of an average of weights and the weights themselves, the average is taken. A line is
+    printed where something was chosen or cut off.
 
     Args:
         model: a network of this package with the shapes of the weights.
-        source: a state dict, or a file that `torch.load(weights_only=True)` or safetensors reads;
-            a state dict under "state_dict" or "model" is found, and the prefix "module." of a
-            parallel wrapper is removed. Or a run folder: its best checkpoint, else its last. Or a
-            name, see `hub.download`.
+        source: a state dict, or a file that `torch.load(weights_only=True)` or safetensors reads.
+            Or a run folder: its best checkpoint, else its last. Or a name, see `hub.download`.
         leave_out: prefixes of this package's keys that are not loaded: `("class_head.",)` to
             fine-tune DETR on other classes, `("roi_heads.box_head.predictor.",)` for Faster R-CNN,
             and `("head.",)` to load a classifier into a backbone.
@@ -64,8 +77,10 @@ def load_official(
         InputError: the file cannot be read, its keys are of an unknown layout, or a key or shape
             does not fit. The model is then unchanged.
     """
-    state, where = to_own_names(model, source)
+    state, where, notes = to_own_names(model, source)
     load_completely(model, resize_positions(state, model) if resize else state, where, leave_out)
+    if notes:
+        say(f"weights: {where}")
     return model
 
 
@@ -117,7 +132,7 @@ def start_from(network: Backbone, source: str | Path | Mapping[str, Tensor]) -> 
     Raises:
         InputError: as `load_official`; the network is then unchanged.
     """
-    state, where = to_own_names(network, source)
+    state, where, _ = to_own_names(network, source)
     own = network.state_dict()
     other = {key for key in own if key not in state or state[key].shape != own[key].shape}
     new_head = any(key.startswith("head.") for key in other)
@@ -142,35 +157,54 @@ def start_from(network: Backbone, source: str | Path | Mapping[str, Tensor]) -> 
 
 def to_own_names(
     model: nn.Module, source: str | Path | Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], str]:
+) -> tuple[dict[str, Tensor], str, list[str]]:
     """Read a state dict and translate its keys into this package's names.
 
     Returns:
-        the state dict, and its file and layout for messages.
+        the state dict, its file and layout for messages, and what was chosen, cut off or assumed.
 
     Raises:
-        InputError: the file cannot be read, or its keys are of an unknown layout.
+        InputError: the file cannot be read, or its keys are of an unknown layout, or its weights
+            are those of another function than the model's.
     """
-    state: Mapping[str, Any] = read(source) if isinstance(source, str | Path) else source
+    checkpoint: Mapping[str, Any] = read(source) if isinstance(source, str | Path) else source
     where = str(source) if isinstance(source, str | Path) else "state dict"
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    start = "network."  # a checkpoint of training has the network beside its metrics
-    inside = {key.removeprefix(start): v for key, v in state.items() if key.startswith(start)}
-    state = inside or state
-
-    layout = next((one for one in LAYOUTS if state.keys() >= set(one.signature)), None)
-    if layout is not None:
-        state = layout.translate(state)
-    elif not state.keys() & model.state_dict().keys():
-        raise InputError(
-            f"{where}: the keys ({', '.join(list(state)[:3])}, ...) belong to no known layout; "
-            f"known are {'; '.join(one.name for one in LAYOUTS)}"
-        )
+    weights = find_weights(checkpoint, model.state_dict().keys(), where)
+    layout, notes = weights.layout, list(weights.notes)
+    state = layout.translate(weights.state) if layout else weights.state
     name = layout.name if layout else "this package's own"
-    return state, f"{where} ({name})"
+    if isinstance(model, EfficientNet) and layout is not None:
+        known = find_release(source) if isinstance(source, str | Path) else None
+        architecture = known.architecture if known else where
+        check_variant(model, state, f"{where} ({name})")
+        trained = padding_of(layout, architecture)
+        if trained is None:
+            notes.append(f"padding {model.padding} assumed")
+        elif trained != model.padding:
+            raise InputError(
+                f"{where} ({name}) was trained with padding {trained}, the network has"
+                f" {model.padding} and would compute another function: set its padding to {trained}"
+            )
+    return state, f"{where} ({'; '.join((name, *notes))})", notes
+
+
+def check_variant(network: EfficientNet, state: Mapping[str, Tensor], where: str) -> None:
+    """Raises InputError where one is of EfficientNet-Lite, which has no SE, and the other not."""
+    lite = network.variant in LITE_VARIANTS
+    if any(".attention." in key for key in state) == lite:
+        ours = network.variant
+        raise InputError(
+            f"{where} has {'' if lite else 'no '}squeeze-and-excite, {ours}"
+            f" {'none' if lite else 'has'}: set the network's variant to"
+            f" {ours.replace('lite', 'b') if lite else ours.replace('b', 'lite')}"
+        )
+
+
+def padding_of(layout: Layout, name: str) -> Padding | None:
+    """How an EfficientNet was trained to pad; None where neither layout nor name tells."""
+    if layout is EFFICIENTNET_PYTORCH or "tf_efficientnet" in name.lower():
+        return "same"
+    return "symmetric" if layout is TORCHVISION or name.startswith("efficientnet") else None
 
 
 def resize_positions(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -256,7 +290,8 @@ def read(path: str | Path) -> Mapping[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # the arguments, in timm's checkpoints
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:  # torch's own text advises to load it unsafely
         raise InputError(
             f"{path}: not readable as a state dict: a broken file, another format, or objects that"

@@ -7,9 +7,11 @@ from math import floor
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch import LightningDataModule
+
 from attention_vision.checkpoints.hub import HUB_FILES, TORCHVISION, hub_file, is_name
 from attention_vision.checkpoints.hub import torchvision_weights as weights_of_torchvision
-from attention_vision.checkpoints.run_network import data_of_run
+from attention_vision.config.build import Node, build_nodes
 from attention_vision.errors import InputError
 from attention_vision.yaml_json import read_yaml
 
@@ -127,6 +129,18 @@ def run_of(path: Path) -> Path | None:
     """The run folder that a path is, or that its checkpoint lies in."""
     folders = (path, *path.parents[1:2])
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def data_of_run(run: Path, config: dict[str, Any]) -> LightningDataModule:
+    """Build the data of a run to query its image size and normalization; nothing is read.
+
+    Raises:
+        InputError: the data does not build.
+    """
+    try:
+        return build_nodes(config, {"data": Node(LightningDataModule)})["data"]
+    except InputError as error:
+        raise type(error)(f"{run / 'config.yaml'}: {error}") from error
 
 
 def release_of_run(run: Path) -> Release | None:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 
 from attention_vision.backbones import Backbone
 from attention_vision.checkpoints import load_official
@@ -44,18 +43,6 @@ def trained_classifier(run: Path) -> tuple[Backbone, dict[str, Any]]:
         raise type(error)(f"{file}: {error}") from error
     load_official(network, trained_state(run))
     return network, config
-
-
-def data_of_run(run: Path, config: dict[str, Any]) -> LightningDataModule:
-    """Build the data of a run to query its image size and normalization; nothing is read.
-
-    Raises:
-        InputError: the data does not build.
-    """
-    try:
-        return build_nodes(config, {"data": Node(LightningDataModule)})["data"]
-    except InputError as error:
-        raise type(error)(f"{run / 'config.yaml'}: {error}") from error
 
 
 def trained_state(run: Path) -> dict[str, torch.Tensor]:

@@ -20,7 +20,11 @@ from attention_vision.classification.data import (
 from attention_vision.classification.distillation import Distillation
 from attention_vision.classification.module import Classifier
 from attention_vision.classification.penalties import AttentionPenalty
-from attention_vision.classification.transforms import CIFARAugmentation, ImageNetAugmentation
+from attention_vision.classification.transforms import (
+    Augmentation,
+    CIFARAugmentation,
+    ImageNetAugmentation,
+)
 
 __all__ = [
     "CIFAR10",
@@ -28,6 +32,7 @@ __all__ = [
     "AttentionMapDistillation",
     "AttentionPenalty",
     "AttentionTransfer",
+    "Augmentation",
     "CIFARAugmentation",
     "ClassificationData",
     "Classifier",

@@ -37,6 +37,7 @@ from attention_vision.data.image_files import (
 )
 from attention_vision.data.labels import labels_by_name
 from attention_vision.data.loading import (
+    BalancedSampler,
     EpochSampler,
     OnBadImage,
     RepeatedSampler,
@@ -71,7 +72,7 @@ trout tulip turtle wardrobe whale willow_tree wolf woman worm
 class ClassificationData(TaskData):
     """Base of all classification data: a subclass sets what is declared here, defines `source`.
 
-    Each subclass takes its own kind of `recipe`, the augmentation of the training images.
+    A subclass takes any `recipe`, the augmentation of the training images, with its own default.
 
     Args:
         image_size: side of the square images that the network sees, in pixels.
@@ -79,6 +80,8 @@ class ClassificationData(TaskData):
             (repeated augmentation, see `RepeatedSampler`; 3 in DeiT).
         preprocessing: normalization, filter and crop; what is not given comes from the weights
             where their release states it, else from the data set and its recipe.
+        balanced: train on all classes equally often, however many images they have, see
+            `BalancedSampler`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
 
     Raises:
@@ -99,12 +102,15 @@ class ClassificationData(TaskData):
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,
+        balanced: bool = False,
     ):
         super().__init__(batch_size, num_workers, seed, images, split, on_bad_image)
         for name, value in (("image_size", image_size), ("repeats", repeats)):
             if value < 1:
                 raise InputError(f"data.{name} {value} is not positive")
-        self.image_size, self.repeats = image_size, repeats
+        if balanced and repeats > 1:
+            raise InputError("data.balanced and data.repeats both set the order: leave one out")
+        self.image_size, self.repeats, self.balanced = image_size, repeats, balanced
         self.use_preprocessing(preprocessing)
 
     def use_preprocessing(self, preprocessing: Preprocessing) -> None:
@@ -128,10 +134,12 @@ class ClassificationData(TaskData):
         return ClassificationInputs(folder, self._evaluation())
 
     def sampler(self) -> EpochSampler:
-        if self.repeats == 1:
-            return super().sampler()
-        processes = replicas(self.trainer)
-        return RepeatedSampler(self.train_images, *processes, self.order_seed, self.repeats)
+        images, processes, seed = self.train_images, replicas(self.trainer), self.order_seed
+        if self.balanced:
+            return BalancedSampler(images, *processes, seed)
+        if self.repeats > 1:
+            return RepeatedSampler(images, *processes, seed, self.repeats)
+        return super().sampler()
 
     def _evaluation(self) -> v2.Transform:
         given = self.preprocessing.options("interpolation", "crop")
@@ -171,7 +179,7 @@ class Digits(ClassificationData):
 
     def __init__(
         self,
-        recipe: CIFARAugmentation = HANDWRITING,
+        recipe: Augmentation = HANDWRITING,
         image_size: int = 32,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -181,10 +189,12 @@ class Digits(ClassificationData):
         repeats: int = 1,
         per_class: int | None = None,
         preprocessing: Preprocessing = UNSET,
+        balanced: bool = False,
     ):
         super().__init__(
-            image_size, batch_size, num_workers, seed, images, repeats, preprocessing=preprocessing
-        )
+            image_size, batch_size, num_workers, seed, images, repeats,
+            preprocessing=preprocessing, balanced=balanced,
+        )  # fmt: skip
         if cluttered < 0:
             raise InputError(f"data.cluttered: {cluttered}; give a number of images, 0 for none")
         if per_class is not None and per_class < 1:
@@ -220,7 +230,7 @@ class TorchvisionData(ClassificationData):
         self,
         root: str,
         download: bool = False,
-        recipe: CIFARAugmentation = SMALL_IMAGES,
+        recipe: Augmentation = SMALL_IMAGES,
         image_size: int | None = None,
         batch_size: int = 128,
         num_workers: int = 2,
@@ -229,11 +239,13 @@ class TorchvisionData(ClassificationData):
         per_class: int | None = None,
         repeats: int = 1,
         preprocessing: Preprocessing = UNSET,
+        balanced: bool = False,
     ):
         size = image_size or self.own_size
         super().__init__(
-            size, batch_size, num_workers, seed, images, repeats, preprocessing=preprocessing
-        )
+            size, batch_size, num_workers, seed, images, repeats,
+            preprocessing=preprocessing, balanced=balanced,
+        )  # fmt: skip
         if per_class is not None and per_class < 1:
             raise InputError(f"data.per_class {per_class} is not positive")
         self.recipe, self.per_class = recipe, per_class
@@ -286,14 +298,14 @@ class ImageFolder(ClassificationData):
 
     Args:
         root: the folder.
-        recipe, image_size, repeats: see `ClassificationData`.
+        recipe, image_size, repeats, balanced: see `ClassificationData`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
     """
 
     def __init__(
         self,
         root: str,
-        recipe: ImageNetAugmentation = PHOTOGRAPHS,
+        recipe: Augmentation = PHOTOGRAPHS,
         image_size: int = 224,
         batch_size: int = 64,
         num_workers: int = 4,
@@ -303,10 +315,11 @@ class ImageFolder(ClassificationData):
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,
+        balanced: bool = False,
     ):
         super().__init__(
             image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image,
-            preprocessing,
+            preprocessing, balanced,
         )  # fmt: skip
         self.recipe = recipe
         self.root = Path(root)

@@ -12,11 +12,24 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from attention_vision.backbones import Backbone
+from attention_vision.classification.class_weights import (
+    ClassWeights,
+    class_weights,
+    weighted_cross_entropy,
+)
+from attention_vision.classification.confusion import (
+    ClassAccuracy,
+    ConfusionFigures,
+    class_names,
+    confusion_matrices,
+    named_accuracies,
+)
+from attention_vision.classification.data import ClassificationData
 from attention_vision.classification.distillation import Distillation
 from attention_vision.classification.figures import ImagePanel
 from attention_vision.classification.loss_terms import Output, Term, record_terms
@@ -27,7 +40,7 @@ from attention_vision.classification.progressive import (
     GateScheduler,
     ProgressiveActivation,
 )
-from attention_vision.data.loading import check_classes, data_of
+from attention_vision.data.loading import LabeledDataset, check_classes, data_of
 from attention_vision.errors import InputError
 from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean
 from attention_vision.training.optim import WarmupCosine, configure, layer_decay
@@ -58,9 +71,13 @@ class Classifier(LightningModule):
             given.
         distillation: a trained teacher to learn from.
         penalty: on attention.
+        class_weights: of the cross-entropy in training: "balanced", or a weight for each class, in
+            order or by name; see `class_weights.class_weights` for the formula. val/loss has none.
 
-    With a teacher or a penalty the parts that train/loss is the sum of are logged as well:
-    train/loss_ce, of the labels, train/distillation and train/penalty.
+    Logs the accuracy of the images, `val/top1`, its mean over the classes, `val/top1_macro`, and of
+    up to 100 classes each one's, `val/top1_of/NAME`. With a teacher or a penalty the parts that
+    train/loss is the sum of are logged as well: train/loss_ce, of the labels, train/distillation
+    and train/penalty.
 
     Raises:
         InputError: a number that is out of its range.
@@ -82,6 +99,7 @@ class Classifier(LightningModule):
         progressive: GateSchedule | None = None,
         distillation: Distillation | None = None,
         penalty: AttentionPenalty | None = None,
+        class_weights: ClassWeights | None = None,
     ):
         super().__init__()
         for name, value in (("mixup", mixup), ("cutmix", cutmix)):
@@ -106,6 +124,8 @@ class Classifier(LightningModule):
         self.distillation = distillation
         slots = {"distillation": distillation, "penalty": penalty}
         self.terms: dict[str, Term] = {name: term for name, term in slots.items() if term}
+        self.class_weights = class_weights
+        self.register_buffer("loss_weights", None, persistent=False)  # of the data, set in fit
         self.train_loss = ResumableMean()
         self.train_parts = nn.ModuleDict(
             {name: ResumableMean() for name in ("loss_ce", *self.terms) if self.terms}
@@ -114,6 +134,13 @@ class Classifier(LightningModule):
         self.accuracies = nn.ModuleDict(
             {split: accuracies(split, network.num_classes) for split in ("val", "test")}
         )
+        self.class_accuracies = nn.ModuleDict(
+            {split: ClassAccuracy(network.num_classes) for split in ("val", "test")}
+        )
+        self.confusions = confusion_matrices(network.num_classes)
+
+    class_weights: ClassWeights | None
+    loss_weights: Tensor | None  # (num_classes,)
 
     def setup(self, stage: str) -> None:
         """Raises InputError when network and data disagree about the number of classes."""
@@ -129,11 +156,31 @@ class Classifier(LightningModule):
                 if self.trainer.is_global_zero:
                     print(line, flush=True)
         if stage == "fit":
+            self._weigh_classes(data)
             for term in self.terms.values():
                 term.prepare(self.network, data)
 
+    def _weigh_classes(self, data: ClassificationData | None) -> None:
+        """Raises InputError when the weights do not fit the data."""
+        if self.class_weights is None:
+            return
+        if data is None:
+            raise InputError("model.class_weights: a data module is needed, which knows the labels")
+        if data.balanced and self.class_weights == "balanced":
+            raise InputError(
+                "model.class_weights balanced and data.balanced both balance: leave one out"
+            )
+        labels = cast(LabeledDataset, data.train_images).targets
+        self.loss_weights = class_weights(self.class_weights, labels, data.class_names)
+
     def configure_callbacks(self) -> list[Callback]:
-        callbacks: list[Callback] = [SeedEveryStep(), StepLogger(), ImagePanel(), Predictions()]
+        callbacks: list[Callback] = [
+            SeedEveryStep(),
+            StepLogger(),
+            ImagePanel(),
+            ConfusionFigures(),
+            Predictions(),
+        ]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
         if self.progressive:
@@ -155,7 +202,7 @@ class Classifier(LightningModule):
             output = self(images)
         taught = self.distillation.alpha if self.distillation else 0.0
         logits = class_logits(output, taught > 0)
-        loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        loss = weighted_cross_entropy(logits, targets, self.loss_weights, self.label_smoothing)
         parts = {"loss_ce": (1 - taught) * loss}
         parts |= {name: term(images, output, maps[name]) for name, term in self.terms.items()}
         loss = reduce(add, parts.values())
@@ -184,9 +231,28 @@ class Classifier(LightningModule):
         accuracy = cast(MetricCollection, self.accuracies[split])
         loss.update(cross_entropy(logits, labels), len(images))
         accuracy.update(logits, labels)
+        for metrics in (self.class_accuracies, self.confusions):
+            if split in metrics:
+                cast(Metric, metrics[split]).update(logits, labels)
         # The metrics, not their values: Lightning computes them at the end over all processes.
         self.log(f"{split}/loss", loss)
         self.log_dict(accuracy, prog_bar=True)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_classes("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_classes("test")
+
+    def _log_classes(self, split: str) -> None:
+        metric = cast(Metric, self.class_accuracies[split])
+        accuracy = metric.compute()  # of all processes
+        metric.reset()
+        if split in self.confusions:  # which `ConfusionFigures` has read
+            cast(Metric, self.confusions[split]).reset()
+        names = class_names(self.trainer, len(accuracy))
+        values = named_accuracies(accuracy, names)
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()})
 
     def predict_step(
         self, batch: tuple[Tensor, list[str]], batch_idx: int

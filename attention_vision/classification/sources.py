@@ -39,6 +39,7 @@ class AugmentedDataset(Dataset):
     ):
         self.source, self.transform = source, transform
         self.seed, self.repeats = seed, repeats
+        self.targets = source.targets
 
     def __len__(self) -> int:
         return len(self.source)

@@ -5,6 +5,7 @@ Geometry and color work on uint8, which is fastest; random erasing comes after n
 its paper's code.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,8 +15,36 @@ from torchvision.transforms import v2
 from attention_vision.checkpoints.preprocessing import Interpolation
 
 
+class Augmentation(ABC):
+    """Base of all recipes: what happens to an image in training, and in evaluation.
+
+    Both methods return a transform of an image, PIL or tensor, to (3, size, size) float, normalized
+    by the mean and standard deviation per channel of values in 0..1. `interpolation` and `crop` are
+    those of released weights; without them, the recipe's own.
+    """
+
+    @abstractmethod
+    def train(
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: Interpolation | None = None,
+    ) -> v2.Transform: ...
+
+    @abstractmethod
+    def evaluation(
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: Interpolation | None = None,
+        crop: float | Literal["squash"] | None = None,
+    ) -> v2.Transform: ...
+
+
 @dataclass(frozen=True)
-class CIFARAugmentation:
+class CIFARAugmentation(Augmentation):
     """For images that are already cut out, such as CIFAR: pad, crop, flip.
 
     Attributes:
@@ -73,7 +102,7 @@ class CIFARAugmentation:
 
 
 @dataclass(frozen=True)
-class ImageNetAugmentation:
+class ImageNetAugmentation(Augmentation):
     """For photographs of any size, such as ImageNet: a random part of the image, resized.
 
     Attributes:
@@ -115,9 +144,6 @@ class ImageNetAugmentation:
         return _evaluation(size, mean, std, interpolation, crop or self.centre)
 
 
-Augmentation = CIFARAugmentation | ImageNetAugmentation
-
-
 def _filter(interpolation: Interpolation | None) -> v2.InterpolationMode:
     return v2.InterpolationMode(interpolation or "bilinear")
 
@@ -131,7 +157,7 @@ def _evaluation(
 ) -> v2.Transform:
     """Resize the short side to size / crop and cut the center out, or resize both sides."""
     sides = (size, size) if crop == "squash" else round(size / crop)
-    cut = [] if crop == "squash" else [v2.CenterCrop(size)]
+    cut: list[v2.Transform] = [] if crop == "squash" else [v2.CenterCrop(size)]
     resize = v2.Resize(sides, _filter(interpolation), antialias=True)
     return _normalize(resize, cut, mean, std, interpolation)
 
@@ -139,7 +165,7 @@ def _evaluation(
 def _finish(
     resize: v2.Transform,
     geometry: list[v2.Transform],
-    recipe: Augmentation,
+    recipe: CIFARAugmentation | ImageNetAugmentation,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     interpolation: Interpolation | None,

@@ -7,12 +7,13 @@ image once at any number of processes.
 import hashlib
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from functools import cached_property
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -268,6 +269,46 @@ class EpochSampler(DistributedSampler):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._resume = {state["epoch"]: state["yielded"]}
+
+
+class LabeledDataset(Protocol):
+    """A data set that knows its labels without reading an image."""
+
+    @property
+    def targets(self) -> Sequence[int]: ...
+
+
+class BalancedSampler(EpochSampler):
+    """Epochs of the usual length in which all classes come equally often, in every batch.
+
+    An image of a small class comes several times, one of a large class not in every epoch. A class
+    without images is left out.
+    """
+
+    dataset: LabeledDataset
+
+    def order(self) -> list[int]:
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        labels = torch.as_tensor(self.dataset.targets)
+        rounds = []
+        for label in labels.unique():
+            members = (labels == label).nonzero()[:, 0]
+            rounds.append(self._draw(members, generator))
+        columns = torch.stack(rounds, 1)  # one image of each class a row
+        mixed = torch.rand(columns.shape, generator=generator).argsort(1)
+        order = columns.gather(1, mixed).flatten()[: self.total_size]
+        return order[self.rank :: self.num_replicas].tolist()
+
+    def _draw(self, members: Tensor, generator: torch.Generator) -> Tensor:
+        """The images of a class that an epoch takes: all once, shuffled, before any comes twice."""
+        wanted = -(-self.total_size // self.num_classes)
+        passes = range(-(-wanted // len(members)))
+        shuffled = [members[torch.randperm(len(members), generator=generator)] for _ in passes]
+        return torch.cat(shuffled)[:wanted]
+
+    @cached_property
+    def num_classes(self) -> int:
+        return len(set(self.dataset.targets))
 
 
 class RepeatedSampler(EpochSampler):

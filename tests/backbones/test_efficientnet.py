@@ -1,10 +1,12 @@
 """EfficientNet: its maps, its slot, its start, and the weights that it refuses."""
 
+import json
 from functools import partial
 
 import pytest
 import torch
 import torchvision
+from redraw import redraw
 from torch import nn
 from torchvision.ops import StochasticDepth
 
@@ -39,7 +41,7 @@ def test_any_feature_attention_stands_in_every_block_and_trains(attention):
 
     network = EfficientNet(num_classes=3, attention=factory)
     assert all(isinstance(block.attention, attention) for block in blocks(network))
-    assert widths == [block.depthwise.out_channels for block in blocks(network)]
+    assert widths == [block.depthwise[0].out_channels for block in blocks(network)]
     nn.functional.cross_entropy(network(torch.randn(2, 3, 64, 64)), torch.tensor([0, 2])).backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -86,9 +88,82 @@ def test_it_starts_as_released_and_what_is_put_in_starts_its_own_way():
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("tf_efficientnet_b0", {"padding": "same"}),
+        ("tf_efficientnet_lite0", {"variant": "lite0", "padding": "same"}),
+        ("efficientnet_lite2", {"variant": "lite2"}),
+    ],
+)
+@pytest.mark.parametrize("size", [64, 75])  # TensorFlow pads even and odd maps in other ways
+def test_variants_compute_timms_function(name, arguments, size):
+    timm = pytest.importorskip("timm")
+    theirs = redraw(timm.create_model(name, num_classes=10), 1).eval()
+    ours = load_official(EfficientNet(num_classes=10, **arguments), theirs.state_dict()).eval()
+    images = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-4)
+
+
+def in_the_names_of_efficientnet_pytorch(network: EfficientNet) -> dict[str, torch.Tensor]:
+    outer = {"stem.0": "_conv_stem", "stem.1": "_bn0", "last.0": "_conv_head", "last.1": "_bn1"}
+    inner = {
+        "expand.0": "_expand_conv", "expand.1": "_bn0", "depthwise.0": "_depthwise_conv",
+        "depthwise.1": "_bn1", "attention.squeeze": "_se_reduce",
+        "attention.excite": "_se_expand", "project.0": "_project_conv", "project.1": "_bn2",
+    }  # fmt: skip
+    names = {**outer, "head": "_fc"}
+    for number, block in enumerate(block for stage in network.stages for block in stage):
+        start = next(name for name, module in network.named_modules() if module is block)
+        for ours, theirs in inner.items():
+            names[f"{start}.block.{ours}"] = f"_blocks.{number}.{theirs}"
+    return {
+        f"{names[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value
+        for key, value in network.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("variant", ["b2", "lite1"])
+def test_blocks_numbered_through_are_put_into_their_stages(variant):
+    theirs = redraw(EfficientNet(variant, num_classes=3, padding="same"), 1)
+    ours = EfficientNet(variant, num_classes=3, padding="same")
+    load_official(ours, in_the_names_of_efficientnet_pytorch(theirs))
+    for key, value in theirs.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(ours.state_dict()[key], value), key
+
+
+def test_weights_of_another_function_are_refused(tmp_path, capsys):
+    """Shapes are the same: names, the config beside a file and squeeze-and-excite tell."""
+    timm = pytest.importorskip("timm")
+    plain, same = EfficientNet(num_classes=3), EfficientNet(num_classes=3, padding="same")
+    state = timm.create_model("efficientnet_b0", num_classes=3).state_dict()
+    lite = timm.create_model("efficientnet_lite0", num_classes=3).state_dict()
+    named, file = tmp_path / "tf_efficientnet_b0_ns-c0e6a31c.pth", tmp_path / "pytorch_model.bin"
+    for path in (named, file):
+        torch.save(state, path)
+    config = tmp_path / "config.json"
+    for network, source, architecture, line in (
+        (plain, named, None, "trained with padding same, the network has symmetric .* to same"),
+        (plain, file, "tf_efficientnet_b0", "set its padding to same"),
+        (same, file, "efficientnet_b0", "set its padding to symmetric"),
+        (same, torchvision.models.efficientnet_b0(num_classes=3).state_dict(), None, "symmetric"),
+        (plain, in_the_names_of_efficientnet_pytorch(plain), None, "padding to same"),
+        (plain, lite, None, "has no squeeze-and-excite, b0 has: .* variant to lite0"),
+        (EfficientNet("lite0", 3), state, None, "has squeeze-and-excite, .* variant to b0"),
+    ):
+        config.write_text(json.dumps({"architecture": architecture}) if architecture else "{}")
+        with pytest.raises(InputError, match=line):
+            load_official(network, source)
+    load_official(same, file)  # nothing is known
+    assert "padding same assumed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("build", "line"),
     [
-        (lambda: EfficientNet("b9"), "variant 'b9' is not one of b0, b1, b2, b3, b4"),
+        (lambda: EfficientNet("b9"), "variant 'b9' is not one of b0, b1, b2, b3, b4, lite0"),
+        (lambda: EfficientNet(padding="valid"), "padding 'valid' is neither symmetric nor same"),
         (
             lambda: EfficientNet(attention=lambda channels: nn.Conv2d(channels, 5, 1)),
             r"EfficientNet: attention Conv2d does not map \(1, 32, 4, 4\) to itself: it gives",

@@ -24,12 +24,16 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
     one = evaluate(tmp_path / "one", tmp_path / "step=4.ckpt", tmp_path / "images", devices=1)
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert one.keys() == two.keys() == {"val/loss", "val/top1", "val/top5"}
+    classes = {f"val/top1_of/{digit}" for digit in range(10)}
+    keys = {"val/loss", "val/top1", "val/top1_macro", "val/top5"} | classes
+    assert one.keys() == two.keys() == keys
     for key, value in one.items():
         assert two[key] == pytest.approx(value, abs=1e-6), key
     predictions = [(tmp_path / run / "predictions.csv").read_text() for run in ("one", "two")]
     assert predictions[0] == predictions[1]
     assert len(predictions[0].splitlines()) == 1 + 5
+    confusions = [(tmp_path / run / "confusion.csv").read_text() for run in ("one", "two")]
+    assert confusions[0] == confusions[1]
 
     (resumed,) = curves(tmp_path / "resumed")  # one step and the end of its epoch
     whole = curves(tmp_path / "whole")[-1]

@@ -20,6 +20,7 @@ LAYOUTS: tuple[Layout, ...] = (
     resnet.TORCHVISION_OR_TIMM,
     efficientnet.TORCHVISION,
     efficientnet.TIMM,
+    efficientnet.EFFICIENTNET_PYTORCH,
     vit.DISTILLED,
     vit.TIMM,
     vit.TORCHVISION,

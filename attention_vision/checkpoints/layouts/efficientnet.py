@@ -1,4 +1,9 @@
-"""EfficientNet B0 to B4 of torchvision and timm."""
+"""EfficientNet B0 to B4 and Lite0 to Lite4 of torchvision, timm and efficientnet_pytorch."""
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
 
 from attention_vision.checkpoints.layouts.layout import Layout
 
@@ -57,5 +62,60 @@ TIMM = Layout(
         (r"blocks\.(\d\.\d+)\.se\.conv_reduce\.", r"stages.\1.block.attention.squeeze."),
         (r"blocks\.(\d\.\d+)\.se\.conv_expand\.", r"stages.\1.block.attention.excite."),
         (r"classifier\.", "head."),
+    ),
+)
+
+
+class Numbered(Layout):
+    """A layout whose blocks are numbered through all stages.
+
+    A stage begins with the block whose output has other channels than its input.
+    """
+
+    def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        places: dict[str, str] = {}
+        stage, index = -1, 0
+        for number in map(str, range(len(state))):
+            start = f"_blocks.{number}."
+            if f"{start}_project_conv.weight" not in state:
+                break
+            expand = state.get(f"{start}_expand_conv.weight")
+            depthwise = state[f"{start}_depthwise_conv.weight"]  # the first stage does not expand
+            inputs = len(depthwise) if expand is None else expand.shape[1]
+            if inputs != len(state[f"{start}_project_conv.weight"]):
+                stage, index = stage + 1, 0
+            places[number] = f"{stage}.{index}"
+            index += 1
+        return super().translate(
+            {
+                re.sub(r"^_blocks\.(\d+)", lambda found: f"_blocks.{places[found[1]]}", key): value
+                for key, value in state.items()
+            }
+        )
+
+
+# lukemelas/EfficientNet-PyTorch, and efficientnet_lite_pytorch, which derives from it.
+EFFICIENTNET_PYTORCH = Numbered(
+    "EfficientNet of efficientnet_pytorch",
+    ("_conv_stem.weight", "_blocks.0._depthwise_conv.weight", "_conv_head.weight"),
+    (
+        (r"_conv_stem\.", "stem.0."),
+        (r"_bn0\.", "stem.1."),
+        (r"_conv_head\.", "last.0."),
+        (r"_bn1\.", "last.1."),
+        *(
+            (rf"_blocks\.(\d+\.\d+)\.{theirs}\.", rf"stages.\1.block.{ours}.")
+            for theirs, ours in (
+                ("_expand_conv", "expand.0"),
+                ("_bn0", "expand.1"),
+                ("_depthwise_conv", "depthwise.0"),
+                ("_bn1", "depthwise.1"),
+                ("_se_reduce", "attention.squeeze"),
+                ("_se_expand", "attention.excite"),
+                ("_project_conv", "project.0"),
+                ("_bn2", "project.1"),
+            )
+        ),
+        (r"_fc\.", "head."),
     ),
 )

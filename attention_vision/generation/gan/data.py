@@ -15,12 +15,17 @@ from torchvision.transforms import v2
 
 from attention_vision.data.digits import CLASS_NAMES, single_digits
 from attention_vision.data.image_files import class_folders, list_images, no_images
-from attention_vision.data.loading import EpochSampler, random_stream, replicas, train_loader
+from attention_vision.data.loading import (
+    BalancedSampler,
+    EpochSampler,
+    random_stream,
+    replicas,
+    train_loader,
+)
 from attention_vision.data.torchvision_sets import CIFAR10_NAMES, load_torchvision_dataset
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
 from attention_vision.generation.gan.sources import Files, InMemory, Source
-from attention_vision.training.steps import mix
 
 
 class LabelledImages(GenerationData):
@@ -159,38 +164,6 @@ class BatchesInTurn(UnrepeatedDistributedSampler):
 
     def __len__(self) -> int:
         return len(self.mine)
-
-
-class BalancedSampler(EpochSampler):
-    """Epochs of the usual length in which all classes come equally often, in every batch.
-
-    An image of a small class comes several times, one of a large class not in every epoch.
-    """
-
-    dataset: FlippedDataset
-
-    def order(self) -> list[int]:
-        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        labels = torch.as_tensor(self.dataset.targets)
-        rounds = []
-        for label in labels.unique():
-            members = (labels == label).nonzero()[:, 0]
-            rounds.append(self._draw(members, generator))
-        columns = torch.stack(rounds, 1)  # one image of each class a row
-        mixed = torch.rand(columns.shape, generator=generator).argsort(1)
-        order = columns.gather(1, mixed).flatten()[: self.total_size]
-        return order[self.rank :: self.num_replicas].tolist()
-
-    def _draw(self, members: Tensor, generator: torch.Generator) -> Tensor:
-        """The images of a class that an epoch takes: all once, shuffled, before any comes twice."""
-        wanted = -(-self.total_size // self.num_classes)
-        passes = range(-(-wanted // len(members)))
-        shuffled = [members[torch.randperm(len(members), generator=generator)] for _ in passes]
-        return torch.cat(shuffled)[:wanted]
-
-    @cached_property
-    def num_classes(self) -> int:
-        return len(set(self.dataset.targets))
 
 
 class DigitImages(LabelledImages):

@@ -15,7 +15,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 )
 
 from attention_vision.checkpoints.load import read
-from attention_vision.checkpoints.run_network import data_of_run, trained_classifier
+from attention_vision.checkpoints.preprocessing import data_of_run
+from attention_vision.checkpoints.run_network import trained_classifier
 from attention_vision.errors import InputError
 from attention_vision.training.distributed import broadcast, rank
 

@@ -1,0 +1,150 @@
+"""Accuracy per class and the confusion matrix of an evaluation, exact over several processes."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from attention_vision.data.loading import data_of
+from attention_vision.training.logging import image_loggers, run_folder
+from attention_vision.yaml_json import write_atomically
+
+MOST_NAMED = 100  # classes; with more, metrics.csv would be nothing but them
+MOST_COUNTED = 1000  # classes of a confusion matrix, which is 8 MB then
+MOST_WRITTEN = 25  # classes whose cells have their numbers written in the picture
+
+
+class ClassAccuracy(Metric):
+    """Images and right answers of each class.
+
+    Both of shape (num_classes,); processes and batches are added up.
+    """
+
+    full_state_update = False
+    images: Tensor
+    right: Tensor
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        zeros = torch.zeros(num_classes, dtype=torch.long)
+        self.add_state("images", zeros, dist_reduce_fx="sum")
+        self.add_state("right", zeros.clone(), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch. Shape: (B, num_classes), (B,)"""
+        hits = logits.argmax(1) == labels
+        self.images += torch.bincount(labels, minlength=len(self.images))
+        self.right += torch.bincount(labels[hits], minlength=len(self.right))
+
+    def compute(self) -> Tensor:
+        """Accuracy of each class, nan without images. Shape: (num_classes,)"""
+        return self.right / self.images
+
+
+def named_accuracies(accuracy: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """`top1_macro`, the mean over the classes that have images, and `top1_of/NAME` of each.
+
+    Of more than 100 classes the mean alone.
+    """
+    measured = {name: a for name, a in zip(names, accuracy.tolist(), strict=True) if a == a}
+    macro = {"top1_macro": sum(measured.values()) / max(1, len(measured))}
+    if len(names) > MOST_NAMED:
+        return macro
+    return macro | {f"top1_of/{name}": value for name, value in measured.items()}
+
+
+def confusion_matrices(num_classes: int) -> nn.ModuleDict:
+    """Split -> its matrix, a row per true class; none for more than 1,000 classes."""
+    if not 2 <= num_classes <= MOST_COUNTED:
+        return nn.ModuleDict()
+    return nn.ModuleDict(
+        {
+            split: MulticlassConfusionMatrix(num_classes, validate_args=False)
+            for split in ("val", "test")
+        }
+    )
+
+
+class ConfusionFigures(Callback):
+    """Writes RUN/confusion.csv after each validation, and logs the matrix as `val/confusion`.
+
+    Rows are the true classes, columns the predicted ones, numbers are images. A test writes
+    RUN/confusion_test.csv. The picture goes to every logger that has `log_image`, of up to 100
+    classes.
+
+    Expects a module with `confusions`, see `confusion_matrices`.
+    """
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._report(trainer, module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._report(trainer, module, "test")
+
+    def _report(self, trainer: Trainer, module: LightningModule, split: str) -> None:
+        matrices = cast(nn.ModuleDict, module.confusions)
+        if split not in matrices:
+            return
+        counts = cast(Metric, matrices[split]).compute()  # of all processes; all compute
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        names = class_names(trainer, len(counts))
+        if not getattr(trainer, "fast_dev_run", False):
+            name = "confusion.csv" if split == "val" else f"confusion_{split}.csv"
+            write_atomically(run_folder(trainer) / name, as_csv(counts, names))
+        loggers = image_loggers(trainer) if len(names) <= MOST_NAMED else []
+        if loggers:
+            picture = draw(counts.cpu().numpy(), names)
+            for logger in loggers:
+                logger.log_image(f"{split}/confusion", [picture])
+
+
+def class_names(trainer: Trainer, count: int) -> list[str]:
+    """Names of the classes of the trainer's data; their numbers where it has none."""
+    names = getattr(data_of(trainer), "class_names", ())
+    return [str(name) for name in names] or [str(number) for number in range(count)]
+
+
+def as_csv(counts: Tensor, names: Sequence[str]) -> str:
+    """The matrix as text: a column `class` of the true names, then one per predicted class."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", *names])
+    writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+    return text.getvalue()
+
+
+def draw(counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Picture of a confusion matrix, colored by the share of each true class.
+
+    Shape: (n, n) -> (height, width, 3) uint8
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(10.0, 2.5 + 0.35 * len(names))
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    size = 8 if len(names) <= MOST_WRITTEN else 5
+    ticks = range(len(names))
+    axis.set_xticks(ticks, names, rotation=90, fontsize=size)
+    axis.set_yticks(ticks, names, fontsize=size)
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.set_title("images, colored by share of the true class", fontsize=8)
+    if len(names) <= MOST_WRITTEN:
+        for row, column in zip(*counts.nonzero(), strict=True):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            number = str(counts[row, column])
+            axis.text(column, row, number, ha="center", va="center", fontsize=7, color=color)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels: Any = canvas.buffer_rgba()
+    return np.asarray(pixels)[..., :3].copy()
