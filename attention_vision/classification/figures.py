@@ -13,7 +13,13 @@ from attention_vision.backbones import CCT, Backbone, ClassToken, ViT
 from attention_vision.data.loading import data_of
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.training.logging import image_loggers
-from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet
+from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet, with_legend
+
+LEGEND = (
+    (None, "above: the true class"),
+    (None, "below: the predicted class and its probability, ✗ where it is wrong"),
+    (None, "bright: what the network looks at"),
+)
 
 
 def saliency_maps(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
@@ -146,4 +152,5 @@ def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -
         )
     ]
     pictures = [rgb(images).unbind(), overlay(images, maps).unbind()]
-    return sheet(pictures, [labelled, predicted], ["images", kind])
+    page = sheet(pictures, [labelled, predicted], ["images", kind])
+    return with_legend(page, LEGEND)

@@ -49,7 +49,7 @@ from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.training.last_validation import validate_at_end
-from attention_vision.training.logging import RunFolderLogger
+from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, RunBar, say
 from attention_vision.training.resume import AtomicCheckpointIO, checkpoint_callbacks
@@ -193,6 +193,10 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
     parser.add_argument(
         "--checkpoint_every_n_steps", type=int | None, default=None,
         help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pictures", type=bool, default=True,
+        help="draw pictures: in training in RUN/pictures and W&B, and those of predict",
     )  # fmt: skip
     parser.add_argument(
         "--attention_backend", type=Literal["fused", "eager", "fp8"], default="fused",
@@ -367,6 +371,8 @@ def make_trainer(
     if not fits:
         options.enable_checkpointing = False
         options.callbacks = [one for one in options.callbacks if not isinstance(one, Checkpoint)]
+    if not parsed.config.pictures:
+        options.callbacks.append(WithoutPictures())
     if options.enable_model_summary is None:
         options.enable_model_summary = False  # `fit` says what its table comes to
     if options.enable_progress_bar is not False and not any(

@@ -35,8 +35,20 @@ class RunFolderLogger(Protocol):
     def write_to(self, run: Path) -> None: ...
 
 
+class WithoutPictures(Callback):
+    """Tells the other callbacks of a trainer to draw nothing: `--pictures false`."""
+
+
+def draws_pictures(trainer: Trainer) -> bool:
+    """Whether pictures are wanted, in training as in predict."""
+    callbacks = getattr(trainer, "callbacks", ())  # Lightning sets it without declaring it
+    return not any(isinstance(one, WithoutPictures) for one in callbacks)
+
+
 def image_loggers(trainer: Trainer) -> list[ImageLogger]:
-    """The trainer's loggers that take images."""
+    """The trainer's loggers that take images; none where no pictures are wanted."""
+    if not draws_pictures(trainer):
+        return []
     return [logger for logger in trainer.loggers if isinstance(logger, ImageLogger)]
 
 

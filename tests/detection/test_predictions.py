@@ -70,11 +70,11 @@ def test_results_are_read_by_pycocotools(tmp_path: Path) -> None:
 def test_every_image_has_its_own_picture(tmp_path: Path) -> None:
     predicted(tmp_path)
     folder = tmp_path / "run" / "pictures"
-    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.png"))]
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*_boxes.*"))]
     assert names == [
         "a_boxes.png",
         "one/a_boxes.png",
-        "one/b.jpg_boxes.png",
+        "one/b.jpg_boxes.jpg",
         "one/b.png_boxes.png",
         "two/a_boxes.png",
     ]

@@ -25,17 +25,21 @@ def generator(**arguments: object) -> Generator:
 
 
 def test_grid_places_images_row_by_row() -> None:
-    images = torch.linspace(-1, 1, 5)[:, None, None, None].expand(-1, 3, 64, 64)
+    images = torch.linspace(-1, 1, 5)[:, None, None, None].expand(-1, 3, 96, 96)
     page = grid(images, 3)
-    assert page.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
-    assert page[2 + 32, 2 + 32, 0] == 0
-    assert page[66 + 2 + 32, 66 + 2 + 32, 0] == 255
-    assert (page[66 + 2 :, 2 * 66 + 2 :] == 255).all()  # no sixth image
+    assert page.shape == (2 * 98 + 2, 3 * 98 + 2, 3)
+    assert page[2 + 48, 2 + 48, 0] == 0
+    assert page[98 + 2 + 48, 98 + 2 + 48, 0] == 255
+    assert (page[98 + 2 :, 2 * 98 + 2 :] == 255).all()  # no sixth image
 
 
-def test_small_images_are_enlarged_by_whole_factors() -> None:
-    assert grid(torch.zeros(1, 3, 16, 16), 1).shape == (64 + 4, 64 + 4, 3)
+def test_small_images_are_enlarged_by_whole_factors_and_large_ones_shrunk() -> None:
+    assert grid(torch.zeros(1, 3, 16, 16), 1).shape == (96 + 4, 96 + 4, 3)
     assert grid(torch.zeros(1, 3, 48, 48), 1).shape == (96 + 4, 96 + 4, 3)
+    assert grid(torch.zeros(1, 3, 256, 256), 1).shape == (128 + 4, 128 + 4, 3)
+    named = grid(torch.zeros(2, 3, 48, 48), 1, ["eight", "a long name"])
+    assert named.shape[0] == 2 * 98 + 2
+    assert (named[:98, : named.shape[1] - 100] < 128).any()  # the first row's name
 
 
 def test_looks_are_the_rows_of_the_chosen_points() -> None:
