@@ -406,6 +406,12 @@ def test_run_folder_holds_the_run(finished):
         torch.load(file, weights_only=True)
 
 
+def test_a_run_without_pictures():
+    assert fit("--run", "run", "--pictures=false") == 0
+    assert not Path("run/pictures").exists()
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["pictures"] is False
+
+
 def test_a_run_is_not_overwritten(finished, capsys):
     assert main(["classification", "fit", "-c", str(finished / "config.yaml")]) == 1
     assert "contains a run: resume it by --ckpt_path last" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from attention_vision.data.samples import evenly_spaced
 from attention_vision.training.logging import image_loggers
 from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet, with_legend
 
+LONGEST_NAME = 18  # letters that have room above a picture beside the probability
 LEGEND = (
     (None, "above: the true class"),
     (None, "below: the predicted class and its probability, ✗ where it is wrong"),
@@ -138,7 +139,8 @@ def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -
     """
 
     def name(number: int) -> str:
-        return names[number] if names else str(number)
+        text = names[number] if names else str(number)
+        return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
 
     with torch.no_grad():
         chances, classes = network(images).softmax(1).max(1)

@@ -31,7 +31,6 @@ from attention_vision.visualization.drawing import rgb, with_legend
 
 LONGEST = 480  # pixels of an image's longer side in the panel
 MOST_CLASSES = 20  # in the legend
-NOTHING = "no detection has the score that is drawn"
 INTERACTIVE = 30  # boxes an image that W&B gets, whatever their scores: its slider hides them
 
 
@@ -126,12 +125,9 @@ def panel(
         page.paste(drawing, (index % columns * wide + 2, index // columns * high + 2))
     labels = torch.cat([one["labels"][one["scores"] >= threshold].cpu() for one in found])
     classes = labels.unique().tolist()[:MOST_CLASSES]
-    legend = [
-        (WHITE, "true box"),
-        (None, f"detections with a score of {threshold:g} or more:"),
-        *((class_color(label), class_name(names, label)) for label in classes),
-    ]
-    return with_legend(np.array(page), legend if classes else [legend[0], (None, NOTHING)])
+    found_classes = [(class_color(label), class_name(names, label)) for label in classes]
+    said = f"{'detections' if classes else 'no detections'} with a score of {threshold:g} or more"
+    return with_legend(np.array(page), [(WHITE, "true box"), (None, said), *found_classes])
 
 
 def interactive(

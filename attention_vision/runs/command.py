@@ -447,7 +447,8 @@ def predict(work: Work) -> None:
     say_what_is_measured(work)
     with running(work):
         work.trainer.predict(work.objects.module, datamodule=work.objects.data, weights_only=True)
-    say(f"written: {work.run.folder / work.parsed.task.predictions}")
+    files = (work.run.folder / name for name in work.parsed.task.predictions)
+    say(f"written: {', '.join(str(file) for file in files if file.exists())}")
 
 
 def say_what_is_measured(work: Work) -> None:

@@ -89,7 +89,11 @@ class ProgressLines(Callback):
 
     def _end(self, trainer: Trainer) -> None:
         if self._ended:
-            self._line(trainer, self._ended, self._metrics(trainer))
+            metrics = self._metrics(trainer)
+            loss = self._pace.loss()
+            if loss is not None and not any(one.startswith("train/") for one in metrics):
+                metrics.append(f"train/loss {loss:.4g}")  # a GAN logs none
+            self._line(trainer, self._ended, metrics)
         self._ended = ""
 
     @rank_zero_only

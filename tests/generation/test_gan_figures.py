@@ -1,6 +1,7 @@
 """Pictures of a GAN, and the files that predict leaves."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from attention_vision.generation.gan.figures import (
     interpolate,
     to_pixel_arrays,
 )
+from attention_vision.generation.gan.predictions import file_name
+from attention_vision.training.logging import WithoutPictures
 
 
 def generator(**arguments: object) -> Generator:
@@ -90,3 +93,20 @@ def test_predict_leaves_images_and_pictures(tmp_path: Path) -> None:
     assert np.abs(written.astype(int) - expected).max() <= 1
     names = {path.stem for path in (tmp_path / "pictures").iterdir()}
     assert names == {"samples", "interpolation", "attention", *(f"class_{n}" for n in range(10))}
+    assert file_name(SimpleNamespace(datamodule=few_digits()), 3) == "3"
+
+
+def test_classes_of_one_plain_name_have_files_of_their_own() -> None:
+    names = ["a b", "a-b", "c", "C", "d"]
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(class_names=names))
+    found = [file_name(trainer, label) for label in range(5)]
+    assert found == ["a-b_0", "a-b_1", "c_2", "C_3", "d"]
+
+
+def test_without_pictures_there_are_samples_only(tmp_path: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path,
+        callbacks=[WithoutPictures()],
+    )  # fmt: skip
+    trainer.predict(gan(), few_digits(count=2), return_predictions=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
