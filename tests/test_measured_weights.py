@@ -143,6 +143,12 @@ def test_a_name_on_the_hub_brings_its_preprocessing(tmp_path, monkeypatch):
              "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}},
             Preprocessing((0.5,) * 3, (0.2,) * 3, "bilinear"), {224: 0.875},
         ),
+        (
+            "efficientnet-lite0-57934424.pth", None,
+            Preprocessing((0.5,) * 3, (0.5,) * 3, "bicubic"),
+            {224: 0.875, 240: 240 / 272, 260: 260 / 292, 280: 280 / 312, 300: 300 / 332},
+        ),
+        ("efficientnet_lite0_ra-37913777.pth", None, None, None),  # timm's own, as ImageNet's
         ("config.json", {"hidden_size": 768}, None, None),
         ("torchvision:fasterrcnn_resnet50_fpn", None, None, None),
     ],
@@ -277,3 +283,15 @@ def test_the_flag_is_heard_in_a_model_that_is_chosen_by_class_path(flag):
     parsed = parse("detection", "validate", ["--model=DETRDetector", *network, f"{flag}=a.pth"])
     assert parsed.weights_by_flag
     assert not parse("detection", "validate", ["--model=DETRDetector", *network]).weights_by_flag
+
+
+def test_detection_says_where_a_backbone_was_trained_on_other_images(runs, tmp_path):
+    run, _ = runs
+    flags = [
+        "--model=DETRDetector", "--model.network=DETR", "--data=DigitScenes",
+        "--model.network.backbone=ResNet", f"--model.backbone_weights={run}",
+        f"--run={tmp_path / 'detr'}", "--trainer.accelerator=cpu", "--trainer.fast_dev_run=1",
+    ]  # fmt: skip
+    (line,) = prepare("detection", "fit", flags).parsed.notices
+    assert "trained on images of mean 0.485 0.456 0.406" in line
+    assert "DigitScenes has it fixed" in line
