@@ -5,8 +5,9 @@ image once at any number of processes.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
@@ -26,6 +27,7 @@ from attention_vision.training.distributed import broadcast, gather, rank, world
 from attention_vision.training.steps import mix, run_seed
 
 OnBadImage = Literal["stop", "skip"]
+FindBroken = Callable[[Sequence[str]], dict[str, str]]  # images -> those that do not decode: reason
 
 
 class TaskData(LightningDataModule):
@@ -141,14 +143,16 @@ class TaskData(LightningDataModule):
         self.division = {key: [names[i] for i in part] for key, part in parts.items()}
         return parts[split]
 
-    def sound(self, split: str, files: Sequence[str]) -> list[int]:
+    def sound(
+        self, split: str, files: Sequence[str], broken_of: FindBroken = broken_images
+    ) -> list[int]:
         """Indices of the files to use: all, or under "skip" those that decode.
 
-        Each process decodes its share; all of them call this.
+        Each process decodes its share, by `broken_of`; all of them call this.
         """
         if self.on_bad_image == "stop":
             return list(range(len(files)))
-        broken = all_broken(files)
+        broken = all_broken(files, broken_of)
         self.findings.setdefault(split, Findings()).broken = broken
         return [index for index, file in enumerate(files) if file not in broken]
 
@@ -167,10 +171,28 @@ class TaskData(LightningDataModule):
         """Facts on an opened split for the table at the start of a run: name -> number or dict."""
         return {"images": length(getattr(self, f"{split}_images"))}
 
+    def files(self, split: str) -> list[str]:
+        """Image files of an opened split; empty where its images are not files.
+
+        Data sets and sources that read files have them as `files`: of each the path, or a tuple
+        that begins with it. Those that wrap another have it as `source`.
+        """
+        images: Any = getattr(self, f"{split}_images", None)
+        while images is not None and not hasattr(images, "files"):
+            images = getattr(images, "source", None)
+        entries = images.files if images is not None else ()
+        return [str(entry[0] if isinstance(entry, tuple) else entry) for entry in entries]
+
     def augmentation(self) -> list[str]:
         """What changes the training images, a line each."""
         recipe = getattr(self, "recipe", None)
-        return [str(recipe)] if recipe is not None else []
+        if not is_dataclass(recipe):
+            return []
+        on = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+        if not on.get("randaugment"):
+            on.pop("magnitude", None)  # of RandAugment
+        steps = ", ".join(f"{name} {value}" for name, value in on.items() if value)
+        return [f"{type(recipe).__name__}: {steps or 'none'}"]
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {}
@@ -228,9 +250,9 @@ class TaskData(LightningDataModule):
         return self._loading()
 
 
-def all_broken(files: Sequence[str]) -> dict[str, str]:
+def all_broken(files: Sequence[str], broken_of: FindBroken = broken_images) -> dict[str, str]:
     """File -> reason, of the images that do not decode; the processes share the work."""
-    mine = broken_images(files[rank() :: world_size()])
+    mine = broken_of(files[rank() :: world_size()])
     found = broadcast([item for part in gather(mine) for item in part.items()])
     return dict(sorted(found))
 
