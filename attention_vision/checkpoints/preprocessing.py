@@ -131,8 +131,9 @@ def find_release(source: str | Path) -> Release | None:
         return release_of_files([file for file in files if file is not None])
     if run := run_of(path):
         return release_of_run(run)
-    if path.name in HUB_FILES:
-        return release_of_files([path.with_name(name) for name in CONFIG_FILES])
+    if path.is_dir() or path.name in HUB_FILES:
+        folder = path if path.is_dir() else path.parent
+        return release_of_files([folder / name for name in CONFIG_FILES])
     return LITE if LITE_FILE.match(path.name) else None
 
 
