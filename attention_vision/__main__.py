@@ -43,6 +43,10 @@ def choose(arguments: list[str]) -> int:
         from attention_vision.cli.profile import main as profile
 
         return profile(arguments[1:])
+    if task == "data":
+        from attention_vision.cli.data import main as data
+
+        return data(arguments[1:])
     if task == "study":
         from attention_vision.cli.study import main as study
 

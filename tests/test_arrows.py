@@ -28,7 +28,7 @@ LIGHT = {  # start in no time: neither torch nor Lightning
     *(path for path in FILES if path.parts[1] == "claims" and path.stem != "check"),
     *(
         Path(PACKAGE, "cli", f"{name}.py")
-        for name in ("claims", "explain", "profile", "study_report", "tool_parser")
+        for name in ("claims", "data", "explain", "profile", "study_report", "tool_parser")
     ),
     Path(PACKAGE, "yaml_json.py"),
     Path(PACKAGE, "errors.py"),

@@ -4,8 +4,10 @@ Batches are (images (B, 3, H, W) float normalized, labels (B,) int64); in predic
 paths).
 """
 
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -129,6 +131,11 @@ class ClassificationData(TaskData):
             transform = self.recipe.train(self.image_size, self.mean, self.std, **given)
             return AugmentedDataset(self._checked(split), transform, seed, self.repeats)
         return AugmentedDataset(self._checked(split), self._evaluation(), seed)
+
+    def facts(self, split: str) -> dict[str, Any]:
+        counts = Counter(getattr(self, f"{split}_images").source.targets)
+        classes = {str(name): counts[label] for label, name in enumerate(self.class_names)}
+        return super().facts(split) | {"classes": classes}
 
     def inputs(self, folder: str) -> Dataset:
         return ClassificationInputs(folder, self._evaluation())

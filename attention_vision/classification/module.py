@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from attention_vision.backbones import Backbone
+from attention_vision.classification.batch_picture import LabeledBatch
 from attention_vision.classification.class_weights import (
     ClassWeights,
     class_weights,
@@ -177,6 +178,7 @@ class Classifier(LightningModule):
         callbacks: list[Callback] = [
             SeedEveryStep(),
             StepLogger(),
+            LabeledBatch(),
             ImagePanel(),
             ConfusionFigures(),
             Predictions(),
@@ -194,10 +196,19 @@ class Classifier(LightningModule):
     def forward(self, images: Tensor) -> Output:
         return self.network(images.contiguous(memory_format=self.memory_format))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch after MixUp or CutMix, in epochs that mix: targets are (B, num_classes)."""
         mixes = self.mix_epochs is None or self.current_epoch < self.mix_epochs
-        # targets (B,), or (B, num_classes) where images are mixed
-        images, targets = self.mix(*batch) if mixes else batch
+        return self.mix(images, labels) if mixes else (images, labels)
+
+    def batch_augmentation(self) -> list[str]:
+        """MixUp and CutMix, if they are on."""
+        parts = self.mix.transforms if isinstance(self.mix, v2.RandomChoice) else ()
+        epochs = "" if self.mix_epochs is None else f", in the first {self.mix_epochs} epochs"
+        return [f"{type(part).__name__}: alpha {part.alpha}{epochs}" for part in parts]
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, targets = self.mixed(*batch)
         with record_terms(self.terms, self.network) as maps:
             output = self(images)
         taught = self.distillation.alpha if self.distillation else 0.0

@@ -7,6 +7,7 @@ from attention_vision.runs.tasks import TASKS
 
 COMMANDS = {name: task.summary for name, task in TASKS.items()}
 TOOLS = {
+    "data": "say what a folder of data is, what would be read, and write a first experiment",
     "explain": "visualize the attention of a trained run, as pictures and arrays",
     "profile": "measure what networks and mechanisms cost: parameters, operations, time, memory",
     "study": "run, report and export a study: cells of an experiment, with seeds and statistics",

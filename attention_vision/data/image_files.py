@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from attention_vision.errors import InputError
 
@@ -251,6 +251,17 @@ def broken_images(files: Iterable[str]) -> dict[str, str]:
     files = list(files)
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
         return {f: why for f, why in zip(files, pool.map(reason_broken, files), strict=True) if why}
+
+
+def image_size(path: str | Path) -> tuple[int, int] | None:
+    """Width and height of an image, upright, from its header; None if Pillow cannot read it."""
+    try:
+        with Image.open(path) as image:
+            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            width, height = image.size
+            return (height, width) if sideways else (width, height)
+    except UNREADABLE:
+        return None
 
 
 def reason_broken(file: str | io.BytesIO) -> str | None:

@@ -7,6 +7,7 @@ image once at any number of processes.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
@@ -170,10 +171,28 @@ class TaskData(LightningDataModule):
         """Facts on an opened split for the table at the start of a run: name -> number or dict."""
         return {"images": length(getattr(self, f"{split}_images"))}
 
+    def files(self, split: str) -> list[str]:
+        """Image files of an opened split; empty where its images are not files.
+
+        Data sets and sources that read files have them as `files`: of each the path, or a tuple
+        that begins with it. Those that wrap another have it as `source`.
+        """
+        images: Any = getattr(self, f"{split}_images", None)
+        while images is not None and not hasattr(images, "files"):
+            images = getattr(images, "source", None)
+        entries = images.files if images is not None else ()
+        return [str(entry[0] if isinstance(entry, tuple) else entry) for entry in entries]
+
     def augmentation(self) -> list[str]:
         """What changes the training images, a line each."""
         recipe = getattr(self, "recipe", None)
-        return [str(recipe)] if recipe is not None else []
+        if not is_dataclass(recipe):
+            return []
+        on = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+        if not on.get("randaugment"):
+            on.pop("magnitude", None)  # of RandAugment
+        steps = ", ".join(f"{name} {value}" for name, value in on.items() if value)
+        return [f"{type(recipe).__name__}: {steps or 'none'}"]
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {}

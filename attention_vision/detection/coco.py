@@ -60,6 +60,11 @@ class InstanceFiles:
                 f" in {folder}, the first is {missing[0]}: set {key} to their folder"
             )
 
+    @property
+    def files(self) -> list[str]:
+        """Paths of the images."""
+        return [str(self.folder / file) for file in self.instances.files]
+
     def __len__(self) -> int:
         return len(self.instances.files)
 

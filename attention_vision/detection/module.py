@@ -13,6 +13,7 @@ from attention_vision.checkpoints import load_backbone, load_official
 from attention_vision.data.loading import check_classes, data_of
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
+from attention_vision.detection.batch_picture import BoxedBatch
 from attention_vision.detection.criterion import SetCriterion
 from attention_vision.detection.data import Batch, Target
 from attention_vision.detection.detr import DETR
@@ -105,7 +106,7 @@ class Detector(LightningModule):
             load_backbone(network.backbone, self.backbone_weights)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [SeedEveryStep(), StepLogger(), DetectionPanel(), DetectionResults()]
+        return [SeedEveryStep(), StepLogger(), BoxedBatch(), DetectionPanel(), DetectionResults()]
 
     def configure_optimizers(self) -> dict:
         factors = {"backbone.": self.backbone_lr_factor}

@@ -2,20 +2,35 @@
 
 import csv
 import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 
+from attention_vision.data.duplicates import shared_images
 from attention_vision.data.findings import Findings
+from attention_vision.data.image_files import image_size, largest_values
+from attention_vision.data.labels import shown
 from attention_vision.data.loading import TaskData, data_of
+from attention_vision.data.samples import evenly_spaced
 from attention_vision.report.text_table import aligned
 from attention_vision.training.logging import run_folder
+from attention_vision.training.optim import horizon
 from attention_vision.training.progress import say
+from attention_vision.training.steps import step_number
 from attention_vision.yaml_json import write_atomically
 
 SUMMARY, DIVISION, SKIPPED = DATA_FILES = ("data.json", "split.json", "skipped.csv")
+HEADERS, DECODED = 256, 16  # images of a split whose header is read, and that are decoded
+SHOWN = 12  # classes in a line of the table; data.json has them all
+DOMINANT = 0.9  # share of one class, from which it is a warning
+FEW_STEPS, TIMED_STEPS = 200, 20
 
 
 @dataclass
@@ -30,6 +45,8 @@ class DataSummary:
         broken: image that does not decode -> reason.
         repaired: lines that count what was repaired.
         warnings: lines on what looks wrong.
+        steps: optimizer steps of the whole run, once it is known.
+        seconds_per_step: of the first steps of this process, without validation.
     """
 
     data: str
@@ -39,20 +56,98 @@ class DataSummary:
     broken: dict[str, str] = field(default_factory=dict)
     repaired: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    steps: int | None = None
+    seconds_per_step: float | None = None
 
 
 def summarize(data: TaskData, splits: tuple[str, ...] = ("train", "val")) -> DataSummary:
     """The summary of the splits that were opened, which `setup` did."""
     summary = DataSummary(type(data).__name__, augmentation=data.augmentation())
     for split in splits:
-        summary.splits[split] = data.facts(split)
+        summary.splits[split] = data.facts(split) | sizes_of(data.files(split))
         findings = data.findings.get(split, Findings())
         if findings.left_out:
             summary.left_out[split] = {k: len(paths) for k, paths in findings.left_out.items()}
         summary.broken |= findings.broken
         summary.repaired += findings.repaired
         summary.warnings += findings.warnings
+    files = {split: data.files(split) for split in splits}
+    summary.warnings += [
+        *warn_of_shared_images(files),
+        *warn_of_classes(summary.splits.get("train", {}).get("classes", {})),
+        *warn_of_sizes(files.get("train", []), getattr(data, "image_size", 0)),
+    ]
     return summary
+
+
+def sizes_of(files: Sequence[str]) -> dict[str, str]:
+    """Sizes of images, read from the headers of up to `HEADERS` of them, as one fact."""
+    sizes = [size for file in evenly_spaced(files, HEADERS) if (size := image_size(file))]
+    if not sizes:
+        return {}
+    (most, count), *others = Counter(sizes).most_common()
+    if not others:
+        return {"image size": by(most)}
+    least, largest = min(sizes, key=area), max(sizes, key=area)
+    return {
+        "image size": f"{by(least)} to {by(largest)}, {by(most)} most often"
+        f" ({count} of {len(sizes)} looked at)"
+    }
+
+
+def by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def warn_of_shared_images(files: Mapping[str, Sequence[str]]) -> list[str]:
+    pairs = shared_images(files)
+    if not pairs:
+        return []
+    one, other = pairs[0]
+    return [
+        f"{len(pairs)} images are in two splits, such as {one} and {other}: what was trained on"
+        " cannot be validated on"
+    ]
+
+
+def warn_of_classes(counts: Mapping[str, int]) -> list[str]:
+    total = sum(counts.values())
+    if len(counts) < 2 or not total:
+        return []
+    name, most = max(counts.items(), key=lambda pair: pair[1])
+    lines = []
+    if most >= DOMINANT * total:
+        lines.append(
+            f"{most / total:.0%} of the training images are {name}: always to answer that is as"
+            " accurate; look at the accuracy of each class"
+        )
+    if empty := [name for name, count in counts.items() if not count]:
+        lines.append(f"no training image is {shown(empty)}")
+    return lines
+
+
+def warn_of_sizes(files: Sequence[str], shown_at: int) -> list[str]:
+    """Images far smaller than the network sees them, and gray ones of different depths."""
+    some = evenly_spaced(files, HEADERS)
+    lines, short = [], [min(size) for file in some if (size := image_size(file))]
+    if short and shown_at and 2 * (side := int(median(short))) <= shown_at:
+        small = "" if side > 64 else " and data.recipe.class_path CIFARAugmentation"
+        lines.append(
+            f"half of the images are at most {side} pixels wide or high, and are enlarged to"
+            f" {shown_at}: try data.image_size {side}{small}"
+        )
+    whites = largest_values(evenly_spaced(files, DECODED))
+    if len(whites) > 1:
+        values = " and ".join(f"{white:g}" for white in sorted(whites))
+        lines.append(
+            f"gray images of more than 8 bits differ in their range: {values} become white; scale"
+            " them alike if they are of one kind"
+        )
+    return lines
 
 
 def table(summary: DataSummary) -> str:
@@ -71,37 +166,96 @@ def table(summary: DataSummary) -> str:
 
 def in_words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {in_words(one)}" for key, one in value.items())
+        words = [f"{key} {in_words(one)}" for key, one in value.items()]
+        more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+        return ", ".join(words[:SHOWN]) + more
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 class ReportData(Callback):
     """Prints the summary at the start of fit; writes data.json, split.json and skipped.csv.
 
-    data.json is the `DataSummary`; split.json has the names of the samples of each split that
-    `data.split` divides; skipped.csv (file, reason) the images that do not decode, of a prediction
-    too.
+    data.json is the `DataSummary`, which W&B gets as `data_summary` of the run's config; split.json
+    has the names of the samples of each split that `data.split` divides; skipped.csv (file, reason)
+    the images that do not decode, of a prediction too. After the first steps a line says how long
+    the run will take.
     """
+
+    def __init__(self) -> None:
+        self._summary: DataSummary | None = None
+        self._began, self._timed = 0.0, 0
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         data = data_of(trainer)
         if not isinstance(data, TaskData) or not trainer.is_global_zero:
             return
-        summary = summarize(data)
-        say(table(summary))
+        self._summary = summarize(data)
+        self._summary.augmentation += batch_augmentation(module)
+        say(table(self._summary))
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue] set from afar
             return
         folder = run_folder(trainer)
-        write_atomically(folder / SUMMARY, json.dumps(asdict(summary), indent=2) + "\n")
+        self._write(trainer, self._summary)
         if data.division:
             write_atomically(folder / DIVISION, json.dumps(data.division, indent=2) + "\n")
-        write_skipped(folder, summary.broken)
+        write_skipped(folder, self._summary.broken)
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._summary is None or (trainer.max_steps == -1 and trainer.max_epochs in (None, -1)):
+            return
+        steps, _ = horizon(trainer)
+        self._summary.steps = steps
+        say(f"data: {steps:,} steps of {trainer.num_training_batches:,} an epoch")
+        if steps < FEW_STEPS:
+            line = (
+                f"{steps} steps in all are few to learn from: raise trainer.max_epochs or lower"
+                " data.batch_size"
+            )
+            self._summary.warnings.append(line)
+            say(f"data: WARNING: {line}")
+        self._write(trainer, self._summary)
+
+    def on_train_batch_end(self, trainer: Trainer, *step: Any) -> None:
+        if self._summary is None or self._timed > TIMED_STEPS:
+            return
+        self._timed += 1
+        if self._timed == 1:  # the first one is slow
+            self._began = time.monotonic()
+        elif self._timed > TIMED_STEPS:
+            seconds = (time.monotonic() - self._began) / TIMED_STEPS
+            self._summary.seconds_per_step = round(seconds, 4)
+            self._write(trainer, self._summary)
+            if self._summary.steps:
+                left = seconds * (self._summary.steps - step_number(trainer))
+                say(f"about {in_time(left)} to train, at {seconds:.2g} s a step; validation extra")
+
+    def _write(self, trainer: Trainer, summary: DataSummary) -> None:
+        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue] set from afar
+            return
+        facts = {key: value for key, value in asdict(summary).items() if value is not None}
+        write_atomically(run_folder(trainer) / SUMMARY, json.dumps(facts, indent=2) + "\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update({"data_summary": facts}, allow_val_change=True)
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
         data = data_of(trainer)
         if isinstance(data, TaskData) and trainer.is_global_zero:
             broken = data.findings.get("predict", Findings()).broken
             write_skipped(run_folder(trainer), broken)
+
+
+def batch_augmentation(module: Any) -> list[str]:
+    """What changes whole batches in training: MixUp and CutMix, DiffAugment."""
+    described = getattr(module, "batch_augmentation", None)
+    return described() if described else []
+
+
+def in_time(seconds: float) -> str:
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 1.5 * unit:
+            return f"{seconds / unit:.2g} {name}"
+    return f"{seconds:.0f} s"
 
 
 def write_skipped(folder: Path, broken: dict[str, str]) -> None:

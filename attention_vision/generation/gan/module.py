@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import ConstantLR
 
 from attention_vision.errors import InputError
 from attention_vision.generation.data import Batch, GenerationData
+from attention_vision.generation.gan.batch_picture import RealBatch
 from attention_vision.generation.gan.data import LabelledImages
 from attention_vision.generation.gan.diff_augment import DiffAugment, Part
 from attention_vision.generation.gan.figures import SampleGrid
@@ -191,7 +192,7 @@ class SAGAN(GenerationModule):
             raise InputError(
                 "trainer.accumulate_grad_batches counts no GAN's batches: set model.accumulate"
             )
-        return [*super().configure_callbacks(), SampleGrid(), GeneratedImages()]
+        return [*super().configure_callbacks(), RealBatch(), SampleGrid(), GeneratedImages()]
 
     def configure_optimizers(self) -> list[dict]:
         configured = (
@@ -200,6 +201,11 @@ class SAGAN(GenerationModule):
         )
         # Without the rest, which tells Lightning when to move a schedule: `training_step` does it.
         return [one | {"lr_scheduler": one["lr_scheduler"]["scheduler"]} for one in configured]
+
+    def batch_augmentation(self) -> list[str]:
+        """The parts of DiffAugment that are on."""
+        names = [part.__name__ for part in self.augment.parts]
+        return [f"DiffAugment: {', '.join(names)}"] if names else []
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         images, labels = batch

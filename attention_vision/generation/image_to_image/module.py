@@ -17,6 +17,7 @@ from torchmetrics.segmentation import DiceScore
 
 from attention_vision.errors import InputError
 from attention_vision.generation.data import Batch
+from attention_vision.generation.image_to_image.batch_picture import PairedBatch
 from attention_vision.generation.image_to_image.figures import ImageToImagePanel
 from attention_vision.generation.image_to_image.predictions import ImageToImageResults
 from attention_vision.generation.image_to_image.unet import AttentionUNet
@@ -229,7 +230,12 @@ class ImageToImage(GenerationModule):
             )
 
     def configure_callbacks(self) -> list[Callback]:
-        callbacks = [*super().configure_callbacks(), ImageToImagePanel(), ImageToImageResults()]
+        callbacks = [
+            *super().configure_callbacks(),
+            PairedBatch(),
+            ImageToImagePanel(),
+            ImageToImageResults(),
+        ]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
             callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
         return callbacks
