@@ -256,7 +256,7 @@ def is_coco(path: Path) -> bool:
 
 
 def split_in_name(stem: str) -> str:
-    """The split that a file's name tells, such as instances_val2017; training otherwise."""
+    """The split that a name tells, such as instances_val2017; training otherwise."""
     words = re.findall(r"[a-z]+", stem.lower())
     return next((ALL_SPLITS[word] for word in words if word in ALL_SPLITS), "train")
 
@@ -270,12 +270,17 @@ def coco_arguments(folder: Folder, files: dict[str, Path]) -> dict[str, Any]:
 
 
 def image_folder(folder: Folder, file: Path) -> Path:
-    """The folder of the images of an annotation file: where the first one that it names is."""
+    """The folder of the images of an annotation file: where the first one that it names is.
+
+    Of several, which may have images of the same names, that of the split of the file.
+    """
     found = re.search(rb'"file_name"\s*:\s*"([^"]+)"', head(file) + tail(file))
     name = Path(found[1].decode(errors="replace").replace("\\", "/")).name if found else ""
     near = [file.parent, folder.path, *(inner.path for inner in folder.below())]
     far = [inner.path for one in folder.below() for inner in one.below()]
-    return next((place for place in [*near, *far] if name and (place / name).is_file()), near[0])
+    places = [place for place in [*near, *far] if name and (place / name).is_file()] or near
+    split = split_in_name(file.stem)
+    return next((place for place in places if split_in_name(place.name) == split), places[0])
 
 
 def voc(folder: Folder) -> Format | None:
