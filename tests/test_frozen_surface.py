@@ -26,7 +26,8 @@ FLAGS: dict[str, set[str]] = {  # of `attention-vision TASK VERB`
     "classification": {
         "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
         "compile", "config", "data", "data.help", "model", "model.channels_last",
-        "model.class_weights", "model.cutmix", "model.distillation", "model.distillation.help", "model.ema_decay",
+        "model.class_weights", "model.cutmix", "model.distillation",
+        "model.distillation.help", "model.ema_decay",
         "model.label_smoothing", "model.layer_decay", "model.mix_epochs", "model.mixup",
         "model.network", "model.network.help", "model.optimizer", "model.optimizer.help",
         "model.penalty", "model.penalty.help", "model.progressive",
@@ -63,8 +64,8 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
     "classification": {
         "AttentionMapDistillation", "AttentionPenalty", "AttentionTransfer", "Augmentation",
         "CIFAR10", "CIFAR100", "CIFARAugmentation", "ClassificationData", "Classifier", "Digits",
-        "Distillation", "FashionMNIST", "GateTransfer", "ImageFolder", "ImageNet",
-        "ImageNetAugmentation", "Preprocessing",
+        "Distillation", "FashionMNIST", "GateTransfer", "HuggingFaceImages", "ImageCSV",
+        "ImageFolder", "ImageNet", "ImageNetAugmentation", "Preprocessing",
     },
     "detection": {
         "AttentionBoxHead", "AttentionRCNN", "COCO", "COCOAveragePrecision", "COCOFolder",

@@ -147,17 +147,15 @@ def release_of_run(run: Path) -> Release | None:
     """The preprocessing of a run's own data; see `find_release`."""
     try:
         config = read_yaml(run / "config.yaml")
-        data = data_of_run(run, config)
+        data: Any = data_of_run(run, config)
     except InputError:
         return None  # the data is not here, or its class
     mean, std = getattr(data, "mean", None), getattr(data, "std", None)
     if mean is None or std is None:
         return None
     own = getattr(data, "preprocessing", Preprocessing())
-    crop = own.crop or getattr(getattr(data, "recipe", None), "centre", None)
-    size = getattr(data, "image_size", None)
     known = Preprocessing(channels(mean), channels(std), own.interpolation)
-    return Release(known, {size: crop} if isinstance(size, int) and crop else {})
+    return Release(known, {data.image_size: own.crop} if own.crop else {})
 
 
 def release_of_torchvision(name: str) -> Release | None:

@@ -8,6 +8,7 @@ from attention_vision.classification.attention_transfer import (
     AttentionTransfer,
     GateTransfer,
 )
+from attention_vision.classification.csv_data import ImageCSV
 from attention_vision.classification.data import (
     CIFAR10,
     CIFAR100,
@@ -18,6 +19,7 @@ from attention_vision.classification.data import (
     ImageNet,
 )
 from attention_vision.classification.distillation import Distillation
+from attention_vision.classification.huggingface_data import HuggingFaceImages
 from attention_vision.classification.module import Classifier
 from attention_vision.classification.penalties import AttentionPenalty
 from attention_vision.classification.transforms import (
@@ -40,6 +42,8 @@ __all__ = [
     "Distillation",
     "FashionMNIST",
     "GateTransfer",
+    "HuggingFaceImages",
+    "ImageCSV",
     "ImageFolder",
     "ImageNet",
     "ImageNetAugmentation",

@@ -75,14 +75,17 @@ def confusion_matrices(num_classes: int) -> nn.ModuleDict:
 
 
 class ConfusionFigures(Callback):
-    """Writes RUN/confusion.csv after each validation, and logs the matrix as `val/confusion`.
+    """Writes RUN/confusion.csv after each validation, and draws `val/confusion` in the end.
 
     Rows are the true classes, columns the predicted ones, numbers are images. A test writes
-    RUN/confusion_test.csv. The picture goes to every logger that has `log_image`, of up to 100
-    classes.
+    RUN/confusion_test.csv. The picture is of the last validation and of up to 100 classes, drawn
+    once (a third of a second), and goes to every logger that has `log_image`.
 
     Expects a module with `confusions`, see `confusion_matrices`.
     """
+
+    def __init__(self) -> None:
+        self._last: tuple[np.ndarray, list[str]] | None = None
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._report(trainer, module, "val")
@@ -101,11 +104,15 @@ class ConfusionFigures(Callback):
         if not getattr(trainer, "fast_dev_run", False):
             name = "confusion.csv" if split == "val" else f"confusion_{split}.csv"
             write_atomically(run_folder(trainer) / name, as_csv(counts, names))
-        loggers = image_loggers(trainer) if len(names) <= MOST_NAMED else []
-        if loggers:
-            picture = draw(counts.cpu().numpy(), names)
+        self._last = counts.cpu().numpy(), names
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._last is None or len(self._last[1]) > MOST_NAMED:
+            return
+        if loggers := image_loggers(trainer):
+            picture = draw(*self._last)
             for logger in loggers:
-                logger.log_image(f"{split}/confusion", [picture])
+                logger.log_image("val/confusion", [picture])
 
 
 def class_names(trainer: Trainer, count: int) -> list[str]:

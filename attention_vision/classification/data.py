@@ -165,11 +165,32 @@ class ClassificationData(TaskData):
         return source
 
     def _in_trained_labels(self, source: ClassificationSource) -> ClassificationSource:
-        """Map the labels of a source by name to those of the weights, where they differ."""
+        """Map the labels of a source by name to those of the data, or of its weights."""
         own = list(getattr(source, "class_names", self.class_names))
-        if self.labels is None or own == list(self.class_names):
+        if own == list(self.class_names):
             return source
-        return RelabeledSource(source, labels_by_name(self.class_names, own, type(self).__name__))
+        where = type(self).__name__
+        if self.labels is None and (unknown := [n for n in own if n not in self.class_names]):
+            raise InputError(f"{where}: train has no class {unknown[0]}, which another split has")
+        return RelabeledSource(source, labels_by_name(self.class_names, own, where))
+
+    def divides(self, split: str, found: object) -> bool:
+        """Whether `data.split` divides the training images for a split.
+
+        Args:
+            split: "train", "val" or "test".
+            found: where the split is without that; None without one.
+
+        Raises:
+            InputError: there is such a split, and `data.split` would hold out another one.
+        """
+        share = {"val": self.split.val, "test": self.split.test}.get(split, 0.0)
+        if found is not None and share:
+            raise InputError(
+                f"there is {found}, and data.split holds out {share} for {split}: leave"
+                f" data.split.{split} out"
+            )
+        return bool(self.split) and (split == "train" or bool(share))
 
 
 class Digits(ClassificationData):
@@ -340,14 +361,7 @@ class ImageFolder(ClassificationData):
         return super().has_split(split) or split_folder(self.root, split) is not None
 
     def source(self, split: str) -> ClassificationSource:
-        folder = split_folder(self.root, split)
-        shares = self.split.test if split == "test" else self.split.val if split == "val" else 0
-        if folder is not None and shares:
-            raise InputError(
-                f"there is {folder}, and data.split holds out {shares} for {split}: leave"
-                f" data.split.{split} out"
-            )
-        divided = bool(self.split) and (split == "train" or bool(shares))
+        divided = self.divides(split, split_folder(self.root, split))
         folder = self._folder("train" if divided else split)
         names = self._folders(folder)
         source = LabeledFiles.of_folders(folder, names)
@@ -358,10 +372,6 @@ class ImageFolder(ClassificationData):
         source = source.chosen(self.sound(split, [path for path, _ in source.files]))
         if self.labels is None and (unknown := set(names) - set(self.class_names)):
             raise InputError(f"{folder / min(unknown)}: train has no class {min(unknown)}")
-        if self.labels is None:
-            numbers = labels_by_name(self.class_names, names, str(folder))
-            files = [(path, numbers[label]) for path, label in source.files]
-            source = LabeledFiles(files, self.class_names)
         return source
 
     def _note_left_out(self, split: str, folder: Path) -> None:

@@ -1,9 +1,8 @@
 """Knowledge distillation: logits and maps of a trained teacher as further targets."""
 
 from contextlib import AbstractContextManager, nullcontext
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from attention_vision.backbones import Backbone
 from attention_vision.checkpoints import load_official
+from attention_vision.checkpoints.preprocessing import Preprocessing, find_release
 from attention_vision.checkpoints.run_network import trained_classifier
 from attention_vision.classification.attention_transfer import MapTransfer
 from attention_vision.classification.data import ClassificationData
@@ -89,10 +89,10 @@ class Distillation:
                 size or was trained on others; a layer is missing, or maps cannot be compared.
         """
         if self.teacher is not None:
-            self.network, config = trained_classifier(Path(self.teacher))
-            self._check_images(config, data)
+            self.network, _ = trained_classifier(Path(self.teacher))
         else:
             load_official(self.network, self.weights)
+        self._check_images(data)
         self.network.requires_grad_(False).eval()
         self.prefixes = network.num_prefix_tokens, self.network.num_prefix_tokens
         ours, theirs = network.num_classes, self.network.num_classes
@@ -137,14 +137,17 @@ class Distillation:
     def name(self) -> str:
         return self.weights if self.teacher is None else self.teacher
 
-    def _check_images(self, config: dict[str, Any], data: ClassificationData | None) -> None:
+    def _check_images(self, data: ClassificationData | None) -> None:
         """Raises InputError when the teacher was trained on images normalized in another way."""
-        module, _, name = config["data"]["class_path"].rpartition(".")
-        theirs = getattr(import_module(module), name)
-        if data is not None and (theirs.mean, theirs.std) != (data.mean, data.std):
+        release = find_release(self.name)
+        if data is None or release is None:
+            return
+        stated, here = release.preprocessing, Preprocessing(tuple(data.mean), tuple(data.std))
+        theirs = Preprocessing(stated.mean, stated.std).completed_by(here)
+        if theirs != here:
             raise InputError(
-                f"model.distillation: the teacher {self.name} was trained on images normalised as"
-                f" {name}'s, which {type(data).__name__}'s are not: train one on the same data"
+                f"model.distillation: the teacher {self.name} was trained on images of {theirs},"
+                f" these have {here}: set data.preprocessing.mean and data.preprocessing.std"
             )
 
     def _try(self, student: Backbone, image: Tensor) -> None:

@@ -4,6 +4,7 @@ Every ending that Pillow reads is an image. Files and folders whose names begin 
 `__MACOSX` and files of other kinds are no data: they are left out and counted.
 """
 
+import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -65,7 +66,7 @@ def extensions() -> frozenset[str]:
     return frozenset(readable)
 
 
-def read_image(path: str | Path, turn: bool = True) -> Image.Image:
+def read_image(path: str | Path, turn: bool = True, content: bytes | None = None) -> Image.Image:
     """Read an RGB image, turned upright as its EXIF orientation says.
 
     Palettes are resolved and CMYK is converted; transparent pixels keep the color that lies under
@@ -76,12 +77,13 @@ def read_image(path: str | Path, turn: bool = True) -> Image.Image:
     Args:
         path: of the file.
         turn: apply the EXIF orientation; without, the image is as it is stored.
+        content: of the file, where it is not on disk.
 
     Raises:
         InputError: the file cannot be read, or is gray with negative or not finite values.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             upright = eight_bits(ImageOps.exif_transpose(image) if turn else image, path)
             if upright.mode == "P" and "transparency" in upright.info:
                 upright = upright.convert("RGBA")  # else Pillow warns of the step to RGB
@@ -262,9 +264,9 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
         return None
 
 
-def reason_broken(path: str) -> str | None:
+def reason_broken(file: str | io.BytesIO) -> str | None:
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except UNREADABLE as error:

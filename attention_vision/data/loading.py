@@ -5,7 +5,7 @@ image once at any number of processes.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cached_property
@@ -27,6 +27,7 @@ from attention_vision.training.distributed import broadcast, gather, rank, world
 from attention_vision.training.steps import mix, run_seed
 
 OnBadImage = Literal["stop", "skip"]
+FindBroken = Callable[[Sequence[str]], dict[str, str]]  # images -> those that do not decode: reason
 
 
 class TaskData(LightningDataModule):
@@ -142,14 +143,16 @@ class TaskData(LightningDataModule):
         self.division = {key: [names[i] for i in part] for key, part in parts.items()}
         return parts[split]
 
-    def sound(self, split: str, files: Sequence[str]) -> list[int]:
+    def sound(
+        self, split: str, files: Sequence[str], broken_of: FindBroken = broken_images
+    ) -> list[int]:
         """Indices of the files to use: all, or under "skip" those that decode.
 
-        Each process decodes its share; all of them call this.
+        Each process decodes its share, by `broken_of`; all of them call this.
         """
         if self.on_bad_image == "stop":
             return list(range(len(files)))
-        broken = all_broken(files)
+        broken = all_broken(files, broken_of)
         self.findings.setdefault(split, Findings()).broken = broken
         return [index for index, file in enumerate(files) if file not in broken]
 
@@ -247,9 +250,9 @@ class TaskData(LightningDataModule):
         return self._loading()
 
 
-def all_broken(files: Sequence[str]) -> dict[str, str]:
+def all_broken(files: Sequence[str], broken_of: FindBroken = broken_images) -> dict[str, str]:
     """File -> reason, of the images that do not decode; the processes share the work."""
-    mine = broken_images(files[rank() :: world_size()])
+    mine = broken_of(files[rank() :: world_size()])
     found = broadcast([item for part in gather(mine) for item in part.items()])
     return dict(sorted(found))
 

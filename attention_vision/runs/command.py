@@ -48,6 +48,13 @@ from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.tasks import TASKS, Task
+from attention_vision.runs.weights import (
+    labels_of,
+    measures_weights,
+    named_weights,
+    settle_preprocessing,
+    weights_by_flag,
+)
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger
 from attention_vision.training.metrics_csv import MetricsCSV
@@ -76,6 +83,7 @@ class Parsed:
         verb: fit, validate, test or predict.
         config: of all files and flags, defaults filled in.
         notices: lines on arguments that a changed class keeps from the one before it.
+        weights_by_flag: whether a flag, not a file alone, names weights.
     """
 
     name: str
@@ -84,6 +92,7 @@ class Parsed:
     parser: ArgumentParser
     config: Namespace
     notices: list[str]
+    weights_by_flag: bool
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,8 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
     parsed = parse(name, verb, words)
     run = open_run(parsed)
     objects = build(parsed, run.checkpoint)
+    settled = settle_preprocessing(parsed.config, objects.module, objects.data, run.checkpoint)
+    parsed.notices.extend(settled)
     return Work(parsed, run, objects, make_trainer(parsed, run, objects, callbacks))
 
 
@@ -149,7 +160,8 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
     roots = {"model": task.model, "data": task.data, "trainer": Trainer}
     config = parse_words(parser, words, roots)
     notices = kept_arguments((content for _, content in given), config.as_dict())
-    return Parsed(name, verb, task, parser, config, notices)
+    by_flag = weights_by_flag(content for file, content in given if file is None)
+    return Parsed(name, verb, task, parser, config, notices, by_flag)
 
 
 def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]:
@@ -237,11 +249,14 @@ def open_run(parsed: Parsed) -> OpenRun:
         config.ckpt_path = config.ckpt_path or "last"
     named, config.run = config.run is not None, str(folder)
     checkpoint = None
+    if parsed.verb != "fit" and config.ckpt_path and parsed.weights_by_flag:
+        raise InputError(f"{parsed.verb} measures --ckpt_path or --weights: leave one of them out")
     if config.ckpt_path:
         checkpoint = find_checkpoint(folder, config.ckpt_path)
     elif parsed.verb != "fit":
-        checkpoint = best_or_last(folder)
-        if checkpoint is None and official_weights(config) is None:
+        if not measures_weights(config, parsed.weights_by_flag, folder):
+            checkpoint = best_or_last(folder)
+        if checkpoint is None and named_weights(config) is None:
             run = "give -c RUN/config.yaml"
             if named:
                 run = f"{folder} does not contain one, train it to its first one by fit"
@@ -274,11 +289,6 @@ def choose_folder(parsed: Parsed) -> Path:
     return run
 
 
-def official_weights(config: Namespace) -> str | None:
-    """The value of `model.weights`, of whichever model."""
-    return (config.model.get("init_args") or config.model).get("weights")
-
-
 def build(parsed: Parsed, checkpoint: Path | None = None) -> Built:
     """Build data, model and the trainer's callbacks; nothing is written.
 
@@ -295,6 +305,8 @@ def build(parsed: Parsed, checkpoint: Path | None = None) -> Built:
         seed = None if config.seed_everything is True else config.seed_everything
         config.seed_everything = seed_everything(seed, workers=True)
     labels = read_labels(checkpoint) if checkpoint else None
+    if checkpoint is None and parsed.verb != "fit" and (weights := named_weights(config)):
+        labels = labels_of(weights)
 
     def with_labels(kind: type[TaskData], **arguments: Any) -> TaskData:
         data = kind(**arguments)
@@ -404,14 +416,13 @@ def fit(work: Work) -> None:
 def evaluate(work: Work) -> None:
     """Validate or test; RUN/VERB.json is written."""
     parsed, trainer = work.parsed, work.trainer
-    if work.run.checkpoint:
-        say(f"checkpoint: {work.run.checkpoint}")
+    say_what_is_measured(work)
     verb = getattr(trainer, parsed.verb)
     with running(work):
         results = verb(work.objects.module, datamodule=work.objects.data, weights_only=True)
     metrics = merged(results)
     images, total = evaluated_images(work)
-    source = str(work.run.checkpoint or official_weights(parsed.config))
+    source = str(work.run.checkpoint or named_weights(parsed.config))
     report = {"checkpoint": source, "images": images, "metrics": metrics}
     if parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
         exact = metrics_in("fused", verb, work.objects.module, work.objects.data)
@@ -424,11 +435,22 @@ def evaluate(work: Work) -> None:
 
 def predict(work: Work) -> None:
     """Apply the network to images; the task writes its own files."""
-    if work.run.checkpoint:
-        say(f"checkpoint: {work.run.checkpoint}")
+    say_what_is_measured(work)
     with running(work):
         work.trainer.predict(work.objects.module, datamodule=work.objects.data, weights_only=True)
     say(f"written: {work.run.folder / work.parsed.task.predictions}")
+
+
+def say_what_is_measured(work: Work) -> None:
+    """Print the notices of a command that does not train, and the source of its weights."""
+    for line in work.parsed.notices:
+        say(line)
+    own = best_or_last(work.run.folder)
+    if work.run.checkpoint:
+        say(f"checkpoint: {work.run.checkpoint}")
+    else:
+        other = f", not {own}" if own else ""
+        say(f"weights: {named_weights(work.parsed.config)}{other}")
 
 
 @contextmanager

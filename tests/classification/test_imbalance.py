@@ -190,8 +190,8 @@ def test_a_fit_draws_the_confusion_matrix(tmp_path: Path) -> None:
     module = Classifier(network(10))
     data = Digits(image_size=8, batch_size=64, per_class=7)
     trainer(tmp_path, logger=MetricsCSV(str(tmp_path)), max_epochs=2).fit(module, data)
-    pictures = sorted(path.name for path in (tmp_path / "pictures").glob("val_confusion_*.png"))
-    assert len(pictures) == 2
+    (picture,) = (tmp_path / "pictures").glob("val_confusion_*.png")  # of the last epoch
+    assert picture.stat().st_size > 1000
     with (tmp_path / "confusion.csv").open() as file:
         rows = list(csv.DictReader(file))
     with (tmp_path / "metrics.csv").open() as file:

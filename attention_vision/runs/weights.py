@@ -1,0 +1,120 @@
+"""Weights that a command names: whether they are meant, their labels and their preprocessing."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule
+
+from attention_vision.checkpoints.load import read
+from attention_vision.checkpoints.preprocessing import Preprocessing, Release, find_release
+from attention_vision.data.labels import Labels, labels_in
+from attention_vision.yaml_json import read_yaml
+
+FLAGS = ("weights", "model.weights", "model.init_args.weights")
+
+
+def named_weights(config: Namespace | Mapping[str, Any]) -> str | None:
+    """The value of `model.weights`, of whichever model."""
+    model = config["model"]
+    return (model.get("init_args") or model).get("weights")
+
+
+def weights_by_flag(flags: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether one of the flags, {dotted key: value} each, names weights."""
+    return any(flag.get(key, "null") != "null" for flag in flags for key in FLAGS)
+
+
+def measures_weights(config: Namespace, by_flag: bool, run: Path) -> bool:
+    """Whether a command measures the weights it names, not the checkpoint of its run.
+
+    Those that a run was fine-tuned from stay in its config.yaml, and are not meant.
+    """
+    weights = named_weights(config)
+    if weights is None or by_flag:
+        return weights is not None
+    own = run / "config.yaml"
+    return own.is_file() and named_weights(read_yaml(own)) != weights
+
+
+def labels_of(weights: str | Path) -> Labels | None:
+    """The labels that weights were trained with, where they are a checkpoint of a run."""
+    return labels_in(read(weights)) if Path(weights).exists() else None
+
+
+def settle_preprocessing(
+    config: Namespace, module: LightningModule, data: Any, checkpoint: Path | None
+) -> list[str]:
+    """Prepare images as for the weights that a run starts from, in the data and in the config.
+
+    What the user has set stays. The config says then what was done, so that the run's folder needs
+    the weights no more. Of a checkpoint, it is what its run did.
+
+    Returns:
+        lines on what was changed, differs or is not known.
+    """
+    source = checkpoint or getattr(module, "weights", None)
+    source = source or getattr(module, "backbone_weights", None)
+    if source is None or not hasattr(data, "mean"):
+        return []
+    release, own = find_release(source), getattr(data, "preprocessing", None)
+    if own is None or "preprocessing" not in signature(type(data)).parameters:
+        return [] if release is None else differences(source, data, release.preprocessing)
+    before = in_force(data)
+    if release is None:
+        unsure = own.mean is None or own.std is None
+        line = (
+            f"data.preprocessing: {source} does not say what images it was trained on; these have"
+            f" {before}: set it if theirs had others"
+        )
+        return [line] if unsure and checkpoint is None else []
+    known = with_crop(release, data)
+    data.use_preprocessing(own.completed_by(known))
+    arguments = config.data.get("init_args") or config.data
+    for name, value in vars(data.preprocessing).items():
+        arguments.preprocessing[name] = value
+    lines = differences(source, data, known)
+    if in_force(data) != before:
+        lines.append(f"data.preprocessing: as {source} was trained on: {in_force(data)}")
+    if release.crops and data.image_size not in release.crops:
+        sizes = " or ".join(map(str, release.crops))
+        lines.append(
+            f"data.image_size: {source} is for images of {sizes} pixels, not {data.image_size}"
+        )
+    return lines
+
+
+def with_crop(release: Release, data: Any) -> Preprocessing:
+    """The release's preprocessing, with its crop if the recipe has only its default one."""
+    crop = getattr(data.recipe, "centre", None)
+    is_default = crop is not None and crop == type(data.recipe).centre
+    return replace(
+        release.preprocessing, crop=release.crops.get(data.image_size) if is_default else None
+    )
+
+
+def in_force(data: Any) -> Preprocessing:
+    """What is done to images, whatever it comes from."""
+    given = getattr(data, "preprocessing", Preprocessing())
+    return replace(given, mean=tuple(data.mean), std=tuple(data.std))
+
+
+def differences(source: str | Path, data: Any, known: Preprocessing) -> list[str]:
+    """A line if images are normalized, resized or cut in another way than for the weights."""
+    theirs, ours = known.given(), in_force(data).given()
+    other = {name for name in theirs.keys() & ours.keys() if theirs[name] != ours[name]}
+    if not other:
+        return []
+    theirs, ours = (
+        Preprocessing(**{name: getattr(one, name) for name in other})
+        for one in (known, in_force(data))
+    )
+    how = "leave it out to do the same"
+    if not hasattr(data, "preprocessing"):
+        how = f"{type(data).__name__} has it fixed, take weights of the same"
+    return [
+        f"data.preprocessing: {source} was trained on images of {theirs}; these have {ours}: {how}"
+    ]
