@@ -44,6 +44,13 @@ def csv_of_labels(root: Path) -> None:
     write(root / "sample_submission.csv", "id\na1\n")
 
 
+def csv_of_train_and_test(root: Path) -> None:
+    draw(*(root / split / f"Image_{n}.jpg" for split in ("test", "train") for n in range(2)))
+    (root / "test/Image_0.jpg").unlink()
+    write(root / "Testing_set.csv", "filename\nImage_1.jpg\n")
+    write(root / "Training_set.csv", "filename,label\nImage_0.jpg,rain\nImage_1.jpg,sun\n")
+
+
 def parquet(root: Path) -> None:
     write(root / "data/train-00000-of-00001.parquet", "PAR1")
     write(root / "data/validation-00000-of-00001.parquet", "PAR1")
@@ -125,6 +132,9 @@ CASES = {  # function -> (name, reader, arguments with paths below the root)
     class_folders: ("folders of classes", "ImageFolder", {"root": ""} | SPLIT),
     class_folders_of_splits: ("folders of classes", "ImageFolder", {"root": ""}),
     csv_of_labels: ("a CSV of labels", "ImageCSV", {"csv": "labels.csv"} | SPLIT),
+    csv_of_train_and_test: (
+        "a CSV of labels", "ImageCSV", {"csv": "Training_set.csv", "root": "train"} | SPLIT,
+    ),
     parquet: ("a Hugging Face data set (parquet)", "HuggingFaceImages", {"root": ""}),
     saved_to_disk: (
         "a Hugging Face data set (save_to_disk)", "HuggingFaceImages", {"root": ""} | SPLIT,
