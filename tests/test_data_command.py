@@ -15,11 +15,11 @@ from attention_vision.__main__ import main
 from attention_vision.classification import Classifier, ImageFolder
 from attention_vision.classification.batch_picture import title
 from attention_vision.classification.module import mixing
+from attention_vision.data.batch_picture import BatchPicture
 from attention_vision.data.duplicates import shared_images
 from attention_vision.runs import data_summary
 from attention_vision.runs.data_summary import DataSummary, in_time, in_words, summarize
 from attention_vision.runs.starter import batch_size, mask_classes
-from attention_vision.visualization.batch_picture import BatchPicture
 
 FAST = [
     "--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1",

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from attention_vision.visualization.batch_picture import BatchPicture
+from attention_vision.data.batch_picture import BatchPicture
 from attention_vision.visualization.drawing import rgb, sheet
 
 COLUMNS, INCHES, LETTERS = 4, 2.0, 24  # of a line above an image

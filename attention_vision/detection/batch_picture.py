@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from attention_vision.data.batch_picture import BatchPicture
 from attention_vision.detection.data import Batch
 from attention_vision.detection.figures import (
     READABLE,
@@ -18,7 +19,6 @@ from attention_vision.detection.figures import (
     to_pil,
     unpadded_size,
 )
-from attention_vision.visualization.batch_picture import BatchPicture
 from attention_vision.visualization.drawing import rgb, sheet
 
 INCHES = 3.2  # width of an image

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from attention_vision.data.batch_picture import BatchPicture
 from attention_vision.generation.data import Batch
-from attention_vision.visualization.batch_picture import BatchPicture
 from attention_vision.visualization.drawing import sheet
 
 
