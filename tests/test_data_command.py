@@ -205,6 +205,14 @@ def test_levels_of_masks_become_classes(tmp_path):
         "class_names": ["background", "level_1", "level_2"], "values": [0, 1, 2],
     }  # fmt: skip
     assert mask_classes(tmp_path / "noise", {}) == {}
+    (tmp_path / "objects").mkdir()
+    for count in (2, 3, 4):
+        mask = np.resize(np.arange(count, dtype=np.uint8), (8, 8))
+        Image.fromarray(mask).save(tmp_path / f"objects/{count}_mask.png")
+    Image.fromarray(mask + 100).save(tmp_path / "objects/4.png")
+    assert mask_classes(tmp_path / "objects", {"mask_pattern": "{name}_mask.png"}) == {
+        "values": [0, "rest"],
+    }  # fmt: skip
 
 
 def test_batches_fit_the_number_of_images():

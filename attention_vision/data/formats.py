@@ -314,6 +314,8 @@ def masks(folder: Folder) -> Format | None:
         return None
     arguments: dict[str, Any] = {}
     for split, pair in pairs.items():
+        if pair.patterns != pairs["train"].patterns:
+            continue  # one pattern serves all splits
         arguments |= {f"{split}_images": str(pair.images), f"{split}_masks": str(pair.masks)}
     if pairs["train"].patterns != ("{name}", "{name}"):
         image, mask = pairs["train"].patterns

@@ -107,6 +107,11 @@ def drive(root: Path) -> None:
             draw(root / split / f"mask/{n:02}_{split}_mask.gif")
 
 
+def masks_of_all_splits(root: Path) -> None:
+    for split, n in (("train", 1), ("valid", 2), ("test", 3)):
+        draw(root / split / f"photos/{n}.jpg", root / split / f"groundtruth/{n}_gt.png")
+
+
 def penn_fudan(root: Path) -> None:
     for n in range(3):
         draw(root / f"PNGImages/FudanPed{n:05}.png", root / f"PedMasks/FudanPed{n:05}_mask.png")
@@ -158,9 +163,13 @@ CASES = {  # function -> (name, reader, arguments with paths below the root)
     yolo_without_settings: ("YOLO", "YOLOFolder", {"root": ""} | SPLIT),
     drive: ("images with masks", "MaskFolder", {
         "train_images": "training/images", "train_masks": "training/1st_manual",
-        "test_images": "test/images", "test_masks": "test/1st_manual",
         "image_pattern": "{name}_training.tif", "mask_pattern": "{name}_manual1.gif",
     } | SPLIT),
+    masks_of_all_splits: ("images with masks", "MaskFolder", {
+        f"{key}_{what}": f"{folder}/{place}"
+        for key, folder in (("train", "train"), ("val", "valid"), ("test", "test"))
+        for what, place in (("images", "photos"), ("masks", "groundtruth"))
+    } | {"image_pattern": "{name}.jpg", "mask_pattern": "{name}_gt.png"}),
     penn_fudan: ("images with masks", "MaskFolder", {
         "train_images": "PNGImages", "train_masks": "PedMasks",
         "image_pattern": "FudanPed{name}.png", "mask_pattern": "FudanPed{name}_mask.png",
