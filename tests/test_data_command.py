@@ -157,7 +157,7 @@ def test_mixed_batch_is_named_by_its_shares():
     assert title(torch.tensor(1), names) == "dog"
     assert title(torch.tensor(1), []) == "1"
     assert title(torch.tensor([0.3, 0.7, 0.0]), names) == "0.7 dog\n0.3 cat"
-    assert title(torch.tensor([0.01, 0.0, 0.99]), names) == "1.0 n0123456789_a_name_that_"
+    assert title(torch.tensor([0.01, 0.0, 0.99]), names) == "1.0 n0123456789_a_name_that_is_t"
 
 
 def test_batch_picture_leaves_the_run_as_it_is(tmp_path, monkeypatch):

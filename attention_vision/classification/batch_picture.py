@@ -2,24 +2,20 @@
 
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from attention_vision.data.batch_picture import BatchPicture
-from attention_vision.visualization.drawing import rgb, sheet
+from attention_vision.visualization.drawing import rgb
 
-COLUMNS, INCHES, LETTERS = 4, 2.0, 24  # of a line above an image
+LETTERS = 28  # of a line of text
 
 
 class LabeledBatch(BatchPicture):
     """Images (each scaled to its own range) with their classes; shares of mixed ones."""
 
-    def draw(self, module: Any, batch: Any, names: list[str]) -> np.ndarray:
+    def draw(self, module: Any, batch: Any, names: list[str]) -> tuple[Tensor, list[str]]:
         images, targets = (part[: self.images] for part in module.mixed(*batch))
-        titles = [title(target, names) for target in targets]
-        parts = [slice(first, first + COLUMNS) for first in range(0, len(titles), COLUMNS)]
-        rows = [rgb(images[part]) for part in parts]
-        return sheet(rows, [titles[part] for part in parts], [""] * len(rows), INCHES)
+        return rgb(images), [title(target, names) for target in targets]
 
 
 def title(target: Tensor, names: list[str]) -> str:
