@@ -148,6 +148,9 @@ RESULT_KEYS: set[str] = {  # of cells/CELL/seedS/result.json
     "cost.peak_memory", "finished", "hardware", "metrics", "seconds", "seed", "study",
     "versions",
 }
+SUMMARY_KEYS = {  # of data.json
+    "data", "splits", "augmentation", "left_out", "broken", "repaired", "warnings", "steps",
+}  # fmt: skip
 STUDY_KEYS: set[str] = {  # of study.json
     "axes", "baseline", "budget", "cells", "commit", "expect", "file", "hardware",
     "higher_is_better", "metric", "name", "question", "seeds", "task", "versions",
@@ -323,6 +326,11 @@ def test_class_paths_in_saved_configs(run, folder):
 def test_keys_of_a_study(folder):
     assert result_keys(folder / "runs/studies/study") == RESULT_KEYS
     assert study_keys(folder / "runs/studies/study") == STUDY_KEYS
+
+
+def test_keys_of_a_summary_of_data(folder):
+    keys = set(json.loads((folder / "classifier" / "data.json").read_text()))
+    assert keys - {"seconds_per_step"} == SUMMARY_KEYS  # which needs more steps
 
 
 def test_commands_and_verbs():
