@@ -53,6 +53,7 @@ from attention_vision.runs.weights import (
     measures_weights,
     named_weights,
     settle_preprocessing,
+    unread_weights,
     weights_by_flag,
 )
 from attention_vision.training.last_validation import validate_at_end
@@ -140,6 +141,7 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
     parsed = parse(name, verb, words)
     run = open_run(parsed)
     objects = build(parsed, run.checkpoint)
+    parsed.notices.extend(unread_weights(parsed.config, run.folder, run.checkpoint))
     settled = settle_preprocessing(parsed.config, objects.module, objects.data, run.checkpoint)
     parsed.notices.extend(settled)
     return Work(parsed, run, objects, make_trainer(parsed, run, objects, callbacks))
