@@ -103,7 +103,7 @@ class ImageCSV(ClassificationData):
         files = [(path, numbers[label]) for path, label in self._files(split, rows)]
         source = LabeledFiles(files, names)
         if divided:
-            below = [Path(path).relative_to(self.root).as_posix() for path, _ in files]
+            below = [path[len(str(self.root)) + 1 :] for path, _ in files]
             source = source.chosen(self.part(split, below, source.targets))
         return source.chosen(self.sound(split, [path for path, _ in source.files]))
 

@@ -2,10 +2,11 @@
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from attention_vision.data.image_files import Listing, list_images
 from attention_vision.data.splits import SPLIT_NAMES
@@ -58,10 +59,9 @@ class ImagesBelow:
         self.root = Path(root)
         self.listing: Listing = list_images(root)
         self._by_name: dict[str, list[str]] = {}  # file name, and stem -> paths below the root
-        for path in self.listing.files:
-            below = Path(path).relative_to(self.root).as_posix()
-            file = PurePosixPath(below)
-            for key in {file.name, file.stem}:
+        for below in self.listing.below(root):
+            file = below.rpartition("/")[2]
+            for key in {file, os.path.splitext(file)[0]}:
                 self._by_name.setdefault(key, []).append(below)
 
     def find(self, name: str) -> str | None:
@@ -74,9 +74,9 @@ class ImagesBelow:
             InputError: several images have this name.
         """
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-        if not parts:
-            return None
-        candidates = self._by_name.get(parts[-1], [])
+        candidates = self._by_name.get(parts[-1], []) if parts else []
+        if len(parts) == len(candidates) == 1:
+            return f"{self.root}/{candidates[0]}"
         fits = [below for below in candidates if is_tail(folders(below), parts[:-1])]
         if len(fits) > 1:  # the one that the name spells out in full
             longest = max(matching(folders(below), parts[:-1]) for below in fits)
@@ -87,7 +87,7 @@ class ImagesBelow:
                 f"{name} may be {self.root / fits[0]} or {self.root / fits[1]}: give the names"
                 " with their folders and endings"
             )
-        return str(self.root / fits[0]) if fits else None
+        return f"{self.root}/{fits[0]}" if fits else None
 
 
 def folders(below: str) -> list[str]:
