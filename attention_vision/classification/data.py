@@ -48,7 +48,7 @@ from attention_vision.data.loading import (
     TaskData,
     replicas,
 )
-from attention_vision.data.splits import SPLIT_NAMES, SplitShares
+from attention_vision.data.splits import SplitShares, split_folder
 from attention_vision.data.torchvision_sets import (
     CIFAR10_NAMES,
     InMemoryClass,
@@ -408,14 +408,6 @@ class ImageFolder(ClassificationData):
                 f" {{val: 0.2}}{hint(self.root, type(self).__name__)}"
             )
         return tuple(names)
-
-
-def split_folder(root: Path, split: str) -> Path | None:
-    """The folder of a split under one of the names that it may have; None without one."""
-    found = {path.name: path for path in sorted(root.iterdir())} if root.is_dir() else {}
-    found = {name.lower(): path for name, path in found.items()} | found
-    folders = (found[name] for name in SPLIT_NAMES[split] if name in found)
-    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 class ImageNet(ImageFolder):

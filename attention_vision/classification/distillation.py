@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from attention_vision.backbones import Backbone
 from attention_vision.checkpoints import load_official
-from attention_vision.checkpoints.preprocessing import Preprocessing, find_release
+from attention_vision.checkpoints.preprocessing import Preprocessing, channels, find_release
 from attention_vision.checkpoints.run_network import trained_classifier
 from attention_vision.classification.attention_transfer import MapTransfer
 from attention_vision.classification.data import ClassificationData
@@ -163,7 +163,7 @@ class Distillation:
         release = find_release(self.name)
         if data is None or release is None:
             return
-        stated, here = release.preprocessing, Preprocessing(tuple(data.mean), tuple(data.std))
+        stated, here = release.preprocessing, Preprocessing(channels(data.mean), channels(data.std))
         theirs = Preprocessing(stated.mean, stated.std).completed_by(here)
         if theirs != here:
             raise InputError(

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from attention_vision.errors import InputError
@@ -74,3 +75,14 @@ def divide(
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def split_folder(root: Path, split: str) -> Path | None:
+    """The folder of a split under one of the names that it may have, in letters of any case.
+
+    None without one.
+    """
+    found = {path.name: path for path in sorted(root.iterdir())} if root.is_dir() else {}
+    found = {name.lower(): path for name, path in found.items()} | found
+    folders = (found[name] for name in SPLIT_NAMES[split] if name in found)
+    return next((folder for folder in folders if folder.is_dir()), None)
