@@ -14,6 +14,7 @@ from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
 from attention_vision.generation import (
     DegradedFolder,
+    FolderImages,
     MaskFolder,
     Noise,
     Segmentation,
@@ -345,3 +346,41 @@ def test_broken_files_are_skipped_where_asked_for(kind, tmp_path):
 
     with pytest.raises(InputError, match=r"cannot read the (image|mask) .*[14].png"):
         read_all(make())
+
+
+def test_all_tasks_of_generation_see_deep_and_turned_images_alike(tmp_path):
+    deep = (np.arange(16 * 20).reshape(16, 20) * 200).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for name in "abc":
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.new("L", (20, 16)).save(tmp_path / f"masks/{name}.png")
+        image(tmp_path / "images" / f"{name}.png")
+    Image.fromarray(deep).save(tmp_path / "images/a.png")
+    image(tmp_path / "images/b.png", exif=exif)
+    folder = str(tmp_path / "images")
+    masks = data(tmp_path, size=16, split=None, val_names=["c"], test_names=["a", "b"])
+    restoration = DegradedFolder(folder, Noise(0.0), folder, size=16, num_workers=0)
+    readers = [
+        masks.dataset("test", 0),
+        masks.inputs(folder),
+        restoration.dataset("val", 0),
+        restoration.inputs(folder),
+    ]
+    expected = np.round(deep / 65535 * 255), np.asarray(Image.open(f"{folder}/b.png"))[::-1, ::-1]
+    for index, pixels in enumerate(expected):
+        seen = [(reader[index][0] * 255).round() for reader in readers]
+        for one in seen:
+            assert torch.equal(
+                one,
+                torch.tensor(pixels.copy())
+                .view(16, 20, -1)
+                .movedim(-1, 0)
+                .expand(3, -1, -1)
+                .float(),
+            )
+    square = FolderImages(folder, size=16).dataset("train", 0)
+    for index in range(2):
+        whole = restoration.inputs(folder)[index][0]
+        centre = whole[:, :, 2:18] * 2 - 1
+        assert torch.allclose(square[index][0], centre, atol=0.01)
