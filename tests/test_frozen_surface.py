@@ -32,16 +32,16 @@ FLAGS: dict[str, set[str]] = {  # of `attention-vision TASK VERB`
         "model.network", "model.network.help", "model.optimizer", "model.optimizer.help",
         "model.penalty", "model.penalty.help", "model.progressive",
         "model.progressive.help", "model.schedule", "model.schedule.help", "model.weights",
-        "run", "seed_everything", "task", "threads",
+        "pictures", "run", "seed_everything", "task", "threads",
     },
     "detection": {
         "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
-        "compile", "config", "data", "data.help", "model", "model.help", "run",
+        "compile", "config", "data", "data.help", "model", "model.help", "pictures", "run",
         "seed_everything", "task", "threads",
     },
     "generation": {
         "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
-        "compile", "config", "data", "data.help", "model", "model.help", "run",
+        "compile", "config", "data", "data.help", "model", "model.help", "pictures", "run",
         "seed_everything", "task", "threads",
     },
 }
@@ -70,7 +70,8 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
     "detection": {
         "AttentionBoxHead", "AttentionRCNN", "COCO", "COCOAveragePrecision", "COCOFolder",
         "DETR", "DETRAugmentation", "DETRDetector", "DetectionData", "Detector",
-        "DigitScenes", "HungarianMatcher", "PlainBoxHead", "RCNNDetector", "SetCriterion",
+        "DigitScenes", "HungarianMatcher", "InstanceMaskFolder", "PlainBoxHead",
+        "RCNNDetector", "SetCriterion", "VOCFolder", "YOLOFolder",
     },
     "generation": {
         "AttentionUNet", "CIFAR10Images", "ClassifierEvaluator", "Degradation",
@@ -147,6 +148,9 @@ RESULT_KEYS: set[str] = {  # of cells/CELL/seedS/result.json
     "cost.peak_memory", "finished", "hardware", "metrics", "seconds", "seed", "study",
     "versions",
 }
+SUMMARY_KEYS = {  # of data.json
+    "data", "splits", "augmentation", "left_out", "broken", "repaired", "warnings", "steps",
+}  # fmt: skip
 STUDY_KEYS: set[str] = {  # of study.json
     "axes", "baseline", "budget", "cells", "commit", "expect", "file", "hardware",
     "higher_is_better", "metric", "name", "question", "seeds", "task", "versions",
@@ -155,7 +159,7 @@ VERBS: set[str] = {  # of every task
     "fit", "predict", "test", "validate",
 }
 TOOLS: set[str] = {  # commands beside the tasks
-    "claims", "explain", "profile", "study",
+    "claims", "data", "explain", "profile", "study",
 }
 # fmt: on
 
@@ -322,6 +326,11 @@ def test_class_paths_in_saved_configs(run, folder):
 def test_keys_of_a_study(folder):
     assert result_keys(folder / "runs/studies/study") == RESULT_KEYS
     assert study_keys(folder / "runs/studies/study") == STUDY_KEYS
+
+
+def test_keys_of_a_summary_of_data(folder):
+    keys = set(json.loads((folder / "classifier" / "data.json").read_text()))
+    assert keys - {"seconds_per_step"} == SUMMARY_KEYS  # which needs more steps
 
 
 def test_commands_and_verbs():

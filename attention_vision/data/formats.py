@@ -256,7 +256,7 @@ def is_coco(path: Path) -> bool:
 
 
 def split_in_name(stem: str) -> str:
-    """The split that a file's name tells, such as instances_val2017; training otherwise."""
+    """The split that a name tells, such as instances_val2017; training otherwise."""
     words = re.findall(r"[a-z]+", stem.lower())
     return next((ALL_SPLITS[word] for word in words if word in ALL_SPLITS), "train")
 
@@ -270,12 +270,19 @@ def coco_arguments(folder: Folder, files: dict[str, Path]) -> dict[str, Any]:
 
 
 def image_folder(folder: Folder, file: Path) -> Path:
-    """The folder of the images of an annotation file: where the first one that it names is."""
+    """The folder of the images of an annotation file: where the first one that it names is.
+
+    Beside the file; else of several, whose images may have the same names, that of its split.
+    """
     found = re.search(rb'"file_name"\s*:\s*"([^"]+)"', head(file) + tail(file))
     name = Path(found[1].decode(errors="replace").replace("\\", "/")).name if found else ""
     near = [file.parent, folder.path, *(inner.path for inner in folder.below())]
     far = [inner.path for one in folder.below() for inner in one.below()]
-    return next((place for place in [*near, *far] if name and (place / name).is_file()), near[0])
+    places = [place for place in [*near, *far] if name and (place / name).is_file()] or near
+    if places[0] == file.parent:
+        return file.parent
+    split = split_in_name(file.stem)
+    return next((place for place in places if split_in_name(place.name) == split), places[0])
 
 
 def voc(folder: Folder) -> Format | None:
@@ -307,6 +314,8 @@ def masks(folder: Folder) -> Format | None:
         return None
     arguments: dict[str, Any] = {}
     for split, pair in pairs.items():
+        if pair.patterns != pairs["train"].patterns:
+            continue  # one pattern serves all splits
         arguments |= {f"{split}_images": str(pair.images), f"{split}_masks": str(pair.masks)}
     if pairs["train"].patterns != ("{name}", "{name}"):
         image, mask = pairs["train"].patterns
@@ -448,29 +457,36 @@ def folders_of_images(folder: Folder) -> list[str]:
 
 
 def csv_of_labels(folder: Folder) -> Format | None:
-    files = [path for path in folder.having(".csv", ".tsv") if names_images(path, folder)]
+    named = {path: places_named(path, folder) for path in folder.having(".csv", ".tsv")}
+    files = [path for path, places in named.items() if places]
     if not files:
         return None
-    order = sorted(files, key=lambda path: (split_in_name(path.stem) != "train", path.name))
-    arguments = with_split({"csv": str(order[0])}, False)
-    return Format("a CSV of labels", folder.path, {IMAGE_CSV: arguments})
+    file = min(files, key=lambda path: (split_in_name(path.stem) != "train", path.name))
+    arguments: dict[str, Any] = {"csv": str(file)}
+    split = split_in_name(file.stem)
+    for place in named[file]:  # not the whole: images in train and test may have the same names
+        if ALL_SPLITS.get(place.name.lower()) == split:
+            arguments["root"] = str(place)
+    return Format("a CSV of labels", folder.path, {IMAGE_CSV: with_split(arguments, False)})
 
 
-def names_images(path: Path, folder: Folder) -> bool:
-    """Whether a cell in the second line of a CSV names an image here, beside other cells."""
+def places_named(path: Path, folder: Folder) -> list[Path]:
+    """Folders with the image that the second line of a CSV names, if other cells may label it."""
     lines = head(path).decode("utf-8-sig", errors="replace").splitlines()[:2]
     if len(lines) < 2:
-        return False
+        return []
     separator = max(",;\t|", key=lines[1].count)
     cells = next(csv.reader([lines[1]], delimiter=separator))
     if len(cells) < 2:
-        return False
+        return []
     places = [folder.path, *(folder.path / name for name in folder.folders)]
     for cell in filter(None, (cell.strip() for cell in cells)):
         endings = [""] if Path(cell).suffix.lower() in extensions() else [".jpg", ".png", ".jpeg"]
-        if any((place / (cell + ending)).is_file() for place in places for ending in endings):
-            return True
-    return False
+        if found := [
+            place for place in places if any((place / (cell + one)).is_file() for one in endings)
+        ]:
+            return found
+    return []
 
 
 def flat_folder(folder: Folder) -> Format | None:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from attention_vision.data.batch_picture import BatchPicture
 from attention_vision.detection.data import Batch
 from attention_vision.detection.figures import (
     READABLE,
@@ -18,10 +18,7 @@ from attention_vision.detection.figures import (
     to_pil,
     unpadded_size,
 )
-from attention_vision.visualization.batch_picture import BatchPicture
-from attention_vision.visualization.drawing import rgb, sheet
-
-INCHES = 3.2  # width of an image
+from attention_vision.visualization.drawing import rgb
 
 
 class BoxedBatch(BatchPicture):
@@ -30,9 +27,10 @@ class BoxedBatch(BatchPicture):
     def __init__(self, images: int = 4):
         super().__init__(images)
 
-    def draw(self, module: Any, batch: Batch, names: list[str]) -> np.ndarray:
+    def draw(self, module: Any, batch: Batch, names: list[str]) -> tuple[list[Tensor], list[str]]:
         samples = list(zip(*batch, strict=True))[: self.images]
-        return sheet([[boxed(*sample, names) for sample in samples]], [[]], ["training"], INCHES)
+        pictures = [boxed(*sample, names) for sample in samples]
+        return pictures, [f"{len(target['labels'])} objects" for _, _, target in samples]
 
 
 def boxed(image: Tensor, padding: Tensor, target: dict[str, Tensor], names: list[str]) -> Tensor:

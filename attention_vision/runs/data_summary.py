@@ -2,8 +2,8 @@
 
 import csv
 import json
+import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -85,22 +85,16 @@ def sizes_of(files: Sequence[str]) -> dict[str, str]:
     sizes = [size for file in evenly_spaced(files, HEADERS) if (size := image_size(file))]
     if not sizes:
         return {}
-    (most, count), *others = Counter(sizes).most_common()
-    if not others:
-        return {"image size": by(most)}
-    least, largest = min(sizes, key=area), max(sizes, key=area)
-    return {
-        "image size": f"{by(least)} to {by(largest)}, {by(most)} most often"
-        f" ({count} of {len(sizes)} looked at)"
-    }
+    least, largest = min(sizes, key=math.prod), max(sizes, key=math.prod)
+    if least == largest:
+        return {"image size": by(*least)}
+    middle = by(*(round(median(lengths)) for lengths in zip(*sizes, strict=True)))
+    looked_at = "" if len(sizes) == len(files) else f" ({len(sizes)} looked at)"
+    return {"image size": f"{by(*least)} to {by(*largest)}, median {middle}{looked_at}"}
 
 
-def by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def area(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
+def by(width: int, height: int) -> str:
+    return f"{width}x{height}"
 
 
 def warn_of_shared_images(files: Mapping[str, Sequence[str]]) -> list[str]:

@@ -9,7 +9,6 @@ import numpy as np
 from attention_vision.data.formats import Format
 from attention_vision.data.image_files import image_size, list_images, read_levels
 from attention_vision.data.samples import evenly_spaced
-from attention_vision.errors import InputError
 
 SIZES_READ, MASKS_READ = 64, 8  # of the files, evenly spaced
 SMALL = 64  # pixels of the longer side, up to which images are shown whole
@@ -187,18 +186,23 @@ def batch_size(count: int, most: int) -> int:
 
 
 def mask_classes(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
-    """`values` and `class_names` of masks with the levels that the first ones have."""
+    """`values` and `class_names` of masks with the levels that the first ones have.
+
+    Levels 0 to n without a gap, whose n differs from mask to mask, are taken for numbered objects
+    of one class.
+    """
     ending = arguments.get("mask_pattern", "").rpartition("{name}")[2]
     files = [file for file in list_images(folder).files if file.endswith(ending)]
-    levels: set[int] = set()
+    found: list[set[int]] = []
     for file in evenly_spaced(files, MASKS_READ):
         mask = read_levels(file)
         if mask.ndim == 3 or len(np.unique(mask)) > MOST_CLASSES:
             return {}  # colors, or noise, of which the data class says what to do
-        levels |= set(np.unique(mask).tolist())
-    if len(levels) < 2:
-        raise InputError(f"{folder}: the masks have the one level {levels}: no class to learn")
-    if levels == {0, 255}:
+        found.append(set(np.unique(mask).tolist()))
+    levels = set().union(*found)
+    if levels <= {0, 255}:
         return {}
+    if all(one == set(range(len(one))) for one in found) and len(set(map(len, found))) > 2:
+        return {"values": [0, "rest"]}
     names = ["background" if level == 0 else f"level_{level}" for level in sorted(levels)]
     return {"class_names": names, "values": sorted(levels)}

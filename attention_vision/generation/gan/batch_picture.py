@@ -2,18 +2,16 @@
 
 from typing import Any
 
-import numpy as np
+from torch import Tensor
 
+from attention_vision.data.batch_picture import BatchPicture
 from attention_vision.generation.data import Batch
-from attention_vision.visualization.batch_picture import BatchPicture
-from attention_vision.visualization.drawing import sheet
 
 
 class RealBatch(BatchPicture):
     """Real images after DiffAugment, with their classes."""
 
-    def draw(self, module: Any, batch: Batch, names: list[str]) -> np.ndarray:
+    def draw(self, module: Any, batch: Batch, names: list[str]) -> tuple[Tensor, list[str]]:
         images, labels = (part[: self.images] for part in batch)
-        pictures = ((module.augment(images).float() + 1) / 2).clamp(0, 1).movedim(1, -1).cpu()
-        titles = [names[label] for label in labels.tolist()] if names else []
-        return sheet([pictures], [titles], ["training"])
+        pictures = ((module.augment(images).float() + 1) / 2).clamp(0, 1).movedim(1, -1)
+        return pictures, [names[label] if names else "" for label in labels.tolist()]

@@ -2,19 +2,22 @@
 
 from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
 
+from attention_vision.data.batch_picture import BatchPicture
 from attention_vision.generation.data import Batch
 from attention_vision.generation.image_to_image.figures import middle, to_pictures
-from attention_vision.visualization.batch_picture import BatchPicture
-from attention_vision.visualization.drawing import sheet
 
 
 class PairedBatch(BatchPicture):
     """Inputs over targets; of volumes the middle slices."""
 
-    def draw(self, module: Any, batch: Batch, names: list[str]) -> np.ndarray:
+    def __init__(self, images: int = 4):
+        super().__init__(images)
+
+    def draw(self, module: Any, batch: Batch, names: list[str]) -> tuple[Tensor, list[str]]:
         inputs, targets = (part[: self.images] for part in batch)
         spatial = inputs.ndim - 2
-        rows = [to_pictures(middle(part, spatial)) for part in (inputs, targets)]
-        return sheet(rows, [[], []], ["input", "target"])
+        pictures = [to_pictures(middle(part, spatial)) for part in (inputs, targets)]
+        return torch.cat(pictures), ["input"] * len(inputs) + ["target"] * len(targets)

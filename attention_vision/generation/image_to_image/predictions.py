@@ -1,6 +1,5 @@
 """Files that `predict` of an image-to-image network writes into the run folder."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ from lightning.pytorch import Callback, LightningModule
 from PIL import Image
 from torch import Tensor
 
-from attention_vision.data.image_files import path_below
+from attention_vision.data.samples import output_names
 from attention_vision.generation.image_to_image.figures import panel
 from attention_vision.generation.image_to_image.mask_codes import MaskCodes
-from attention_vision.training.logging import run_folder
+from attention_vision.training.logging import draws_pictures, run_folder
 
 RESULTS = "results"
 
@@ -33,12 +32,7 @@ class ImageToImageResults(Callback):
 
     def on_predict_start(self, trainer: Any, module: LightningModule) -> None:
         data = trainer.datamodule
-        paths = {file: path_below(file, data.images) for file in data.predict_images.files}
-        count = Counter(path.with_suffix("") for path in paths.values())
-        self._names = {
-            file: path.with_suffix("") if count[path.with_suffix("")] == 1 else path
-            for file, path in paths.items()
-        }
+        self._names = output_names(data.predict_images.files, data.images)
 
     def on_predict_batch_end(
         self,
@@ -53,7 +47,11 @@ class ImageToImageResults(Callback):
         for inputs, result, path, size in zip(batch[0], outputs, batch[1], batch[2], strict=True):
             name = self._names[path]
             write(folder / RESULTS / name, result.cpu(), size, getattr(data, "codes", None))
-            picture = panel(module.network, module.objective, inputs[None])
+            if not draws_pictures(trainer):
+                continue
+            picture = panel(
+                module.network, module.objective, inputs[None], class_names=data.class_names
+            )
             file = folder / "pictures" / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(file)
