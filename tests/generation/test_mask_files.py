@@ -17,6 +17,7 @@ from attention_vision.generation import (
     FolderImages,
     MaskFolder,
     Noise,
+    Restoration,
     Segmentation,
     VolumeFolder,
 )
@@ -313,6 +314,21 @@ def test_small_images_are_named_before_the_first_epoch(kind, tmp_path):
         f"{images}/1.png is 5x9, smaller than the patches of 8x8, like 1 more of {count} images:"
         " lower data.size or remove them"
     )
+
+
+def test_an_image_too_small_for_ssim_is_named(tmp_path):
+    image(tmp_path / "train" / "0.png")
+    image(tmp_path / "val" / "0.png", (6, 6))
+    found = DegradedFolder(
+        str(tmp_path / "train"), Noise(), str(tmp_path / "val"), size=8, num_workers=0
+    )
+    found.setup("fit")
+    metrics = Restoration().metrics(0)
+    metrics.update(*[found.val_images[0][0][None]] * 3)
+    assert 0.9 < metrics.compute()["ssim"] <= 1
+    image(tmp_path / "val" / "1.png", (5, 9))
+    with pytest.raises(InputError, match=r"val/1.png is 5x9, smaller than the window of SSIM"):
+        found.setup("validate")
 
 
 @pytest.mark.parametrize("kind", ["masks", "restoration"])
