@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from attention_vision.attention import kernel
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs import load_run
 from attention_vision.runs.command import Trainer, build, parse
+from attention_vision.training.progress import ProgressLines
 
 EXPERIMENT = """
 trainer: {max_epochs: 1, limit_train_batches: 4, accelerator: cpu, devices: 1, log_every_n_steps: 2}
@@ -404,6 +406,12 @@ def test_run_folder_holds_the_run(finished):
         torch.load(file, weights_only=True)
 
 
+def test_a_run_without_pictures():
+    assert fit("--run", "run", "--pictures=false") == 0
+    assert not Path("run/pictures").exists()
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["pictures"] is False
+
+
 def test_a_run_is_not_overwritten(finished, capsys):
     assert main(["classification", "fit", "-c", str(finished / "config.yaml")]) == 1
     assert "contains a run: resume it by --ckpt_path last" in capsys.readouterr().err
@@ -530,7 +538,13 @@ def forked_fit(*arguments: str) -> int | None:
     return process.exitcode
 
 
-WHOLE = ["--trainer.max_epochs=2", "--model.mixup=0.4", "--data.num_workers=1", "--run"]
+WHOLE = [
+    "--trainer.max_epochs=2",
+    "--trainer.log_every_n_steps=50",  # one row an epoch, at its end
+    "--model.mixup=0.4",
+    "--data.num_workers=1",
+    "--run",
+]
 
 
 @pytest.fixture(scope="module")
@@ -775,14 +789,49 @@ def test_attention_backend_holds_for_the_run(monkeypatch):
     assert kernel._backend == "fused"
 
 
-def test_progress_without_a_terminal(capsys):
-    assert fit() == 0
+def losses(output: str, pattern: str) -> list[float]:
+    return [float(found) for found in re.findall(pattern, output)]
+
+
+def epoch_losses(run: str) -> list[float]:
+    with open(f"{run}/metrics.csv", newline="") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def test_progress_without_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(ProgressLines.__init__, "__defaults__", (0.0,))  # a line for each batch
+    assert fit("--run", "run", "--trainer.max_epochs=2") == 0
     output = capsys.readouterr().out
     assert "parameters: 4,554\n" in output
     lines = [line for line in output.splitlines() if line.startswith("epoch ")]
-    assert len(lines) == 1
-    assert lines[0].startswith("epoch 1/1  train/loss ")
-    assert "val/top1 " in lines[0]
+    assert len(lines) == 10
+    assert all(re.search(r"  [\d,]+ images/s  \d+ s", line) for line in lines)
+    assert [" to go" in line for line in lines] == [True] * 8 + [False] * 2
+    inside, ends = r"epoch \d/2  4/4  train/loss (\S+)", r"epoch \d/2  train/loss (\S+)"
+    assert losses(output, inside) == losses(output, ends)  # this epoch's, not the last one's
+    assert losses(output, ends) == pytest.approx(epoch_losses("run"), abs=5e-4)
+    assert "val/top1 " in lines[4]
+    assert "val/" not in lines[5]
+    assert "validation  12/12\n" in output
+
+
+def test_progress_on_a_terminal(capsys):
+    assert fit("--run", "run", "--trainer.max_epochs=2", "--trainer.enable_progress_bar=true") == 0
+    bars = capsys.readouterr().out.split("\r")
+    pattern = r"epoch (\d)/2: 100%.* 4/4, loss=(\S+), images/s=\d+"
+    shown = {found[1]: float(found[2]) for bar in bars if (found := re.match(pattern, bar))}
+    assert list(shown.values()) == pytest.approx(epoch_losses("run"), abs=5e-3)
+    assert any("epoch 1/2: 100%" in bar and "to go=" in bar for bar in bars)
+
+
+def test_a_run_shorter_than_the_interval_is_logged():
+    flags = "--trainer.max_epochs=2 --trainer.limit_train_batches=3 --trainer.log_every_n_steps=4"
+    assert fit("--run", "run", *flags.split()) == 0
+    with open("run/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    # Step 3 is one of the interval: the second epoch needs no further row.
+    assert [int(row["step"]) for row in rows if row["train/loss_step"]] == [2, 3]
+    assert all(float(row["train/lr"]) and row["train/images_per_second"] for row in rows[:2])
 
 
 STOPPING = """

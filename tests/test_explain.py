@@ -200,8 +200,8 @@ def test_layers_are_listed(trained, capsys):
 def test_photographs_of_a_folder_or_one(trained):
     run = trained("cbam")
     explained(run, "--images", "photographs", "--count", "9", "--layers", "grad_cam")
-    names = {"a.png", "more_b.jpg.png", "more_b.png.png"}  # two differ in the ending alone
-    assert {file.name for file in Path("out").glob("*.png")} == names
+    names = {"a.png", "more/b.jpg.png", "more/b.png.png"}  # two differ in the ending alone
+    assert {str(file.relative_to("out")) for file in Path("out").rglob("*.png")} == names
     assert main(["explain", str(run), "--images", "photographs/a.png"]) == 0
     assert [file.name for file in run.glob("explained/*.png")] == ["a.png"]
     (file,) = image_files("photographs/a.png")

@@ -32,16 +32,16 @@ FLAGS: dict[str, set[str]] = {  # of `attention-vision TASK VERB`
         "model.network", "model.network.help", "model.optimizer", "model.optimizer.help",
         "model.penalty", "model.penalty.help", "model.progressive",
         "model.progressive.help", "model.schedule", "model.schedule.help", "model.weights",
-        "run", "seed_everything", "task", "threads",
+        "pictures", "run", "seed_everything", "task", "threads",
     },
     "detection": {
         "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
-        "compile", "config", "data", "data.help", "model", "model.help", "run",
+        "compile", "config", "data", "data.help", "model", "model.help", "pictures", "run",
         "seed_everything", "task", "threads",
     },
     "generation": {
         "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
-        "compile", "config", "data", "data.help", "model", "model.help", "run",
+        "compile", "config", "data", "data.help", "model", "model.help", "pictures", "run",
         "seed_everything", "task", "threads",
     },
 }
@@ -70,7 +70,8 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
     "detection": {
         "AttentionBoxHead", "AttentionRCNN", "COCO", "COCOAveragePrecision", "COCOFolder",
         "DETR", "DETRAugmentation", "DETRDetector", "DetectionData", "Detector",
-        "DigitScenes", "HungarianMatcher", "PlainBoxHead", "RCNNDetector", "SetCriterion",
+        "DigitScenes", "HungarianMatcher", "InstanceMaskFolder", "PlainBoxHead",
+        "RCNNDetector", "SetCriterion", "VOCFolder", "YOLOFolder",
     },
     "generation": {
         "AttentionUNet", "CIFAR10Images", "ClassifierEvaluator", "Degradation",

@@ -16,26 +16,26 @@ from attention_vision.checkpoints import load_official
 from attention_vision.checkpoints.preprocessing import Preprocessing, find_release
 from attention_vision.cli.task import main as run_task
 from attention_vision.errors import InputError
-from attention_vision.runs.command import parse, prepare
+from attention_vision.runs.command import prepare
 
 CLASSES = ("cat", "dog", "emu")
 SIZE = 32
 
 
-@pytest.fixture
-def photographs(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ROOT/val/CLASS of smooth images, larger than the network's and of several shapes."""
-    generator = np.random.default_rng(0)
+    root, generator = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
     for split in ("train", "val"):
         for name in CLASSES:
-            folder = tmp_path / "photographs" / split / name
+            folder = root / split / name
             folder.mkdir(parents=True)
             for number, size in enumerate(((120, 80), (70, 90), (48, 40), (64, 64))):
                 pixels = generator.integers(0, 255, (6, 8, 3), dtype=np.uint8)
                 Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(
                     folder / f"{number}.png"
                 )
-    return tmp_path / "photographs"
+    return root
 
 
 def words(root: Path, run: Path, *more: str) -> list[str]:
@@ -122,6 +122,8 @@ def test_a_name_on_the_hub_brings_its_preprocessing(tmp_path, monkeypatch):
     assert found.architecture == "vit_tiny"
     assert round(SIZE / found.crops[SIZE]) == 35  # timm rounds 35.6 down
     assert find_release("owner/other") is None
+    assert find_release(model / "snapshots/1") == found  # a folder that was downloaded by hand
+    load_official(ViT(SIZE, 8, 16, 2, 2, num_classes=3), model / "snapshots/1")
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,12 @@ def test_a_name_on_the_hub_brings_its_preprocessing(tmp_path, monkeypatch):
              "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}},
             Preprocessing((0.5,) * 3, (0.2,) * 3, "bilinear"), {224: 0.875},
         ),
+        (
+            "efficientnet-lite0-57934424.pth", None,
+            Preprocessing((0.5,) * 3, (0.5,) * 3, "bicubic"),
+            {224: 0.875, 240: 240 / 272, 260: 260 / 292, 280: 280 / 312, 300: 300 / 332},
+        ),
+        ("efficientnet_lite0_ra-37913777.pth", None, None, None),  # timm's own, as ImageNet's
         ("config.json", {"hidden_size": 768}, None, None),
         ("torchvision:fasterrcnn_resnet50_fpn", None, None, None),
     ],
@@ -218,15 +226,16 @@ def test_preprocessing_out_of_range(values, line):
         Preprocessing(**values)
 
 
-@pytest.fixture
-def runs(photographs, tmp_path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def runs(photographs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two runs of other seeds, one of them fine-tuned from a file that is gone."""
-    file = tmp_path / "start.pth"
+    folder = tmp_path_factory.mktemp("runs")
+    file = folder / "start.pth"
     torch.save(ViT(SIZE, 8, 16, 2, 2, num_classes=3).state_dict(), file)
     for name, flags in (("a", [f"--weights={file}"]), ("b", ["--seed_everything=7"])):
-        assert run_task("classification", "fit", words(photographs, tmp_path / name, *flags)) == 0
+        assert run_task("classification", "fit", words(photographs, folder / name, *flags)) == 0
     file.unlink()
-    return tmp_path / "a", tmp_path / "b"
+    return folder / "a", folder / "b"
 
 
 def test_weights_of_a_flag_are_measured_on_the_data_of_a_run(runs, tmp_path, capsys):
@@ -254,26 +263,52 @@ def test_weights_of_a_flag_are_measured_on_the_data_of_a_run(runs, tmp_path, cap
     assert "--ckpt_path or --weights: leave one of them out" in capsys.readouterr().err
 
 
-def test_labels_of_measured_weights_are_found_by_name(runs, photographs):
+def test_weights_that_a_resumed_run_does_not_read_are_said(runs):
     a, b = runs
-    config = ["-c", str(a / "config.yaml")]
-    assert run_task("classification", "validate", config) == 0
-    before = json.loads((a / "validate.json").read_text())["metrics"]
-    (photographs / "train/cat").rename(photographs / "train/zebra")  # the last name, not the first
-    (photographs / "val/cat").rename(photographs / "val/zebra")
-    file = a / "checkpoints/best.ckpt"
-    state = torch.load(file, weights_only=True)
-    labels = next(one for one in state.values() if isinstance(one, dict) and "class_names" in one)
-    labels["class_names"] = ["zebra", "dog", "emu"]
-    torch.save(state, b / "other.ckpt")
-    flags = [*config, f"--weights={b / 'other.ckpt'}"]
-    assert run_task("classification", "validate", flags) == 0
-    assert json.loads((a / "validate.json").read_text())["metrics"] == before
+    command = ["-c", str(a / "config.yaml"), "--ckpt_path=last"]
+    assert prepare("classification", "fit", command).parsed.notices == []
+    (line,) = prepare("classification", "fit", [*command, f"--weights={b}"]).parsed.notices
+    assert line == f"model.weights: {b} is not read, {a}/checkpoints/last.ckpt has all weights"
+
+
+def test_labels_of_measured_weights_come_with_them(runs, tmp_path):
+    a, b = runs
+    checkpoint = torch.load(b / "checkpoints/best.ckpt", weights_only=True)
+    labels = next(
+        one for one in checkpoint.values() if isinstance(one, dict) and "class_names" in one
+    )
+    labels["class_names"] = ["emu", "cat", "dog"]
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    command = ["-c", str(a / "config.yaml"), f"--weights={tmp_path / 'other.ckpt'}"]
+    data = prepare("classification", "validate", command).objects.data
+    data.setup("validate")
+    assert [data.val_images[index][1] for index in (0, 4, 8)] == [1, 2, 0]  # cat, dog and emu
 
 
 @pytest.mark.parametrize("flag", ["--weights", "--model.weights", "--model.init_args.weights"])
-def test_the_flag_is_heard_in_a_model_that_is_chosen_by_class_path(flag):
-    network = ["--model.network=DETR", "--data=DigitScenes"]
-    parsed = parse("detection", "validate", ["--model=DETRDetector", *network, f"{flag}=a.pth"])
-    assert parsed.weights_by_flag
-    assert not parse("detection", "validate", ["--model=DETRDetector", *network]).weights_by_flag
+def test_weights_of_a_detector_take_the_place_of_its_checkpoint(flag, tmp_path):
+    model = ["--model=DETRDetector", "--model.network=DETR", "--model.network.backbone=ResNet"]
+    checkpoints = tmp_path / "detr/checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "best.ckpt").touch()
+    labels = {"class_names": ["nine", "eight"], "category_ids": [9, 8]}
+    torch.save({"state_dict": {}, "DigitScenes": labels}, tmp_path / "other.ckpt")
+    command = [*model, "--data=DigitScenes", f"--run={tmp_path / 'detr'}"]
+    command += [f"{flag}={tmp_path / 'other.ckpt'}", "--trainer.accelerator=cpu"]
+    work = prepare("detection", "validate", command)
+    assert work.run.checkpoint is None
+    assert work.objects.module.weights == str(tmp_path / "other.ckpt")
+    assert work.objects.data.category_ids == (9, 8)
+    assert work.objects.module.network.num_classes == 2
+
+
+def test_detection_says_where_a_backbone_was_trained_on_other_images(runs, tmp_path):
+    run, _ = runs
+    flags = [
+        "--model=DETRDetector", "--model.network=DETR", "--data=DigitScenes",
+        "--model.network.backbone=ResNet", f"--model.backbone_weights={run}",
+        f"--run={tmp_path / 'detr'}", "--trainer.accelerator=cpu", "--trainer.fast_dev_run=1",
+    ]  # fmt: skip
+    (line,) = prepare("detection", "fit", flags).parsed.notices
+    assert "trained on images of mean 0.485 0.456 0.406" in line
+    assert "DigitScenes has it fixed" in line

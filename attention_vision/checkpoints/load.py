@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attention_vision.attention import LearnedPosition
 from attention_vision.backbones import Backbone, EfficientNet
 from attention_vision.backbones.efficientnet import LITE_VARIANTS, Padding
-from attention_vision.checkpoints.hub import download, is_name
+from attention_vision.checkpoints.hub import HUB_FILES, download, is_name
 from attention_vision.checkpoints.layouts import Layout
 from attention_vision.checkpoints.layouts.efficientnet import (
     EFFICIENTNET_PYTORCH,
@@ -63,7 +63,8 @@ def load_official(
     Args:
         model: a network of this package with the shapes of the weights.
         source: a state dict, or a file that `torch.load(weights_only=True)` or safetensors reads.
-            Or a run folder: its best checkpoint, else its last. Or a name, see `hub.download`.
+            Or a run folder: its best checkpoint, else its last. Or a downloaded folder of the hub,
+            or a name, see `hub.download`.
         leave_out: prefixes of this package's keys that are not loaded: `("class_head.",)` to
             fine-tune DETR on other classes, `("roi_heads.box_head.predictor.",)` for Faster R-CNN,
             and `("head.",)` to load a classifier into a backbone.
@@ -271,7 +272,7 @@ def load_backbone(backbone: Model, source: str | Path) -> Model:
 
 
 def read(path: str | Path) -> Mapping[str, Any]:
-    """Read a state dict from a file (torch or safetensors), a run folder, or a download by name."""
+    """Read a state dict from a file (torch or safetensors), a folder, or a download by name."""
     if not Path(path).exists() and is_name(str(path)):
         found = download(str(path))
         if isinstance(found, Mapping):
@@ -279,7 +280,8 @@ def read(path: str | Path) -> Mapping[str, Any]:
         path = found
     path = Path(path)
     if path.is_dir():
-        path = best_or_last(path) or path / "checkpoints" / "best.ckpt"
+        downloaded = (path / name for name in HUB_FILES if (path / name).is_file())
+        path = best_or_last(path) or next(downloaded, path / "checkpoints" / "best.ckpt")
     if not path.is_file():
         raise InputError(
             f"{path}: no such file; give a downloaded state dict or the folder of a run"

@@ -1,6 +1,7 @@
 """Preprocessing that weights were trained with, as their release or run states it."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import floor
@@ -102,12 +103,22 @@ class Release:
     architecture: str = ""
 
 
+# EfficientNet-Lite as Google released it, in files of efficientnet_lite_pytorch and timm. Evaluated
+# on the center of images whose short side is 32 pixels longer.
+LITE_FILE = re.compile(r"efficientnet-lite\d|tf_efficientnet_lite\d")
+LITE = Release(
+    Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic"),
+    {size: size / (size + 32) for size in (224, 240, 260, 280, 300)},
+    "tf_efficientnet_lite",
+)
+
+
 def find_release(source: str | Path) -> Release | None:
     """Look up how weights were trained.
 
     Known are torchvision's weights by name; models of the hub, by the config.json of timm or the
-    preprocessor_config.json of transformers, also beside a downloaded file; and this package's run
-    folders, by their config.yaml.
+    preprocessor_config.json of transformers, also beside a downloaded file; EfficientNet-Lite by
+    the name of its file; and this package's run folders, by their config.yaml.
 
     Returns:
         None where nothing is known.
@@ -120,9 +131,10 @@ def find_release(source: str | Path) -> Release | None:
         return release_of_files([file for file in files if file is not None])
     if run := run_of(path):
         return release_of_run(run)
-    if path.name in HUB_FILES:
-        return release_of_files([path.with_name(name) for name in CONFIG_FILES])
-    return None
+    if path.is_dir() or path.name in HUB_FILES:
+        folder = path if path.is_dir() else path.parent
+        return release_of_files([folder / name for name in CONFIG_FILES])
+    return LITE if LITE_FILE.match(path.name) else None
 
 
 def run_of(path: Path) -> Path | None:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -101,7 +102,8 @@ class ConfusionFigures(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         names = class_names(trainer, len(counts))
-        if not getattr(trainer, "fast_dev_run", False):
+        if not getattr(trainer, "fast_dev_run", False) and run_folder(trainer) != Path.cwd():
+            # Lightning's own default is the current folder, where nobody expects a file.
             name = "confusion.csv" if split == "val" else f"confusion_{split}.csv"
             write_atomically(run_folder(trainer) / name, as_csv(counts, names))
         self._last = counts.cpu().numpy(), names

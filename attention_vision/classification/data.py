@@ -46,7 +46,7 @@ from attention_vision.data.loading import (
     TaskData,
     replicas,
 )
-from attention_vision.data.splits import SPLIT_NAMES, SplitShares
+from attention_vision.data.splits import SplitShares, split_folder
 from attention_vision.data.torchvision_sets import (
     CIFAR10_NAMES,
     InMemoryClass,
@@ -401,12 +401,6 @@ class ImageFolder(ClassificationData):
                 " {val: 0.2}"
             )
         return tuple(names)
-
-
-def split_folder(root: Path, split: str) -> Path | None:
-    """The folder of a split under one of the names that it may have; None without one."""
-    folders = (root / name for name in SPLIT_NAMES[split])
-    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 class ImageNet(ImageFolder):

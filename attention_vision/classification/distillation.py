@@ -10,12 +10,14 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from attention_vision.backbones import Backbone
 from attention_vision.checkpoints import load_official
-from attention_vision.checkpoints.preprocessing import Preprocessing, find_release
+from attention_vision.checkpoints.preprocessing import Preprocessing, channels, find_release
 from attention_vision.checkpoints.run_network import trained_classifier
 from attention_vision.classification.attention_transfer import MapTransfer
 from attention_vision.classification.data import ClassificationData
 from attention_vision.classification.loss_terms import Maps, Output, blank_image, trial
+from attention_vision.data.labels import labels_by_name, read_labels
 from attention_vision.errors import InputError
+from attention_vision.training.run_folder import best_or_last
 
 
 class Distillation:
@@ -30,6 +32,9 @@ class Distillation:
     logits, where the papers take the mean over images: `soft` counts 1 / num_classes of the papers'
     term. A student with a distillation token learns the labels by its class token and the teacher
     by the other.
+
+    Classes are compared by name: the logits of a teacher whose run has them in another order are
+    put into that of the data.
 
     The teacher is not part of the student: neither its checkpoints nor its average contain it, and
     a resumed run loads it again. It stays in eval mode and has no gradient.
@@ -77,6 +82,7 @@ class Distillation:
             self.network, self.weights = network, weights
         self.logits, self.temperature, self.maps = logits, temperature, maps
         self.alpha = 0.0 if logits == "none" else alpha
+        self.order: list[int] | None = None  # of the teacher's logits, see `prepare`
 
     def __deepcopy__(self, memo: dict) -> "Distillation":
         return self  # a copy of the student, such as its average, has the same teacher
@@ -101,6 +107,8 @@ class Distillation:
                 f"model.distillation: the teacher {self.name} has {theirs} classes, the student"
                 f" {ours}: take one of the same classes, or set logits to none and give maps"
             )
+        if self.logits != "none" and self.teacher is not None and data is not None:
+            self.order = self._order(Path(self.teacher), data)
         if self.maps is not None:
             self.maps.check(network, self.network)
         if data is not None:
@@ -131,18 +139,31 @@ class Distillation:
         if self.maps is not None:
             record = self.maps.record(teacher, self.maps.teacher_layers)
         with torch.no_grad(), record as maps:
-            return teacher(images), maps
+            logits = teacher(images)
+        return (logits if self.order is None else logits[:, self.order]), maps
 
     @property
     def name(self) -> str:
         return self.weights if self.teacher is None else self.teacher
+
+    def _order(self, run: Path, data: ClassificationData) -> list[int] | None:
+        """The teacher's label of each label of the data, by their names; None if they are equal.
+
+        Raises InputError when the teacher was trained on other classes, however many.
+        """
+        file = best_or_last(run)
+        labels = read_labels(file) if file else None
+        here = [str(name) for name in data.class_names]
+        if labels is None or list(labels.class_names) == here:
+            return None
+        return labels_by_name(labels.class_names, here, f"model.distillation: {run}: the data")
 
     def _check_images(self, data: ClassificationData | None) -> None:
         """Raises InputError when the teacher was trained on images normalized in another way."""
         release = find_release(self.name)
         if data is None or release is None:
             return
-        stated, here = release.preprocessing, Preprocessing(tuple(data.mean), tuple(data.std))
+        stated, here = release.preprocessing, Preprocessing(channels(data.mean), channels(data.std))
         theirs = Preprocessing(stated.mean, stated.std).completed_by(here)
         if theirs != here:
             raise InputError(

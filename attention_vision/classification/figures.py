@@ -13,7 +13,14 @@ from attention_vision.backbones import CCT, Backbone, ClassToken, ViT
 from attention_vision.data.loading import data_of
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.training.logging import image_loggers
-from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet
+from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet, with_legend
+
+LONGEST_NAME = 18  # letters that have room above a picture beside the probability
+LEGEND = (
+    (None, "above: the true class"),
+    (None, "below: the predicted class and its probability, ✗ where it is wrong"),
+    (None, "bright: what the network looks at"),
+)
 
 
 def saliency_maps(network: Backbone, images: Tensor) -> tuple[Tensor, str]:
@@ -132,7 +139,8 @@ def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -
     """
 
     def name(number: int) -> str:
-        return names[number] if names else str(number)
+        text = names[number] if names else str(number)
+        return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
 
     with torch.no_grad():
         chances, classes = network(images).softmax(1).max(1)
@@ -146,4 +154,5 @@ def panel(network: Backbone, images: Tensor, labels: Tensor, names: list[str]) -
         )
     ]
     pictures = [rgb(images).unbind(), overlay(images, maps).unbind()]
-    return sheet(pictures, [labelled, predicted], ["images", kind])
+    page = sheet(pictures, [labelled, predicted], ["images", kind])
+    return with_legend(page, LEGEND)

@@ -1,7 +1,9 @@
 """The training of a classifier: loss, mixing of images, metrics, averages of weights."""
 
+from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -41,6 +43,7 @@ from attention_vision.classification.progressive import (
     GateScheduler,
     ProgressiveActivation,
 )
+from attention_vision.data.labels import labels_in
 from attention_vision.data.loading import LabeledDataset, check_classes, data_of
 from attention_vision.errors import InputError
 from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean
@@ -149,11 +152,15 @@ class Classifier(LightningModule):
         check_classes(self.network, data)
         if self.weights is not None and self.trainer.ckpt_path is None:
             from attention_vision.checkpoints import load_official, start_from
+            from attention_vision.checkpoints.load import read
 
             if stage != "fit":
                 load_official(self.network, self.weights)
             else:
                 line = start_from(self.network, self.weights)
+                labels = labels_in(read(self.weights)) if Path(self.weights).exists() else None
+                if data is not None and labels is not None:
+                    line += head_by_name(self.network, labels.class_names, data.class_names)
                 if self.trainer.is_global_zero:
                     print(line, flush=True)
         if stage == "fit":
@@ -282,6 +289,27 @@ def class_logits(output: Output, taught: bool) -> Tensor:
     if not isinstance(output, tuple):
         return output
     return output[0] if taught else (output[0] + output[1]) / 2
+
+
+def head_by_name(network: Backbone, trained: Sequence[str], here: Sequence[str]) -> str:
+    """Give each class the row of the head that was trained on its name, zeros to a new name.
+
+    Nothing is changed if the names are equal, or their number is another: the head is a new one.
+
+    Returns:
+        a part of a line that says so.
+    """
+    here = [str(name) for name in here]
+    if list(trained) == here or len(trained) != len(here):
+        return ""
+    rows = {name: row for row, name in enumerate(trained)}
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            old = parameter.clone()
+            for row, name in enumerate(here):
+                parameter[row] = old[rows[name]] if name in rows else 0
+    kept = sum(name in rows for name in here)
+    return f"; classes of the head by name: {kept} kept, {len(here) - kept} new ones start at zero"
 
 
 def mixing(mixup: float, cutmix: float, num_classes: int) -> nn.Module:

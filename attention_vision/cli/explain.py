@@ -124,6 +124,7 @@ def run(options: Namespace) -> None:
             print(f"{name}: {layers[name].title}; its weights are in the .npz")
     for title, sample in samples.items():
         explained = explainer.explain(sample, names)
+        (out / title).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(explained.picture).save(out / f"{title}.png")
         arrays: dict[str, Any] = explained.arrays
         np.savez_compressed(out / f"{title}.npz", **arrays)

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -42,7 +43,7 @@ DOCUMENTS = {
     ".wmf",
     ".emf",
 }
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @cache
@@ -75,7 +76,7 @@ def read_image(path: str | Path, turn: bool = True, content: bytes | None = None
     several frames the first is read.
 
     Args:
-        path: of the file.
+        path: of the file; FILE.tif/3 is the page 3 of a TIFF, counted from 0.
         turn: apply the EXIF orientation; without, the image is as it is stored.
         content: of the file, where it is not on disk.
 
@@ -83,7 +84,7 @@ def read_image(path: str | Path, turn: bool = True, content: bytes | None = None
         InputError: the file cannot be read, or is gray with negative or not finite values.
     """
     try:
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+        with open_image(path if content is None else io.BytesIO(content)) as image:
             upright = eight_bits(ImageOps.exif_transpose(image) if turn else image, path)
             if upright.mode == "P" and "transparency" in upright.info:
                 upright = upright.convert("RGBA")  # else Pillow warns of the step to RGB
@@ -101,7 +102,7 @@ def read_levels(path: str | Path) -> np.ndarray:
         InputError: the file cannot be read, or holds fractions.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             upright = ImageOps.exif_transpose(image)
             numbered = upright.mode == "P" and image.format != "GIF"  # GIF numbers as it likes
             if upright.mode == "L" or numbered or upright.mode.startswith("I"):
@@ -118,6 +119,20 @@ def read_levels(path: str | Path) -> np.ndarray:
         if isinstance(error, InputError):
             raise
         raise unreadable(path, error, "mask") from None
+
+
+@contextmanager
+def open_image(path: str | Path | io.BytesIO) -> Iterator[Image.Image]:
+    """Open an image, the content of its file, or a page of a TIFF."""
+    page = 0
+    if not isinstance(path, io.BytesIO):
+        file = Path(path)
+        if file.name.isdecimal() and file.parent.is_file():
+            path, page = file.parent, int(file.name)
+    with Image.open(path) as image:
+        if page:
+            image.seek(page)
+        yield image
 
 
 def eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
@@ -227,17 +242,30 @@ def holds_image(folder: str | Path) -> bool:
 def image_files(folder: str) -> list[str]:
     """All images below a folder, in the order of their paths, or the one file that it is.
 
+    A TIFF of several pages stands for a folder of them, FILE.tif/00, FILE.tif/01 and so on.
+
     Raises:
         InputError: there is no such folder, or no image in it.
     """
     if Path(folder).is_file():
-        return [folder]
+        return pages(folder)
     if not Path(folder).is_dir():
         raise InputError(f"no folder {folder}: set data.images to a folder of images")
     found = list_images(folder)
     if not found.files:
         raise no_images(folder, found)
     return found.files
+
+
+def pages(file: str) -> list[str]:
+    """The pages of a TIFF that has several, or the file itself."""
+    try:
+        with Image.open(file) as image:
+            count = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    except UNREADABLE:  # whoever reads it says so
+        count = 1
+    digits = len(str(count - 1))
+    return [file] if count == 1 else [f"{file}/{page:0{digits}}" for page in range(count)]
 
 
 def no_images(folder: str | Path, found: Listing) -> InputError:
@@ -255,18 +283,27 @@ def broken_images(files: Iterable[str]) -> dict[str, str]:
 
 def image_size(path: str | Path) -> tuple[int, int] | None:
     """Width and height of an image, upright, from its header; None if Pillow cannot read it."""
+    if (found := header(path)) is None:
+        return None
+    (width, height), orientation = found
+    return (height, width) if orientation >= 5 else (width, height)
+
+
+def header(path: str | Path) -> tuple[tuple[int, int], int] | None:
+    """Width and height of an image as stored, and its EXIF orientation; None if unreadable."""
     try:
-        with Image.open(path) as image:
-            sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            width, height = image.size
-            return (height, width) if sideways else (width, height)
+        with open_image(path) as image:
+            # PNG's own method would decode the image, to look for EXIF behind its pixels.
+            orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+            return image.size, orientation
     except UNREADABLE:
         return None
 
 
 def reason_broken(file: str | io.BytesIO) -> str | None:
+    """Why an image does not decode to its last pixel; None if it does."""
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except UNREADABLE as error:
@@ -284,7 +321,7 @@ def largest_values(files: Iterable[str]) -> Counter[float]:
     found: Counter[float] = Counter()
     for path in files:
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 if image.mode == "F" or image.mode.startswith("I"):
                     found[white_of(float(np.asarray(image).max()), image.mode == "F")] += 1
         except UNREADABLE:

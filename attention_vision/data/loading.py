@@ -144,23 +144,27 @@ class TaskData(LightningDataModule):
         return parts[split]
 
     def sound(
-        self, split: str, files: Sequence[str], broken_of: FindBroken = broken_images
+        self, split: str, files: Sequence[str], broken_of: FindBroken | None = None
     ) -> list[int]:
         """Indices of the files to use: all, or under "skip" those that decode.
 
-        Each process decodes its share, by `broken_of`; all of them call this.
+        Each process decodes its share, by `broken_of` or else `broken`; all of them call this.
         """
         if self.on_bad_image == "stop":
             return list(range(len(files)))
-        broken = all_broken(files, broken_of)
+        broken = all_broken(files, broken_of or self.broken)
         self.findings.setdefault(split, Findings()).broken = broken
         return [index for index, file in enumerate(files) if file not in broken]
+
+    def broken(self, files: Sequence[str]) -> dict[str, str]:
+        """File -> reason, of those that cannot be read; data of other files has its own."""
+        return broken_images(files)
 
     def _leave_out_broken(self, inputs: Any) -> None:
         """A prediction goes on without what it cannot read, whatever `on_bad_image` is."""
         if not hasattr(inputs, "files"):
             return
-        broken = all_broken(inputs.files)
+        broken = all_broken(inputs.files, self.broken)
         self.findings["predict"] = Findings(broken=broken)
         if len(broken) == len(inputs.files):
             file, reason = next(iter(broken.items()))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from attention_vision.data.image_files import path_below
@@ -42,16 +43,23 @@ def titled_samples(data: Any, images: str | None, count: int) -> dict[str, Any]:
         data.images = images
         data.setup("predict")
         source = data.predict_images
-        titles = file_titles(source.files, images)
+        names = output_names(source.files, images)
+        titles = [names[file].as_posix() for file in source.files]
     return {titles[number]: source[number] for number in evenly_spaced(range(len(source)), count)}
 
 
-def file_titles(files: Sequence[str], folder: str) -> list[str]:
-    """SUBFOLDER_STEM of each file, with the suffix where two files differ in that alone."""
-    paths = [path_below(file, folder) for file in files]
-    stems = [path.with_suffix("") for path in paths]
-    counts = Counter(stems)
-    return [
-        "_".join((stem if counts[stem] == 1 else path).parts)
-        for path, stem in zip(paths, stems, strict=True)
-    ]
+def output_names(files: Sequence[str], folder: str) -> dict[str, Path]:
+    """File -> name of what is written for it: its path below the folder, without the suffix.
+
+    The suffix stays where two files differ in it alone, or where the rest is the name of another
+    file: two files never share a name, whatever is appended to all of them.
+    """
+    paths = {file: path_below(file, folder) for file in files}
+    counts = Counter(path.with_suffix("") for path in paths.values())
+    whole = set(paths.values())
+
+    def name(path: Path) -> Path:
+        stem = path.with_suffix("")
+        return stem if counts[stem] == 1 and stem not in whole else path
+
+    return {file: name(path) for file, path in paths.items()}

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from attention_vision.errors import InputError
@@ -74,3 +75,9 @@ def divide(
 
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def split_folder(root: Path, split: str) -> Path | None:
+    """The folder of a split under one of the names that it may have; None without one."""
+    folders = (root / name for name in SPLIT_NAMES[split])
+    return next((folder for folder in folders if folder.is_dir()), None)

@@ -12,9 +12,12 @@ from attention_vision.detection.coco import COCO, COCOFolder
 from attention_vision.detection.criterion import SetCriterion
 from attention_vision.detection.data import DetectionData, DigitScenes
 from attention_vision.detection.detr import DETR
+from attention_vision.detection.instance_masks import InstanceMaskFolder
 from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.detection.module import Detector, DETRDetector, RCNNDetector
 from attention_vision.detection.transforms import DETRAugmentation
+from attention_vision.detection.voc import VOCFolder
+from attention_vision.detection.yolo import YOLOFolder
 
 __all__ = [
     "COCO",
@@ -29,9 +32,12 @@ __all__ = [
     "Detector",
     "DigitScenes",
     "HungarianMatcher",
+    "InstanceMaskFolder",
     "PlainBoxHead",
     "RCNNDetector",
     "SetCriterion",
+    "VOCFolder",
+    "YOLOFolder",
 ]
 
 RENAMED = {  # name of 0.1 -> name of today

@@ -3,109 +3,120 @@
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
+from attention_vision.data.formats import hint
+from attention_vision.detection.instances import (
+    ROUNDING,
+    ImageEntry,
+    Instances,
+    ObjectEntry,
+    Repairs,
+    fitted_box,
+)
 from attention_vision.errors import InputError
 
-ROUNDING = 0.5  # pixels by which a box may leave its image without a word: files are rounded
 
+def read_instances(path: str, key: str) -> Instances:
+    """Read and check an instances file.
 
-@dataclass(frozen=True)
-class Instances:
-    """An instances file in COCO format, checked; objects in the order of the images.
+    What can be repaired is repaired, with one warning that counts it: boxes that leave their image
+    by more than rounding are clipped, boxes without area or wholly outside dropped, an `area` that
+    is missing or 0 is taken as that of the box, annotations that stand there twice are dropped, a
+    name that two categories share gets the id of the second, a category that is only the
+    supercategory of the others is left out. Warns of boxes that look like shares of the image, or
+    like two corners.
 
-    Flat arrays, which worker processes share without copies.
+    Args:
+        path: of the file.
+        key: of the configuration, for the line that says what to set.
+
+    Raises:
+        InputError: the rest of what is wrong.
     """
-
-    path: Path
-    categories: dict[int, str]
-    files: list[str]
-    image_ids: np.ndarray  # (images,)
-    sizes: np.ndarray  # (images, 2): heights and widths
-    first: np.ndarray  # (images + 1,): where an image's objects begin
-    boxes: np.ndarray  # (objects, 4) float64, xyxy in pixels
-    category_ids: np.ndarray  # (objects,)
-    area: np.ndarray  # (objects,)
-    iscrowd: np.ndarray  # (objects,)
-
-    @classmethod
-    def read(cls, path: str, key: str) -> "Instances":
-        """Reads and checks a file.
-
-        What can be repaired is repaired, with one warning that counts it: boxes that leave their
-        image by more than rounding are clipped, boxes without area or wholly outside dropped, a
-        missing `area` is taken as that of the box, annotations that stand there twice are dropped,
-        a name that two categories share gets the id of the second. Raises InputError for the rest.
-
-        Args:
-            path: of the file.
-            key: of the configuration, for the line that says what to set.
-        """
-        dataset = _read_json(path, key)
-        repairs = Repairs(path)
-        categories = _categories(dataset["categories"], path, repairs)
-        images = [
-            _fields(image, ("id", "file_name", "width", "height"), f"image {index} of {path}")
-            for index, image in enumerate(dataset["images"])
-        ]
-        index_of = _indices(images, path)
-        objects = [
-            found
-            for annotation in _once(dataset["annotations"], repairs)
-            if (found := _object(annotation, images, index_of, categories, path, repairs))
-        ]
-        repairs.warn()
-        objects.sort(key=lambda found: found[0])  # stable: the file's order within an image
-        indices, boxes, category_ids, area, iscrowd = (
-            zip(*objects, strict=True) if objects else [()] * 5
+    dataset = _read_json(path, key)
+    repairs = Repairs(path)
+    categories = _categories(dataset["categories"], path, repairs)
+    images = [
+        ImageEntry(
+            *_fields(image, ("id", "file_name", "width", "height"), f"image {index} of {path}")
         )
-        return cls(
-            path=Path(path),
-            categories=categories,
-            files=[file for _, file, _, _ in images],
-            image_ids=np.array([image_id for image_id, *_ in images], dtype=np.int64),
-            sizes=np.array([(h, w) for *_, w, h in images], dtype=np.int64).reshape(-1, 2),
-            first=np.searchsorted(np.array(indices, dtype=np.int64), np.arange(len(images) + 1)),
-            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
-            category_ids=np.array(category_ids, dtype=np.int64),
-            area=np.array(area, dtype=np.float64),
-            iscrowd=np.array(iscrowd, dtype=np.int64),
+        for index, image in enumerate(dataset["images"])
+    ]
+    index_of = _indices(images, path)
+    annotations = list(_once(dataset["annotations"], repairs))
+    objects = [
+        found
+        for annotation in annotations
+        if (found := _object(annotation, images, index_of, categories, path, repairs))
+    ]
+    repairs.warnings += _smells(annotations, images, index_of, path)
+    used = {found.category for found in objects}
+    for number in _roots(dataset["categories"], categories, used):
+        repairs.add(
+            "categories left out that have no objects and are the supercategory of the others",
+            f"{categories.pop(number)} ({number})",
         )
+    return Instances.build(Path(path), categories, images, objects, repairs)
 
 
-class Repairs:
-    """Counts what was repaired in a file, with the first example of each kind."""
+def _roots(entries: list, categories: dict[int, str], used: set[int]) -> list[int]:
+    """Categories without objects whose name is the supercategory of all others."""
+    above = {entry["id"]: entry.get("supercategory") for entry in entries}
+    return [
+        number
+        for number, name in categories.items()
+        if number not in used
+        and len(categories) > 1
+        and all(above[other] == name for other in categories if other != number)
+    ]
 
-    def __init__(self, path: str):
-        self.path = path
-        self.counts: dict[str, int] = {}
-        self.first: dict[str, str] = {}
 
-    def add(self, kind: str, example: str) -> None:
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        self.first.setdefault(kind, example)
-
-    def warn(self) -> None:
-        if self.counts:
-            parts = (f"{n} {kind} (first: {self.first[kind]})" for kind, n in self.counts.items())
-            rank_zero_warn(f"{self.path}: {'; '.join(parts)}")
+def _smells(
+    annotations: list, images: list[ImageEntry], index_of: dict[int, int], path: str
+) -> list[str]:
+    """Lines on boxes that are not x, y, width, height in pixels, as far as that can be seen."""
+    pairs = [
+        (annotation["bbox"], images[index_of[annotation["image_id"]]]) for annotation in annotations
+    ]
+    pairs = [(box, image) for box, image in pairs if min(image.width, image.height) > 2]
+    if not pairs:
+        return []
+    if all(0 <= number <= 1 for box, _ in pairs for number in box):
+        return [
+            f"{path}: all {len(pairs)} boxes lie in 0..1, as shares of the image: COCO's are in"
+            " pixels; multiply them by the width and height of their image"
+        ]
+    outside = sum(
+        x + w > image.width + ROUNDING or y + h > image.height + ROUNDING
+        for (x, y, w, h), image in pairs
+    )
+    corners = all(
+        x < w <= image.width + ROUNDING and y < h <= image.height + ROUNDING
+        for (x, y, w, h), image in pairs
+    )
+    if corners and outside > 0.1 * len(pairs):
+        return [
+            f"{path}: {outside} of the {len(pairs)} boxes leave their image, and all fit as two"
+            " corners (x1, y1, x2, y2): COCO's are x, y, width, height"
+        ]
+    return []
 
 
 def _read_json(path: str, key: str) -> dict[str, list]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             dataset = json.load(file)
     except OSError as error:
         raise InputError(
-            f"cannot read {path}: set {key} to a COCO instances file ({error.strerror})"
+            f"cannot read {path}: set {key} to a COCO instances file"
+            f" ({error.strerror}){hint(path, 'COCOFolder')}"
         ) from None
     except ValueError as error:  # of JSON and of UTF-8
-        raise InputError(f"{path} is not a whole JSON file: copy it again ({error})") from None
+        looks = hint(path, "COCOFolder")
+        advice = looks if "looks like" in looks else ": copy it again"
+        raise InputError(f"{path} is not a whole JSON file{advice} ({error})") from None
     for name in ("images", "annotations", "categories"):
         if not isinstance(dataset, dict) or not isinstance(dataset.get(name), list):
             raise InputError(f"{path} is not a COCO instances file: it has no list called {name}")
@@ -123,7 +134,7 @@ def _fields(entry: Any, names: tuple[str, ...], where: str) -> tuple:
     return tuple(entry[name] for name in names)
 
 
-def _categories(entries: list, path: str, repairs: "Repairs") -> dict[int, str]:
+def _categories(entries: list, path: str, repairs: Repairs) -> dict[int, str]:
     """Names by id, in the order of the ids."""
     categories: dict[int, str] = {}
     for index, entry in enumerate(entries):
@@ -143,7 +154,7 @@ def _categories(entries: list, path: str, repairs: "Repairs") -> dict[int, str]:
     return dict(sorted(categories.items()))
 
 
-def _indices(images: list[tuple], path: str) -> dict[int, int]:
+def _indices(images: list[ImageEntry], path: str) -> dict[int, int]:
     """The index of each image by its id."""
     indices: dict[int, int] = {}
     for index, (image_id, file, width, height) in enumerate(images):
@@ -179,13 +190,13 @@ def _once(annotations: list, repairs: Repairs) -> Iterable[dict]:
 
 def _object(
     annotation: dict,
-    images: list[tuple],
+    images: list[ImageEntry],
     index_of: dict[int, int],
     categories: dict[int, str],
     path: str,
     repairs: Repairs,
-) -> tuple | None:
-    """(index of the image, xyxy, category, area, crowd); None for an empty box."""
+) -> ObjectEntry | None:
+    """The object of an annotation; None for an empty box."""
     number = annotation.get("id") if isinstance(annotation, dict) else None
     where = f"annotation {number} of {path}"
     image_id, category, bbox = _fields(annotation, ("image_id", "category_id", "bbox"), where)
@@ -197,21 +208,14 @@ def _object(
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_finite, bbox))):
         raise InputError(f"{where}: bbox {bbox!r} is not x, y, width, height in finite numbers")
     left, top, width, height = bbox
-    _, file, wide, high = images[index_of[image_id]]
-    example = f"annotation {number} of {file} ({wide}x{high}): {bbox}"
-    if width <= 0 or height <= 0:
-        repairs.add("boxes without area dropped", example)
+    image = images[index_of[image_id]]
+    example = f"annotation {number} of {image.file} ({image.width}x{image.height}): {bbox}"
+    box = fitted_box((left, top, left + width, top + height), image, example, repairs)
+    if box is None:
         return None
-    box = (left, top, left + width, top + height)
-    clipped = (max(left, 0), max(top, 0), min(box[2], wide), min(box[3], high))
-    if clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
-        repairs.add("boxes wholly outside their image dropped", example)
-        return None
-    if max(abs(a - b) for a, b in zip(box, clipped, strict=True)) > ROUNDING:
-        repairs.add("boxes clipped to their image", example)
-        box = clipped
     area = annotation.get("area")
-    if not _finite(area) or area < 0:
+    if not _finite(area) or area <= 0:
         repairs.add("areas missing, width x height of the box taken", example)
         area = width * height
-    return index_of[image_id], box, category, area, int(bool(annotation.get("iscrowd", 0)))
+    crowd = int(bool(annotation.get("iscrowd", 0)))
+    return ObjectEntry(index_of[image_id], box, int(category), area, crowd)

@@ -10,6 +10,7 @@ leaves them out of a loss. In predict a target has `path` and no objects.
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,7 +26,14 @@ from torchvision.transforms import v2
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, scene
 from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
 from attention_vision.data.labels import Labels
-from attention_vision.data.loading import EpochSampler, TaskData, random_stream, replicas
+from attention_vision.data.loading import (
+    EpochSampler,
+    OnBadImage,
+    TaskData,
+    random_stream,
+    replicas,
+)
+from attention_vision.data.splits import SplitShares
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
 from attention_vision.training.steps import mix
@@ -57,7 +65,7 @@ class DetectionData(TaskData):
 
     Args:
         recipe: scales and crops.
-        batch_size, num_workers, seed, images: see `TaskData`.
+        batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
         group_by_shape: train on batches of either wide or tall images, so that less is padded.
 
     `num_classes`, `class_names` and `category_ids` (the category of each label) are known before
@@ -79,12 +87,14 @@ class DetectionData(TaskData):
         seed: int | None,
         images: str | None,
         group_by_shape: bool,
+        split: SplitShares | None = None,
+        on_bad_image: OnBadImage = "stop",
     ):
-        super().__init__(batch_size, num_workers, seed, images)
+        super().__init__(batch_size, num_workers, seed, images, split, on_bad_image)
         self.recipe, self.group_by_shape = recipe, group_by_shape
 
     def source(self, split: str) -> DetectionSource:
-        """The images of "train" or "val". Raises InputError when they are missing or wrong."""
+        """The images of a split. Raises InputError when they are missing or wrong."""
         raise NotImplementedError
 
     def dataset(self, split: str, seed: int) -> "AnnotatedDataset":
@@ -93,7 +103,41 @@ class DetectionData(TaskData):
         return AnnotatedDataset(self._checked(split), transform, seed, crowds=not training)
 
     def inputs(self, folder: str) -> Dataset:
-        return DetectionInputs(folder, self.recipe.evaluate(self.mean, self.std))
+        transform = self.recipe.evaluate(self.mean, self.std)
+        return DetectionInputs(folder, transform, self.image_ids(folder))
+
+    def image_ids(self, folder: str) -> dict[str, int]:
+        """Ids of the images of a folder by their absolute path, where annotations give them."""
+        return {}
+
+    def facts(self, split: str) -> dict[str, Any]:
+        images = getattr(self, f"{split}_images")
+        instances = getattr(images.source, "instances", None)
+        if instances is None:
+            return super().facts(split)
+        per_image = np.diff(instances.first)
+        labels = np.bincount(images.source.labels, minlength=self.num_classes)
+        sides = np.sqrt(instances.area)
+        return super().facts(split) | {
+            "objects": len(instances.boxes),
+            "classes": {
+                name: int(count)
+                for name, count in zip(self.class_names, labels, strict=True)
+                if count or name in instances.categories.values()
+            },
+            "objects per image": {
+                "least": int(per_image.min()),
+                "median": int(np.median(per_image)),
+                "most": int(per_image.max()),
+            },
+            "images without objects": int((per_image == 0).sum()),
+            "objects by size": {
+                "small (below 32x32 pixels)": int((sides < 32).sum()),
+                "medium": int(((sides >= 32) & (sides < 96)).sum()),
+                "large (from 96x96)": int((sides >= 96).sum()),
+            },
+            "crowds, not trained on": int(instances.iscrowd.sum()),
+        }
 
     def sampler(self) -> EpochSampler:
         if not self.group_by_shape:
@@ -219,10 +263,20 @@ class AnnotatedDataset(Dataset):
 
 
 class DetectionInputs(Dataset):
-    """All images below a folder in the order of their paths, numbered from 0."""
+    """All images below a folder in the order of their paths.
 
-    def __init__(self, folder: str, transform: v2.Transform):
+    Args:
+        folder: searched through its subfolders.
+        transform: of the images.
+        ids: `image_id` by absolute path; where it lacks one, all images are numbered from 0.
+    """
+
+    def __init__(self, folder: str, transform: v2.Transform, ids: dict[str, int] | None = None):
         self.files, self.transform = image_files(folder), transform
+        found = [(ids or {}).get(str(Path(file).resolve())) for file in self.files]
+        self.described = None not in found
+        numbers = found if self.described else range(len(found))
+        self.image_ids = dict(zip(self.files, numbers, strict=True))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -232,7 +286,7 @@ class DetectionInputs(Dataset):
         image = self.transform(read)
         return image, {
             "path": self.files[index],
-            "image_id": index,
+            "image_id": self.image_ids[self.files[index]],
             "orig_size": torch.tensor([read.height, read.width]),
             "size": torch.tensor(image.shape[1:]),
         }

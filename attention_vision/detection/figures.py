@@ -3,20 +3,17 @@
 import colorsys
 from collections.abc import Sequence
 from math import ceil
-from pathlib import Path
 
-import matplotlib
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
-FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-READABLE = 320  # pixels of the longer side, below which captions cannot be read
-WHITE = (255, 255, 255)
+from attention_vision.visualization.drawing import FONT, Color
 
-Color = tuple[int, int, int]
+READABLE = 320  # pixels of the longer side, below which captions cannot be read
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def draw_detections(
@@ -36,7 +33,7 @@ def draw_detections(
         detections: `boxes` (k, 4) xyxy in pixels of the image, `scores` and `labels` (k,).
         names: of the labels; without any, the captions show their numbers.
         threshold: the least score that is drawn.
-        truth: (n, 4) xyxy, drawn in thin white.
+        truth: (n, 4) xyxy, drawn in thin white with a black edge, visible on any ground.
         longest: pixels of the longer side; a larger image is shrunk.
     """
     picture, scale = readable(image, longest)
@@ -53,7 +50,8 @@ def draw_detections(
     colors = [class_color(label) for label in shown]
     picture = draw_boxes(picture, boxes[order] * scale, colors, width, captions)
     if truth is not None:
-        picture = draw_boxes(picture, truth.cpu() * scale, [WHITE] * len(truth), 1)
+        for color, thickness in ((BLACK, 3), (WHITE, 1)):
+            picture = draw_boxes(picture, truth.cpu() * scale, [color] * len(truth), thickness)
     return picture
 
 

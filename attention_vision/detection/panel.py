@@ -18,7 +18,8 @@ from attention_vision.detection.attention_figures import attention_sheet
 from attention_vision.detection.data import Batch, collate
 from attention_vision.detection.detr import DETR
 from attention_vision.detection.figures import (
-    READABLE,
+    WHITE,
+    class_color,
     class_name,
     draw_detections,
     readable,
@@ -26,8 +27,10 @@ from attention_vision.detection.figures import (
     unpadded_size,
 )
 from attention_vision.training.logging import image_loggers
-from attention_vision.visualization.drawing import rgb
+from attention_vision.visualization.drawing import rgb, with_legend
 
+LONGEST = 480  # pixels of an image's longer side in the panel
+MOST_CLASSES = 20  # in the legend
 INTERACTIVE = 30  # boxes an image that W&B gets, whatever their scores: its slider hides them
 
 
@@ -109,18 +112,22 @@ def panel(
     threshold: float,
     columns: int = 3,
 ) -> np.ndarray:
-    """Images with boxes in 0..1 xyxy side by side, (H, W, 3) uint8."""
+    """Images with boxes in 0..1 xyxy side by side over a legend, (H, W, 3) uint8."""
     drawings = []
     for picture, one, truth in zip(pictures, found, truths, strict=True):
         size = torch.tensor(picture.size * 2)
         pixels = one | {"boxes": one["boxes"].float().cpu() * size}
-        drawings.append(draw_detections(picture, pixels, names, threshold, truth * size, READABLE))
+        drawings.append(draw_detections(picture, pixels, names, threshold, truth * size, LONGEST))
     columns = min(columns, len(drawings))
     wide, high = (max(sides) + 4 for sides in zip(*(one.size for one in drawings), strict=True))
     page = Image.new("RGB", (wide * columns, high * ceil(len(drawings) / columns)), "white")
     for index, drawing in enumerate(drawings):
         page.paste(drawing, (index % columns * wide + 2, index // columns * high + 2))
-    return np.array(page)
+    labels = torch.cat([one["labels"][one["scores"] >= threshold].cpu() for one in found])
+    classes = labels.unique().tolist()[:MOST_CLASSES]
+    found_classes = [(class_color(label), class_name(names, label)) for label in classes]
+    said = f"{'detections' if classes else 'no detections'} with a score of {threshold:g} or more"
+    return with_legend(np.array(page), [(WHITE, "true box"), (None, said), *found_classes])
 
 
 def interactive(

@@ -1,7 +1,6 @@
 """Output of `predict` of a detector: results.json and pictures."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +11,15 @@ from torch import Tensor
 
 from attention_vision.data.image_files import path_below, read_image
 from attention_vision.data.loading import data_of
+from attention_vision.data.samples import output_names
 from attention_vision.detection.data import Batch
 from attention_vision.detection.figures import draw_detections
 from attention_vision.errors import InputError
 from attention_vision.training.distributed import gather
-from attention_vision.training.logging import run_folder
+from attention_vision.training.logging import draws_pictures, run_folder
+
+LONGEST = 1600  # pixels of the longer side of a picture: as large as a screen
+LOSSY = (".jpg", ".jpeg", ".webp", ".heic", ".heif", ".avif")
 
 
 class Found(NamedTuple):
@@ -31,6 +34,8 @@ class Found(NamedTuple):
 
 class DetectionResults(Callback):
     """Writes results.json in COCO's results format and pictures/NAME_boxes.png.
+
+    A picture is at most 1,600 pixels long, and a JPEG where its image is a lossy file too.
 
     A row of results.json has COCO's `image_id`, `category_id`, `bbox` and `score`, and `file_name`,
     relative to the folder of images as are the pictures. Rows are in the order of the image ids,
@@ -52,7 +57,7 @@ class DetectionResults(Callback):
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
         data = data_of(trainer)
-        self._names = picture_names(data.predict_images.files, data.images)
+        self._names = output_names(data.predict_images.files, data.images)
 
     def on_predict_batch_end(
         self,
@@ -69,11 +74,14 @@ class DetectionResults(Callback):
             file_name = path_below(path, data.images).as_posix()
             detections = {key: value.detach().cpu() for key, value in detections.items()}
             self._found.append(found(int(target["image_id"]), file_name, detections))
-            if self.pictures:
-                file = run_folder(trainer) / "pictures" / self._names[path]
+            if self.pictures and draws_pictures(trainer):
+                image = draw_detections(
+                    read_image(path), detections, data.class_names, self.threshold, longest=LONGEST
+                )
+                name = f"{self._names[path]}_boxes{picture_suffix(path)}"
+                file = run_folder(trainer) / "pictures" / name
                 file.parent.mkdir(parents=True, exist_ok=True)
-                image = read_image(path)
-                draw_detections(image, detections, data.class_names, self.threshold).save(file)
+                image.save(file, quality=90)
 
     def on_predict_end(self, trainer: Trainer, module: LightningModule) -> None:
         images = sorted(
@@ -123,12 +131,6 @@ def rows(images: list[Found], category_ids: Sequence[int]) -> Iterator[dict[str,
             }
 
 
-def picture_names(files: list[str], folder: str) -> dict[str, Path]:
-    """Per file SUBFOLDER/STEM_boxes.png; with the ending in it where two files differ in that."""
-    paths = {file: path_below(file, folder) for file in files}
-    count = Counter(path.with_suffix("") for path in paths.values())
-    names = {}
-    for file, path in paths.items():
-        stem = path.stem if count[path.with_suffix("")] == 1 else path.name
-        names[file] = path.with_name(f"{stem}_boxes.png")
-    return names
+def picture_suffix(path: str) -> str:
+    """A photograph's pixels are approximate: a lossless picture of it is ten times as large."""
+    return ".jpg" if Path(path).suffix.lower() in LOSSY else ".png"

@@ -82,6 +82,8 @@ def resized(size: tuple[int, int], short: int, longest: int | None) -> tuple[int
     low, high = sorted(size)
     if longest is not None and high / low * short > longest:
         short = round(longest * low / high)
+    if short < 1:  # a strip, whose short side cannot shrink any further
+        short, low, high = 1, 1, longest or high
     long = int(short * high / low)
     return (short, long) if size[0] <= size[1] else (long, short)
 

@@ -6,7 +6,8 @@ Batches of a GAN are (images (B, 3, H, W) float in -1..1, labels (B,) int64); of
 
 from torch import Tensor
 
-from attention_vision.data.loading import TaskData
+from attention_vision.data.loading import OnBadImage, TaskData
+from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
@@ -17,7 +18,7 @@ class GenerationData(TaskData):
 
     Args:
         size: side of the square images, in pixels; known before `setup`.
-        batch_size, num_workers, seed, images: see `TaskData`.
+        batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
 
     Raises:
         InputError: a size or number that is not positive.
@@ -30,8 +31,10 @@ class GenerationData(TaskData):
         num_workers: int,
         seed: int | None,
         images: str | None = None,
+        split: SplitShares | None = None,
+        on_bad_image: OnBadImage = "stop",
     ):
-        super().__init__(batch_size, num_workers, seed, images)
+        super().__init__(batch_size, num_workers, seed, images, split, on_bad_image)
         if size < 1:
             raise InputError(f"data.size {size} is not positive")
         self.size = size

@@ -25,7 +25,7 @@ from lightning.pytorch import (
     Trainer,
     seed_everything,
 )
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -53,12 +53,13 @@ from attention_vision.runs.weights import (
     measures_weights,
     named_weights,
     settle_preprocessing,
+    unread_weights,
     weights_by_flag,
 )
 from attention_vision.training.last_validation import validate_at_end
-from attention_vision.training.logging import RunFolderLogger
+from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
-from attention_vision.training.progress import ProgressLines, say
+from attention_vision.training.progress import ProgressLines, RunBar, say
 from attention_vision.training.resume import AtomicCheckpointIO, checkpoint_callbacks
 from attention_vision.training.run_folder import (
     best_or_last,
@@ -140,6 +141,7 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
     parsed = parse(name, verb, words)
     run = open_run(parsed)
     objects = build(parsed, run.checkpoint)
+    parsed.notices.extend(unread_weights(parsed.config, run.folder, run.checkpoint))
     settled = settle_preprocessing(parsed.config, objects.module, objects.data, run.checkpoint)
     parsed.notices.extend(settled)
     return Work(parsed, run, objects, make_trainer(parsed, run, objects, callbacks))
@@ -205,6 +207,10 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
     parser.add_argument(
         "--checkpoint_every_n_steps", type=int | None, default=None,
         help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pictures", type=bool, default=True,
+        help="draw pictures: in training in RUN/pictures and W&B, and those of predict",
     )  # fmt: skip
     parser.add_argument(
         "--attention_backend", type=Literal["fused", "eager", "fp8"], default="fused",
@@ -379,11 +385,16 @@ def make_trainer(
     if not fits:
         options.enable_checkpointing = False
         options.callbacks = [one for one in options.callbacks if not isinstance(one, Checkpoint)]
+    if not parsed.config.pictures:
+        options.callbacks.append(WithoutPictures())
     if options.enable_model_summary is None:
         options.enable_model_summary = False  # `fit` says what its table comes to
-    if options.enable_progress_bar is None and not sys.stdout.isatty():
-        options.enable_progress_bar = False
-        options.callbacks.append(ProgressLines())
+    if options.enable_progress_bar is not False and not any(
+        isinstance(one, ProgressBar) for one in options.callbacks
+    ):
+        shows_bar = options.enable_progress_bar or sys.stdout.isatty()
+        options.enable_progress_bar = shows_bar
+        options.callbacks.append(RunBar() if shows_bar else ProgressLines())
     if fits and not options.fast_dev_run:
         options.callbacks.append(SaveConfig(parsed.parser, parsed.config, save_to_log_dir=False))
     options.logger, options.default_root_dir = loggers, str(run.folder)
@@ -438,7 +449,8 @@ def predict(work: Work) -> None:
     say_what_is_measured(work)
     with running(work):
         work.trainer.predict(work.objects.module, datamodule=work.objects.data, weights_only=True)
-    say(f"written: {work.run.folder / work.parsed.task.predictions}")
+    files = (work.run.folder / name for name in work.parsed.task.predictions)
+    say(f"written: {', '.join(str(file) for file in files if file.exists())}")
 
 
 def say_what_is_measured(work: Work) -> None:

@@ -58,7 +58,7 @@ class Task:
         choose_model: whether the config names the model by `class_path`.
         networks: constructor arguments of the model that receive `data.num_classes`; a given model
             may have only some of them.
-        predictions: name of what predict writes into the run folder.
+        predictions: names of what predict may write into the run folder.
     """
 
     summary: str
@@ -68,7 +68,7 @@ class Task:
     higher_is_better: bool = True
     choose_model: bool = False
     networks: tuple[str, ...] = ("network",)
-    predictions: str = "predictions.csv"
+    predictions: tuple[str, ...] = ("predictions.csv",)
 
     @property
     def model(self) -> type[LightningModule]:
@@ -147,7 +147,7 @@ TASKS = {
         detection_tools,
         best="val/ap",
         choose_model=True,
-        predictions="results.json",
+        predictions=("results.json",),
     ),
     "generation": Task(
         "the same for image generators: SAGAN, and Attention U-Net from image to image",
@@ -156,6 +156,6 @@ TASKS = {
         best="val/score",
         choose_model=True,
         networks=("network", "generator", "discriminator"),
-        predictions="pictures",
+        predictions=("results", "samples", "pictures"),
     ),
 }

@@ -17,10 +17,10 @@ from attention_vision.yaml_json import read_yaml
 FLAGS = ("weights", "model.weights", "model.init_args.weights")
 
 
-def named_weights(config: Namespace | Mapping[str, Any]) -> str | None:
+def named_weights(config: Namespace | Mapping[str, Any], key: str = "weights") -> str | None:
     """The value of `model.weights`, of whichever model."""
     model = config["model"]
-    return (model.get("init_args") or model).get("weights")
+    return (model.get("init_args") or model).get(key)
 
 
 def weights_by_flag(flags: Iterable[Mapping[str, Any]]) -> bool:
@@ -38,6 +38,20 @@ def measures_weights(config: Namespace, by_flag: bool, run: Path) -> bool:
         return weights is not None
     own = run / "config.yaml"
     return own.is_file() and named_weights(read_yaml(own)) != weights
+
+
+def unread_weights(config: Namespace, run: Path, checkpoint: Path | None) -> list[str]:
+    """A line for weights that are new in a command which starts from a checkpoint instead."""
+    own = run / "config.yaml"
+    if checkpoint is None or not own.is_file():
+        return []
+    before, keys = read_yaml(own), ("weights", "backbone_weights")
+    given = {key: named_weights(config, key) for key in keys}
+    return [
+        f"model.{key}: {value} is not read, {checkpoint} has all weights"
+        for key, value in given.items()
+        if value is not None and value != named_weights(before, key)
+    ]
 
 
 def labels_of(weights: str | Path) -> Labels | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attention_vision.report.text_table import aligned
 from attention_vision.study.definition import Study
 from attention_vision.study.folder import Run, last_error, read_progress, read_result
+from attention_vision.training.pace import clock
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -170,14 +171,6 @@ class ProgressTable:
     def _say(self, line: str) -> None:
         if not self.on_terminal:
             print(line, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """Format a duration: 2.4 s, 41 s, 12 min, 3 h 20 min."""
-    if seconds < 90:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 COST_COLUMNS = ("cell", "parameters", "MACs/image", "steps", "images", "time/step", "time/run")

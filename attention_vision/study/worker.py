@@ -33,7 +33,7 @@ from attention_vision.runs.command import Work, evaluate, fit, prepare
 from attention_vision.study.exit_code import ExitCode
 from attention_vision.study.folder import Run, read_progress
 from attention_vision.training.metrics_csv import MetricsCSV
-from attention_vision.training.optim import horizon
+from attention_vision.training.pace import finished_share
 from attention_vision.training.progress import quiet
 from attention_vision.training.steps import step_number
 from attention_vision.yaml_json import to_json, write_atomically
@@ -202,7 +202,7 @@ def tracked_progress(run: Run, trainer: Trainer) -> Iterator[None]:
 
     def write() -> None:
         seconds = before + time.monotonic() - start
-        progress = {"seconds": round(seconds, 3), "share": finished_share(trainer)}
+        progress = {"seconds": round(seconds, 3), "share": round(finished_share(trainer) or 0, 4)}
         write_atomically(run.progress, json.dumps(progress))
 
     def keep() -> None:
@@ -217,15 +217,6 @@ def tracked_progress(run: Run, trainer: Trainer) -> Iterator[None]:
         ended.set()
         thread.join()
         write()
-
-
-def finished_share(trainer: Trainer) -> float:
-    """Return the finished fraction of the run in 0..1; 0 while its length is not known."""
-    try:
-        total, _ = horizon(trainer)
-        return min(1.0, round(step_number(trainer) / total, 4))
-    except (InputError, OverflowError, ValueError, ZeroDivisionError):
-        return 0.0
 
 
 def run_worker(run: Run, cost: dict[str, Any], environment: dict[str, str]) -> ExitCode:

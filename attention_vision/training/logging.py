@@ -35,8 +35,20 @@ class RunFolderLogger(Protocol):
     def write_to(self, run: Path) -> None: ...
 
 
+class WithoutPictures(Callback):
+    """Tells the other callbacks of a trainer to draw nothing: `--pictures false`."""
+
+
+def draws_pictures(trainer: Trainer) -> bool:
+    """Whether pictures are wanted, in training as in predict."""
+    callbacks = getattr(trainer, "callbacks", ())  # Lightning sets it without declaring it
+    return not any(isinstance(one, WithoutPictures) for one in callbacks)
+
+
 def image_loggers(trainer: Trainer) -> list[ImageLogger]:
-    """The trainer's loggers that take images."""
+    """The trainer's loggers that take images; none where no pictures are wanted."""
+    if not draws_pictures(trainer):
+        return []
     return [logger for logger in trainer.loggers if isinstance(logger, ImageLogger)]
 
 
@@ -66,10 +78,11 @@ class ResumableMean(MeanMetric):
 class StepLogger(Callback):
     """Log the loss, learning rate and images per second every `trainer.log_every_n_steps` steps.
 
-    The keys are train/loss_step, train/lr and train/images_per_second. They go straight to the
-    loggers: a row is on disk before the checkpoint that follows it, whereas Lightning writes the
-    values of `self.log` after the checkpoint. Rows have the step number that Lightning uses for
-    validation, so both share a row. A resumed run first drops the rows that it is about to repeat.
+    An epoch without such a step is logged at its last one. The keys are train/loss_step, train/lr
+    and train/images_per_second. They go straight to the loggers: a row is on disk before the
+    checkpoint that follows it, whereas Lightning writes the values of `self.log` after the
+    checkpoint. Rows have the step number that Lightning uses for validation, so both share a row. A
+    resumed run first drops the rows that it is about to repeat.
 
     The first item of a batch is taken to be its images.
     """
@@ -105,7 +118,11 @@ class StepLogger(Callback):
         self._seen += len(batch[0])
         step = step_number(trainer)
         every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
-        if trainer.fit_loop._should_accumulate() or (step + 1) % every:
+        if trainer.fit_loop._should_accumulate():
+            return
+        steps = -(-(batch_idx + 1) // trainer.accumulate_grad_batches)  # of this epoch
+        unlogged = (step + 1) // every == (step + 1 - steps) // every
+        if (step + 1) % every and not (unlogged and ends_epoch(trainer)):
             return
         loss = outputs["loss"].item()  # waits for the device, so that the clock is right
         seconds = time.perf_counter() - self._since
@@ -121,6 +138,11 @@ class StepLogger(Callback):
 
     def _restart_clock(self) -> None:
         self._seen, self._since = 0, time.perf_counter()
+
+
+def ends_epoch(trainer: Trainer) -> bool:
+    """Whether the step that just ended is the last of its epoch, or of a run that ends in it."""
+    return trainer.is_last_batch or 0 <= trainer.max_steps <= trainer.global_step
 
 
 def log_now(trainer: Trainer, metrics: dict[str, float], step: int | None = None) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from attention_vision.training.steps import is_validated_next
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-NOTICE = b"stopping: last.ckpt is saved after this step (Ctrl-C again ends at once)\n"
+NOTICE = b"\nstopping: last.ckpt is saved after this step (Ctrl-C again ends at once)\n"
 
 
 class Stopped(SystemExit):

@@ -1,6 +1,7 @@
 """Pictures that all tasks draw: images, maps over them, and sheets of both."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -8,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+LEAST, MOST = 160, 256  # pixels of a picture's width in a sheet
+LINE = 20  # pixels of a legend's line
+
+Color = tuple[int, int, int]
 
 
 def scaled(maps: Tensor) -> Tensor:
@@ -68,7 +76,7 @@ def sheet(
     rows: Sequence[Tensor | Sequence[Tensor]],
     titles: list[list[str]],
     names: list[str],
-    inches: float = 1.3,
+    inches: float | None = None,
 ) -> np.ndarray:
     """Draw rows of pictures with a title above each, as (height, width, 3) uint8.
 
@@ -76,10 +84,13 @@ def sheet(
         rows: of pictures (n, H, W, 3) in 0..1; they may differ in length.
         titles: per row, one title per picture, or none at all.
         names: what each row shows, written beside it.
-        inches: width of a picture, of 100 pixels each.
+        inches: width of a picture, of 100 pixels each; by default small pictures are enlarged to
+            1.6 and large ones shrunk to 2.56.
     """
     columns = max(map(len, rows))
     height, width = rows[0][0].shape[:2]
+    if inches is None:
+        inches = min(max(width, LEAST), MOST) / 100
     size = (inches * columns + 0.4, (inches * height / width + 0.2) * len(rows))
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -96,3 +107,49 @@ def sheet(
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def with_legend(picture: np.ndarray, entries: Sequence[tuple[Color | None, str]]) -> np.ndarray:
+    """Add lines below a picture (H, W, 3) uint8: squares of colors, and what they mean.
+
+    Args:
+        picture: is widened with white where an entry is wider.
+        entries: color and text; a text without a color explains something else.
+    """
+    font = ImageFont.truetype(FONT, 13)
+    lines: list[list[tuple[Color | None, str]]] = [[]]
+    spaces = [
+        round(font.getlength(text)) + (LINE if color else 0) + LINE for color, text in entries
+    ]
+    width, used = max(picture.shape[1], *spaces, 0), 0
+    for entry, space in zip(entries, spaces, strict=True):
+        if used + space > width:
+            lines.append([])
+            used = 0
+        lines[-1].append(entry)
+        used += space
+    page = Image.new("RGB", (width, picture.shape[0] + LINE * len(lines) + 6), "white")
+    page.paste(Image.fromarray(picture))
+    draw = ImageDraw.Draw(page)
+    for number, line in enumerate(lines):
+        left, top = 6, picture.shape[0] + LINE * number + 4
+        for color, text in line:
+            if color:
+                draw.rectangle((left, top + 2, left + 12, top + 14), color, "black")
+                left += LINE
+            draw.text((left, top), text, "black", font)
+            left += round(font.getlength(text)) + LINE
+    return np.array(page)
+
+
+def with_row_names(picture: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Write a name to the left of each of the equally high rows of a picture (H, W, 3) uint8."""
+    font = ImageFont.truetype(FONT, 13)
+    margin = round(max(map(font.getlength, names))) + 12
+    page = Image.new("RGB", (picture.shape[1] + margin, picture.shape[0]), "white")
+    page.paste(Image.fromarray(picture), (margin, 0))
+    draw = ImageDraw.Draw(page)
+    for number, name in enumerate(names):
+        middle = (number + 0.5) * picture.shape[0] / len(names)
+        draw.text((margin - 6, middle), name, "black", font, anchor="rm")
+    return np.array(page)

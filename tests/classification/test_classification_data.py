@@ -3,6 +3,7 @@
 import re
 import struct
 from collections import Counter
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from attention_vision.classification import (
     ImageNetAugmentation,
 )
 from attention_vision.classification.data import EpochSampler, RepeatedSampler
-from attention_vision.errors import InputError, one_line
+from attention_vision.config.parser import ArgumentParser, parse_words
+from attention_vision.errors import ConfigError, InputError, one_line
 
 STRONG = CIFARAugmentation(
     padding=2, rotation=10.0, shift=0.1, zoom=0.1, randaugment=2, erasing=0.5
@@ -381,3 +383,63 @@ def test_folders_without_images_and_hidden_files_are_no_classes(folder: Path) ->
         "*.txt": 1,
         "folders without images": 1,
     }
+
+
+def test_class_folders_as_cameras_and_archives_leave_them(tmp_path: Path) -> None:
+    """16 bits and 8, EXIF, links and any ending: the network sees the same picture."""
+    levels = np.linspace(0, 255, 64).reshape(8, 8).round()
+    for split in ("train", "val"):
+        (tmp_path / split / "scan").mkdir(parents=True)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "train" / "linked").symlink_to(tmp_path / "store")
+    (tmp_path / "val" / "scan" / "more").symlink_to(tmp_path / "store")
+    plain = Image.fromarray(levels.astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side
+    plain.save(tmp_path / "store" / "a.BMP")
+    plain.convert("RGB").save(tmp_path / "store" / "b.gif")
+    Image.fromarray((levels * 257).astype(np.uint16)).save(tmp_path / "store" / "c.png")
+    plain.rotate(90).save(tmp_path / "store" / "d.tiff", exif=exif)
+    plain.save(tmp_path / "train" / "scan" / "e.webp", lossless=True)
+    (tmp_path / "train" / "scan" / "f.heic").write_bytes(b"of a phone")
+    recipe = CIFARAugmentation()
+    data = ImageFolder(str(tmp_path), recipe, image_size=8, batch_size=2, num_workers=0)
+    assert data.class_names == ("linked", "scan")
+    data.setup("fit")
+    assert [label for _, label in data.val_images] == [1] * 4
+    assert len(data.train_images) == 5
+    first = data.val_images[0][0]
+    for image, _ in data.val_images:
+        torch.testing.assert_close(image, first, atol=0.05, rtol=0)
+    assert any(kind.startswith("*.heic") for kind in data.findings["train"].left_out)
+
+
+RECIPES = {
+    "{area: 0.9}": (ImageNetAugmentation(area=0.9), None),
+    "{flip: 0.2}": (ImageNetAugmentation(flip=0.2), CIFARAugmentation(flip=0.2)),
+    "{padding: 2}": (None, CIFARAugmentation(padding=2)),
+    "{class_path: CIFARAugmentation, init_args: {padding: 1}}": (CIFARAugmentation(padding=1),) * 2,
+    "{class_path: ImageNetAugmentation, init_args: {flip: 0}}": (ImageNetAugmentation(flip=0.0),)
+    * 2,
+    "CIFARAugmentation": (CIFARAugmentation(),) * 2,
+    "{class_path: SmallImages}": (CIFARAugmentation(),) * 2,  # its name in 0.1
+}
+
+
+@pytest.mark.parametrize("text", RECIPES)
+@pytest.mark.parametrize("place", [0, 1], ids=["ImageFolder", "CIFAR10"])
+def test_any_recipe_goes_with_any_data(text: str, place: int) -> None:
+    expected = RECIPES[text][place]
+    words = [f"--data={('ImageFolder', 'CIFAR10')[place]}", "--data.root=nowhere"]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ClassificationData, "data")
+    words.append(f"--data.recipe={text}")
+    parse = partial(parse_words, parser, words, {"data": ClassificationData})
+    if expected is None:
+        with pytest.raises(ConfigError, match=r"there is no key data.recipe.(area|padding)"):
+            parse()
+        return
+    config = parse()
+    assert parser.instantiate(config).data.recipe == expected
+    again = parser.parse_string(parser.dump(config))
+    assert parser.instantiate(again).data.recipe == expected

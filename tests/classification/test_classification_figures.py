@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -62,8 +63,8 @@ def test_a_uniform_map_is_not_stretched(monkeypatch):
     network = NETWORKS["attention pool"]().eval()  # its query starts at 0: equal weights
     images = torch.randn(2, 3, 32, 32)
     assert not saliency_maps(network, images)[0].any()
-    titles = []
-    monkeypatch.setattr(figures, "sheet", lambda rows, given, names: titles.extend(given[1]))
+    titles, page = [], np.zeros((9, 9, 3), np.uint8)
+    monkeypatch.setattr(figures, "sheet", lambda _, given, names: titles.extend(given[1]) or page)
     panel(network, images, torch.tensor([0, 1]), [])
     assert len(titles) == 2
     assert all("(uniform)" in title for title in titles)

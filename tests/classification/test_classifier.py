@@ -1,6 +1,7 @@
 """The classifier: targets, metrics, averages, precision, predictions."""
 
 import csv
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -187,3 +188,25 @@ def test_predictions(tmp_path: Path) -> None:
         assert probabilities == sorted(probabilities, reverse=True)
         assert 0 < sum(probabilities) <= 1 + 1e-5
         assert {row[f"class_{n}"] for n in numbers} <= set("0123456789")
+
+
+def test_a_prediction_that_is_stopped_keeps_its_rows(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_predict_batch_start(self, trainer, module, batch, batch_idx, *_) -> None:
+            if batch_idx == 2:
+                raise RuntimeError("stopped")
+
+    images, _ = single_digits("val", 16)
+    (tmp_path / "images").mkdir()
+    for number in range(5):
+        save_image(images[number], tmp_path / "images" / f"{number}.png")
+    (tmp_path / "images" / "1.png").write_bytes(b"no picture")
+    whole = ["0.png", "2.png", "3.png", "4.png"]
+    for callbacks, rows in (([Stop()], whole[:2]), ([], whole)):
+        data = digits()
+        data.images, data.batch_size = str(tmp_path / "images"), 1
+        with pytest.raises(RuntimeError, match="stopped") if callbacks else nullcontext():
+            quiet(tmp_path, callbacks=callbacks).predict(classifier(), data)
+        with (tmp_path / "predictions.csv").open() as file:
+            assert [Path(row["file"]).name for row in csv.DictReader(file)] == rows
+        assert list(data.findings["predict"].broken) == [str(tmp_path / "images" / "1.png")]

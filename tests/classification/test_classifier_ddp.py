@@ -32,6 +32,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     predictions = [(tmp_path / run / "predictions.csv").read_text() for run in ("one", "two")]
     assert predictions[0] == predictions[1]
     assert len(predictions[0].splitlines()) == 1 + 5
+    assert [path.name for path in (tmp_path / "two").glob("predictions*")] == ["predictions.csv"]
     confusions = [(tmp_path / run / "confusion.csv").read_text() for run in ("one", "two")]
     assert confusions[0] == confusions[1]
 

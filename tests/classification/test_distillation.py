@@ -46,6 +46,7 @@ from attention_vision.classification.attention_transfer import (
 )
 from attention_vision.classification.distillation import hard_loss, soft_loss
 from attention_vision.errors import InputError
+from attention_vision.training.run_folder import best_or_last
 
 SIZE = (16, 16)
 
@@ -505,6 +506,25 @@ def test_a_run_with_a_teacher_resumes_bit_by_bit(tmp_path, monkeypatch, capsys):
     )
     assert all(torch.equal(cut[name], value) for name, value in whole.items())
     assert rows("cut") == rows("whole")
+
+    # Classes are compared by name: another order is put right, another class is refused.
+    path = best_or_last(Path("teacher"))
+    checkpoint = torch.load(path, weights_only=True)
+    data, student, images = digits(), vit(), torch.randn(3, 3, 16, 16)
+    for names, order in (("0123456789", None), ("9876543210", range(9, -1, -1))):
+        checkpoint["Digits"]["class_names"] = list(names)
+        torch.save(checkpoint, path)
+        distillation = Distillation(teacher="teacher")
+        distillation.prepare(student, data)
+        plain = distillation.network(images)
+        expected = plain if order is None else plain[:, list(order)]
+        assert torch.equal(distillation.teach(images)[0], expected)
+    checkpoint["Digits"]["class_names"] = list("012345678x")
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match=r"teacher: the data: 9 is not among the 10 classes"):
+        Distillation(teacher="teacher").prepare(student, data)
+    checkpoint["Digits"]["class_names"] = list("0123456789")
+    torch.save(checkpoint, path)
 
     file = Path("teacher/config.yaml")
     config = yaml.safe_load(file.read_text())

@@ -4,10 +4,11 @@ python corners.py FOLDER predicts FOLDER/images in 2 processes.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from attention_vision.detection.data import DigitScenes
@@ -35,13 +36,19 @@ class Corners(LightningModule):
         return found
 
 
-def predict(folder: Path, run: str, results: DetectionResults, **trainer: object) -> DigitScenes:
+def predict(
+    folder: Path,
+    run: str,
+    results: DetectionResults,
+    callbacks: Sequence[Callback] = (),
+    **trainer: object,
+) -> DigitScenes:
     """Leaves in FOLDER/RUN what is predicted for FOLDER/images."""
     data = DigitScenes(batch_size=2, images=str(folder / "images"))
     Trainer(
         accelerator="cpu",
         logger=MetricsCSV(str(folder / run)),
-        callbacks=[results],
+        callbacks=[results, *callbacks],
         enable_progress_bar=False,
         **trainer,
     ).predict(Corners(), data, return_predictions=False)

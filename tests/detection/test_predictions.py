@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import corners
+import numpy as np
 import pytest
 import torch
 from corners import Corners, predict
@@ -18,6 +19,7 @@ from pycocotools.coco import COCO
 from attention_vision.detection.data import DigitScenes
 from attention_vision.detection.predictions import DetectionResults
 from attention_vision.errors import InputError
+from attention_vision.training.logging import WithoutPictures
 
 FILES = {  # modes and sizes (width, height) as they come
     "a.png": ("RGB", (64, 48)),
@@ -70,11 +72,11 @@ def test_results_are_read_by_pycocotools(tmp_path: Path) -> None:
 def test_every_image_has_its_own_picture(tmp_path: Path) -> None:
     predicted(tmp_path)
     folder = tmp_path / "run" / "pictures"
-    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.png"))]
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*_boxes.*"))]
     assert names == [
         "a_boxes.png",
         "one/a_boxes.png",
-        "one/b.jpg_boxes.png",
+        "one/b.jpg_boxes.jpg",
         "one/b.png_boxes.png",
         "two/a_boxes.png",
     ]
@@ -86,6 +88,25 @@ def test_pictures_can_be_left_out(tmp_path: Path) -> None:
     rows, _ = predicted(tmp_path, pictures=False)
     assert len(rows) == 10
     assert not (tmp_path / "run" / "pictures").exists()
+
+
+def test_a_large_photograph_leaves_a_small_picture(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (600, 3200, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "images" / "photo.JPG")
+    predict(tmp_path, "run", DetectionResults())
+    picture = tmp_path / "run" / "pictures" / "photo_boxes.jpg"
+    with Image.open(picture) as drawn:
+        assert drawn.size == (1600, 300)
+        assert drawn.format == "JPEG"
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert rows[0]["bbox"] == [0, 0, 1600, 300]  # pixels of the file, not of the picture
+
+
+def test_a_trainer_without_pictures_draws_none(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    predict(tmp_path, "run", DetectionResults(), callbacks=[WithoutPictures()])
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"results.json"}
 
 
 def test_nothing_found_is_an_empty_list(tmp_path: Path, monkeypatch) -> None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tiny_gan import few_digits
 
+from attention_vision.data.labels import Labels
 from attention_vision.data.loading import BalancedSampler
 from attention_vision.errors import InputError
 from attention_vision.generation import CIFAR10Images, DiffAugment, DigitImages, FolderImages
@@ -46,6 +47,75 @@ def test_a_folder_without_classes_is_unconditional(tmp_path: Path) -> None:
     data = FolderImages(str(tmp_path), size=16)
     assert data.num_classes == 0
     assert data.dataset("train", 0)[0][1] == 0
+
+
+def test_what_is_not_a_class_is_left_out_and_counted(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for number in range(3):
+            write(tmp_path / name / f"{number}.png")
+        (tmp_path / "__MACOSX" / name).mkdir(parents=True)
+        (tmp_path / "__MACOSX" / name / "._0.png").write_bytes(b"Mac OS X")
+        (tmp_path / name / "._0.png").write_bytes(b"Mac OS X")
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "beside.png")
+    (tmp_path / "cat" / "notes.txt").write_text("")
+    write(tmp_path / "store" / "more.png")
+    (tmp_path / "dog" / "more").symlink_to(tmp_path / "store", target_is_directory=True)
+    data = FolderImages(str(tmp_path), size=16)
+    data.setup("fit")
+    assert data.class_names == ("cat", "dog", "store")
+    assert data.facts("train") == {
+        "images": 8, "images of a class": {"cat": 3, "dog": 4, "store": 1},
+    }  # fmt: skip
+    counts = {kind: len(paths) for kind, paths in data.findings["train"].left_out.items()}
+    assert counts == {
+        "*.txt": 1,
+        "hidden or of the system": 2,
+        "files beside class folders": 1,
+        "folders without images": 1,
+    }
+    assert data.findings["train"].warnings == [
+        "8 of 8 images that were looked at are smaller than data.size 16 and are enlarged, such as"
+        f" {tmp_path}/cat/0.png"
+    ]
+
+
+def test_broken_images_are_named_or_left_out(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path / "train" / "cat" / f"{number}.png")
+    broken = tmp_path / "train" / "cat" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    data = FolderImages(str(tmp_path), size=8, on_bad_image="skip")
+    data.setup("fit")
+    assert data.facts("train")["images"] == 3
+    assert list(data.findings["train"].broken) == [str(broken)]
+    assert len(data.dataset("train", 0)) == 3  # as the scorer opens them
+    stopping = FolderImages(str(tmp_path), size=8).dataset("train", 0)
+    with pytest.raises(InputError, match=r"cannot read the image .*cat/2.png"):
+        [stopping[index] for index in range(4)]
+
+
+def test_labels_are_those_of_the_weights(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write(tmp_path / name / "0.png")
+    data = FolderImages(str(tmp_path), size=8)
+    data.use_labels(Labels(("dog", "cow", "cat")))
+    assert data.num_classes == 3
+    assert data.dataset("train", 0).targets == [2, 0]
+    write(tmp_path / "elk" / "0.png")
+    data = FolderImages(str(tmp_path), size=8)
+    data.use_labels(Labels(("dog", "cow", "cat")))
+    with pytest.raises(InputError, match="elk is not among the 3 classes"):
+        data.dataset("train", 0)
+    nowhere = FolderImages("nowhere", size=8)  # predict needs no data
+    nowhere.use_labels(Labels(("dog", "cow", "cat")))
+    nowhere.setup("predict")
+    assert next(batch[1].tolist() for batch in nowhere.predict_dataloader())[:4] == [0, 1, 2, 0]
+
+
+def test_a_gan_has_no_test_split() -> None:
+    with pytest.raises(InputError, match="no test split: a GAN is scored against its training"):
+        DigitImages().setup("test")
 
 
 @pytest.mark.parametrize(

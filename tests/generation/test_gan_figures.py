@@ -1,6 +1,7 @@
 """Pictures of a GAN, and the files that predict leaves."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from attention_vision.generation.gan.figures import (
     interpolate,
     to_pixel_arrays,
 )
+from attention_vision.generation.gan.predictions import file_name
+from attention_vision.training.logging import WithoutPictures
 
 
 def generator(**arguments: object) -> Generator:
@@ -25,17 +28,21 @@ def generator(**arguments: object) -> Generator:
 
 
 def test_grid_places_images_row_by_row() -> None:
-    images = torch.linspace(-1, 1, 5)[:, None, None, None].expand(-1, 3, 64, 64)
+    images = torch.linspace(-1, 1, 5)[:, None, None, None].expand(-1, 3, 96, 96)
     page = grid(images, 3)
-    assert page.shape == (2 * 66 + 2, 3 * 66 + 2, 3)
-    assert page[2 + 32, 2 + 32, 0] == 0
-    assert page[66 + 2 + 32, 66 + 2 + 32, 0] == 255
-    assert (page[66 + 2 :, 2 * 66 + 2 :] == 255).all()  # no sixth image
+    assert page.shape == (2 * 98 + 2, 3 * 98 + 2, 3)
+    assert page[2 + 48, 2 + 48, 0] == 0
+    assert page[98 + 2 + 48, 98 + 2 + 48, 0] == 255
+    assert (page[98 + 2 :, 2 * 98 + 2 :] == 255).all()  # no sixth image
 
 
-def test_small_images_are_enlarged_by_whole_factors() -> None:
-    assert grid(torch.zeros(1, 3, 16, 16), 1).shape == (64 + 4, 64 + 4, 3)
+def test_small_images_are_enlarged_by_whole_factors_and_large_ones_shrunk() -> None:
+    assert grid(torch.zeros(1, 3, 16, 16), 1).shape == (96 + 4, 96 + 4, 3)
     assert grid(torch.zeros(1, 3, 48, 48), 1).shape == (96 + 4, 96 + 4, 3)
+    assert grid(torch.zeros(1, 3, 256, 256), 1).shape == (128 + 4, 128 + 4, 3)
+    named = grid(torch.zeros(2, 3, 48, 48), 1, ["eight", "a long name"])
+    assert named.shape[0] == 2 * 98 + 2
+    assert (named[:98, : named.shape[1] - 100] < 128).any()  # the first row's name
 
 
 def test_looks_are_the_rows_of_the_chosen_points() -> None:
@@ -86,3 +93,20 @@ def test_predict_leaves_images_and_pictures(tmp_path: Path) -> None:
     assert np.abs(written.astype(int) - expected).max() <= 1
     names = {path.stem for path in (tmp_path / "pictures").iterdir()}
     assert names == {"samples", "interpolation", "attention", *(f"class_{n}" for n in range(10))}
+    assert file_name(SimpleNamespace(datamodule=few_digits()), 3) == "3"
+
+
+def test_classes_of_one_plain_name_have_files_of_their_own() -> None:
+    names = ["a b", "a-b", "c", "C", "d"]
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(class_names=names))
+    found = [file_name(trainer, label) for label in range(5)]
+    assert found == ["a-b_0", "a-b_1", "c_2", "C_3", "d"]
+
+
+def test_without_pictures_there_are_samples_only(tmp_path: Path) -> None:
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path,
+        callbacks=[WithoutPictures()],
+    )  # fmt: skip
+    trainer.predict(gan(), few_digits(count=2), return_predictions=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]

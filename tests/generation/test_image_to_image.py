@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -250,7 +251,7 @@ def run(verb: str, *arguments: str) -> None:
     assert main(["generation", verb, *arguments]) == 0
 
 
-def test_command_of_segmentation(tmp_path):
+def test_command_of_segmentation(tmp_path, capsys):
     """fit, validate and predict: masks have their files' sizes and the levels of the data."""
     images, masks = discs(tmp_path, size=(20, 27))
     data = {"train_images": images, "train_masks": masks, "val_names": ["3"], "values": [0, 255]}
@@ -269,18 +270,24 @@ def test_command_of_segmentation(tmp_path):
         assert set(np.unique(mask)) <= {0, 255}
         assert (folder / "pictures" / f"{number}.png").is_file()
     assert load_run(folder).network.num_classes == 2
+    shutil.rmtree(folder / "pictures")
+    capsys.readouterr()
+    words = ["-c", str(folder / "config.yaml"), "--data.images", images, "--pictures=false"]
+    run("predict", *words)
+    assert not (folder / "pictures").exists()
+    assert f"written: {folder}/results\n" in capsys.readouterr().out
 
 
 def test_results_have_names_of_their_own(tmp_path):
     """Also where two files differ in their ending alone; volumes give volumes."""
     data = DigitMasks(size=16, images=str(tmp_path))
-    for name in ("a.png", "a.bmp", "b.png"):
+    for name in ("a.png", "a.bmp", "b.png", "a.png.bmp"):
         Image.new("RGB", (9, 5)).save(tmp_path / name)
     trainer = Trainer(**TRAINER | {"default_root_dir": str(tmp_path / "run")})
     trainer.predict(module(Segmentation(), 3, 2), data)
     for folder in ("results", "pictures"):
         written = {path.name for path in (tmp_path / "run" / folder).iterdir()}
-        assert written == {"a.png.png", "a.bmp.png", "b.png"}
+        assert written == {"a.png.png", "a.bmp.png", "b.png", "a.png.bmp.png"}
 
 
 def test_command_of_restoration(tmp_path, capsys):

@@ -38,7 +38,9 @@ MAKE = {
     "noise": lambda folder: DegradedDigits(Noise(25), size=16),
     "holes": lambda folder: DegradedDigits(Holes(), size=16),
     "low resolution": lambda folder: DegradedDigits(LowResolution(2), size=16),
-    "folder": lambda folder: DegradedFolder(*discs(folder), Noise(25), size=16, num_workers=0),
+    "folder": lambda folder: DegradedFolder(
+        discs(folder)[0], Noise(25), discs(folder / "val")[0], size=16, num_workers=0
+    ),
     "digit masks": lambda folder: DigitMasks(size=16),
     "masks": disc_data,
     "masks, shrunk": lambda folder: disc_data(folder, shrink=1.5, size=12, in_memory=True),
@@ -104,10 +106,10 @@ def test_volumes_are_cut_with_their_masks(tmp_path):
 def test_split_by_names_and_by_folders(tmp_path):
     images, masks = discs(tmp_path)
     data = MaskFolder(images, masks, val_names=["[12]", "3"], num_workers=0)
-    assert [image.stem for image, _ in data.files("train")] == ["0"]
-    assert [image.stem for image, _ in data.files("val")] == ["1", "2", "3"]
+    assert [Path(image).stem for image, _ in data.pairs("train")] == ["0"]
+    assert [Path(image).stem for image, _ in data.pairs("val")] == ["1", "2", "3"]
     data = MaskFolder(images, masks, images, masks)
-    assert len(data.files("train")) == len(data.files("val")) == 4
+    assert len(data.pairs("train")) == len(data.pairs("val")) == 4
 
 
 def test_noise_has_its_strength():
@@ -160,11 +162,11 @@ MISTAKES = {
     "unequal sizes": (lambda i, m: save(np.zeros((9, 9)), f"{m}/2.png"), "20x26, its mask .* 9x9"),
     "unknown value": (
         lambda i, m: save(np.full((20, 26), 7), f"{m}/2.png"),
-        "grey levels 7 are no",
+        "gray levels 7 are no",
     ),
     "coloured mask": (
         lambda i, m: save(np.eye(20, 26)[..., None] * [9, 0, 0], f"{m}/2.png"),
-        "not a coloured",
+        "a colored mask of 2 colors",
     ),
     "no image": (lambda i, m: Path(i, "2.png").write_text("none"), "cannot read the image .*2.png"),
     "no mask": (lambda i, m: Path(m, "2.png").write_text("none"), "cannot read the mask .*2.png"),
@@ -175,7 +177,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("spoil", "words"), MISTAKES.values(), ids=MISTAKES)
 def test_bad_folders_are_one_line(spoil, words, tmp_path):
     data = disc_data(tmp_path)
-    spoil(*data.train_folders)
+    spoil(*data.folders["train"])
     with pytest.raises(InputError, match=words) as error:
         data.dataset("train", 0)[0, 6]
     assert "\n" not in str(error.value)
@@ -183,7 +185,7 @@ def test_bad_folders_are_one_line(spoil, words, tmp_path):
 
 def test_bad_volumes_are_one_line(tmp_path):
     data = ball_data(tmp_path)
-    images, masks = data.train_folders
+    images, masks = data.folders["train"]
     for array, words in (
         (np.full((9, 12, 10), 3), "from 3 to 3; a mask has whole numbers 0..2"),
         (np.zeros((9, 12, 10), np.float32), "float32 from"),
@@ -216,11 +218,11 @@ def test_bad_settings_are_one_line(tmp_path):
     refuse(tmp_path, "no folder .*images: set data.train_images")
     discs(tmp_path)
     refuse(tmp_path, "val_names x: none of the 4 images", val_names=["x"])
-    refuse(tmp_path, r"val_names \*: all of them", val_names=["*"])
-    refuse(tmp_path, "what to evaluate on", val_names=[])
+    refuse(tmp_path, r"val_names \*: all of the 4", val_names=["*"])
+    refuse(tmp_path, "what to validate on", val_names=[])
     refuse(tmp_path, "give both", val_images="x")
-    refuse(tmp_path, "one grey level for each", values=(0, 1, 2))
-    refuse(tmp_path, "one grey level for each", values=(0, 0))
+    refuse(tmp_path, "one gray level for each", values=(0, 1, 2))
+    refuse(tmp_path, "one gray level for each", values=(0, 0))
     refuse(tmp_path, "smaller than the patches of 64x64: lower data.size", size=64)
     refuse(tmp_path, "shrink 0.5", shrink=0.5)
     refuse(tmp_path, "name the background", class_names=("background",))

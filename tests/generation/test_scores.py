@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from urllib.error import URLError
@@ -447,6 +448,27 @@ def test_a_classifier_of_other_classes_is_one_line(run: Path, tmp_path: Path) ->
     evaluator = ClassifierEvaluator(str(run), SAMPLES, 4, cache=str(tmp_path))
     with pytest.raises(InputError, match="tells 10 classes apart and the data has 3: score with"):
         evaluator.prepare(Noise(classes=3), "cpu")
+
+
+def name_classes(run: Path, names: Sequence[str]) -> None:
+    """Give the checkpoint of a run the names of its classes."""
+    file = run / "checkpoints" / "last.ckpt"
+    kept = torch.load(file, weights_only=True)
+    torch.save(kept | {"Digits": {"class_names": list(names)}}, file)
+
+
+def test_the_classes_of_a_classifier_are_found_by_name(run: Path, tmp_path: Path) -> None:
+    def accuracy(names: str) -> float:
+        name_classes(run, names)
+        numbers = scored(ClassifierEvaluator(str(run), SAMPLES, 4, cache=str(tmp_path)))
+        return numbers["classifier_accuracy_se_resnet_digits_37"]
+
+    logits = RunClassifier(run).eval()(bytes_of(pictures(torch.arange(SAMPLES))))[1]
+    said, asked = logits.argmax(1), torch.arange(SAMPLES) % 10
+    assert accuracy("abcdefghij") == (said == asked).double().mean().item()
+    assert accuracy("jihgfedcba") == (said == 9 - asked).double().mean().item()
+    with pytest.raises(InputError, match=r"a is not among the 10 classes"):
+        accuracy("bcdefghijk")
 
 
 def test_a_classifier_trained_with_smoothed_labels_is_a_warning(run: Path) -> None:

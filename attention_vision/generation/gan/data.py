@@ -1,6 +1,7 @@
 """Labeled images for GANs, and the indices of the images that validation and predict generate."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,25 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
 from attention_vision.data.digits import CLASS_NAMES, single_digits
-from attention_vision.data.image_files import class_folders, list_images, no_images
+from attention_vision.data.findings import Findings
+from attention_vision.data.image_files import class_folders, image_size, list_images, no_images
+from attention_vision.data.labels import labels_by_name
 from attention_vision.data.loading import (
     BalancedSampler,
     EpochSampler,
+    OnBadImage,
     random_stream,
     replicas,
     train_loader,
 )
+from attention_vision.data.samples import evenly_spaced
+from attention_vision.data.splits import SPLIT_NAMES
 from attention_vision.data.torchvision_sets import CIFAR10_NAMES, load_torchvision_dataset
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
 from attention_vision.generation.gan.sources import Files, InMemory, Source
+
+LOOKED_AT = 256  # images whose size is read before training
 
 
 class LabelledImages(GenerationData):
@@ -38,7 +46,7 @@ class LabelledImages(GenerationData):
         flip: probability that a training image is mirrored.
         balanced: train on all classes equally often, however many images they have.
         count: number of images that predict generates, each into a file.
-        size, batch_size, num_workers, seed: see `GenerationData`.
+        size, batch_size, num_workers, seed, on_bad_image: see `GenerationData`.
 
     Attributes:
         batches_per_step: batches that are loaded as one, for a step that takes several. `SAGAN`
@@ -55,8 +63,9 @@ class LabelledImages(GenerationData):
         num_workers: int,
         seed: int | None,
         count: int,
+        on_bad_image: OnBadImage = "stop",
     ):
-        super().__init__(size, batch_size, num_workers, seed)
+        super().__init__(size, batch_size, num_workers, seed, on_bad_image=on_bad_image)
         if not 0 <= flip <= 1:
             raise InputError(f"data.flip {flip} is no probability")
         if count < 1:
@@ -73,13 +82,25 @@ class LabelledImages(GenerationData):
         """Images of "train", whatever the split: `val_dataloader` generates its images."""
         return FlippedDataset(self.source(), self.flip, seed)
 
+    def has_split(self, split: str) -> bool:
+        return split != "test"
+
     def setup(self, stage: str) -> None:
+        """Open the training images. Raises InputError for "test": there is nothing held out."""
         if stage == "fit":
-            self.train_images = self.dataset("train", self.order_seed)
+            self.train_images = self._opened("train")
+        if stage == "test":
+            raise InputError(
+                f"{type(self).__name__} has no test split: a GAN is scored against its training"
+                " images, by `validate`"
+            )
 
     def facts(self, split: str) -> dict[str, Any]:
         if split == "train":
-            return super().facts(split)
+            images: Any = self.train_images
+            counts = Counter(int(label) for label in images.targets)
+            classes = {str(name): counts[label] for label, name in enumerate(self.class_names)}
+            return super().facts(split) | ({"images of a class": classes} if classes else {})
         return {"images to generate": self.count if self.samples is None else self.samples}
 
     def train_dataloader(self) -> StatefulDataLoader:
@@ -229,7 +250,7 @@ class CIFAR10Images(LabelledImages):
 
 
 class FolderImages(LabelledImages):
-    """Images in ROOT/CLASS/*.jpg, or in ROOT/train/CLASS/*.jpg if there is ROOT/train.
+    """Images in ROOT/CLASS/*.jpg, or in ROOT/train/CLASS/*.jpg if there is ROOT/train or training.
 
     The center square of each image, resized; gray, palette and transparent images become RGB.
     Images beside class folders are not read. A folder of images alone has no classes: the networks
@@ -237,7 +258,8 @@ class FolderImages(LabelledImages):
 
     Args:
         root: the folder.
-        size, flip, balanced, batch_size, num_workers, seed, count: see `LabelledImages`.
+        size, flip, balanced, batch_size, num_workers, seed, count, on_bad_image: see
+            `LabelledImages`.
     """
 
     def __init__(
@@ -250,14 +272,16 @@ class FolderImages(LabelledImages):
         num_workers: int = 4,
         seed: int | None = None,
         count: int = 100,
+        on_bad_image: OnBadImage = "stop",
     ):
-        super().__init__(size, flip, balanced, batch_size, num_workers, seed, count)
+        super().__init__(size, flip, balanced, batch_size, num_workers, seed, count, on_bad_image)
         self.root = root
+        self._read: tuple[list[tuple[str, int]], Findings] | None = None
 
     @property
     def folder(self) -> Path:
-        train = Path(self.root) / "train"
-        return train if train.is_dir() else Path(self.root)
+        folders = (Path(self.root) / name for name in SPLIT_NAMES["train"])
+        return next((folder for folder in folders if folder.is_dir()), Path(self.root))
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -270,12 +294,44 @@ class FolderImages(LabelledImages):
         return tuple(class_folders(self.folder)[0])
 
     def source(self) -> Source:
-        folders = [self.folder / name for name in self.class_names] or [self.folder]
-        files = [
-            (path, label)
-            for label, folder in enumerate(folders)
-            for path in list_images(folder).files
-        ]
-        if not files:
-            raise no_images(self.folder, list_images(self.folder))
+        if self._read is None:  # training and scorer open the images, and one of them may be slow
+            self._read = self._files(), self.findings.get("train", Findings())
+        files, self.findings["train"] = self._read
         return Files(files, self.size)
+
+    def _files(self) -> list[tuple[str, int]]:
+        """(path, label) of all training images; labels are found by the names of the folders."""
+        findings, folder = self.findings.setdefault("train", Findings()), self.folder
+        names, empty = class_folders(folder)
+        listed = {label: list_images(folder / name) for label, name in enumerate(names)}
+        if self.class_names and names:
+            numbers = labels_by_name(self.class_names, names, str(folder))
+        elif self.class_names:
+            raise InputError(f"no class folders in {folder}: the weights were trained with classes")
+        else:
+            numbers, listed = [0], {0: list_images(folder)}
+        files = [(path, numbers[label]) for label, one in listed.items() for path in one.files]
+        if not files:
+            raise no_images(folder, list_images(folder))
+        for one in listed.values():
+            for kind, paths in one.left_out.items():
+                findings.left_out.setdefault(kind, []).extend(paths)
+        if beside := [str(path) for path in folder.iterdir() if names and path.is_file()]:
+            findings.left_out["files beside class folders"] = sorted(beside)
+        if empty:
+            findings.left_out["folders without images"] = [str(folder / name) for name in empty]
+        files = [files[index] for index in self.sound("train", [path for path, _ in files])]
+        if not files:
+            raise InputError(f"no image in {folder} can be read")
+        self._warn_of_small([path for path, _ in files])
+        return files
+
+    def _warn_of_small(self, files: Sequence[str]) -> None:
+        some = evenly_spaced(files, LOOKED_AT)
+        sizes = {file: size for file in some if (size := image_size(file))}
+        small = [file for file, size in sizes.items() if min(size) < self.size]
+        if small:
+            self.findings["train"].warnings.append(
+                f"{len(small)} of {len(some)} images that were looked at are smaller than data.size"
+                f" {self.size} and are enlarged, such as {small[0]}"
+            )

@@ -17,8 +17,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 from attention_vision.checkpoints.load import read
 from attention_vision.checkpoints.preprocessing import data_of_run
 from attention_vision.checkpoints.run_network import trained_classifier
+from attention_vision.data.labels import read_labels
 from attention_vision.errors import InputError
 from attention_vision.training.distributed import broadcast, rank
+from attention_vision.training.run_folder import best_or_last
 
 
 class Extractor(nn.Module):
@@ -70,6 +72,9 @@ class RunClassifier(Extractor):
 
     Images (B, 3, H, W) uint8 of any size -> pooled features (B, C) and logits (B, num_classes).
 
+    Attributes:
+        class_names: of its classes; empty if its checkpoint has none.
+
     Raises InputError if the folder does not contain such a run, or a checkpoint that fits.
     """
 
@@ -83,6 +88,9 @@ class RunClassifier(Extractor):
         self.num_classes, self.size = self.network.num_classes, data.image_size
         self.register_buffer("mean", torch.tensor(data.mean)[:, None, None])
         self.register_buffer("std", torch.tensor(data.std)[:, None, None])
+        file = best_or_last(run)
+        labels = read_labels(file) if file else None
+        self.class_names = labels.class_names if labels else ()
         self.name = run.absolute().name
         digest = hashlib.sha256(str(self.size).encode())
         for name, tensor in self.state_dict().items():

@@ -11,16 +11,31 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from attention_vision.attention import record_attention
+from attention_vision.data.loading import data_of
 from attention_vision.generation.gan.sagan import Generator
 from attention_vision.training.logging import image_loggers
-from attention_vision.visualization.drawing import marked, overlay, scaled, sheet
+from attention_vision.visualization.drawing import (
+    marked,
+    overlay,
+    scaled,
+    sheet,
+    with_legend,
+    with_row_names,
+)
 
+LEGEND = ((None, "a row per class"), (None, "the same noise in every validation"))
 EDGE = 2  # pixels of white between the images of a grid
-LEAST = 64  # pixels, below which an image is enlarged by a whole factor
+LEAST, MOST = 96, 128  # pixels; smaller images are enlarged by a whole factor, larger ones shrunk
 
 
-def grid(images: Tensor, columns: int) -> np.ndarray:
-    """Arrange images (B, 3, H, W) in -1..1 row by row, as (height, width, 3) uint8."""
+def grid(images: Tensor, columns: int, names: Sequence[str] = ()) -> np.ndarray:
+    """Arrange images (B, 3, H, W) in -1..1 row by row, as (height, width, 3) uint8.
+
+    Args:
+        names: of the rows, written beside them.
+    """
+    if (side := max(images.shape[2:])) > MOST:
+        images = F.interpolate(images.float(), scale_factor=MOST / side, mode="area")
     pixels = enlarged(to_pixel_arrays(images))
     count, height, width = pixels.shape[:3]
     rows = -(-count // columns)
@@ -30,7 +45,7 @@ def grid(images: Tensor, columns: int) -> np.ndarray:
         top = EDGE + number // columns * (height + EDGE)
         left = EDGE + number % columns * (width + EDGE)
         picture[top : top + height, left : left + width] = one
-    return picture
+    return with_row_names(picture, names) if names else picture
 
 
 def to_pixel_arrays(images: Tensor) -> np.ndarray:
@@ -153,8 +168,10 @@ class SampleGrid(Callback):
         loggers = image_loggers(trainer)
         if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
+        names = row_names(module, getattr(data_of(trainer), "class_names", ()))
         with torch.no_grad():
-            page = grid(sample_rows(module, self.columns), self.columns)
+            page = grid(sample_rows(module, self.columns), self.columns, names)
+        page = with_legend(page, LEGEND if names else LEGEND[1:])
         for logger in loggers:
             logger.log_image("val/samples", [page])
 
@@ -163,3 +180,11 @@ def sample_rows(module: Any, columns: int) -> Tensor:
     """Images (rows · columns, 3, H, W) of a SAGAN's fixed noise, a row per class."""
     labels = shown_classes(module.average.num_classes).repeat_interleave(columns)
     return module.draw(torch.arange(len(labels)), labels.to(module.device))
+
+
+def row_names(module: Any, class_names: Sequence[str]) -> list[str]:
+    """Names of the classes that the rows of `sample_rows` show; none without classes."""
+    num_classes = module.average.num_classes
+    if not num_classes or len(class_names) != num_classes:
+        return []
+    return [str(class_names[label]) for label in shown_classes(num_classes).tolist()]

@@ -1,5 +1,6 @@
 """Files that `predict` of a GAN writes into the run folder: images, sheets, attention."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from attention_vision.generation.gan.figures import (
     attention_sheet,
     grid,
     interpolate,
+    row_names,
     sample_rows,
     shown_classes,
     to_pixel_arrays,
 )
-from attention_vision.training.logging import run_folder
+from attention_vision.training.logging import draws_pictures, run_folder
 
 SHEET = 64  # images of a class's sheet, 8 x 8
 CLASSES = 20  # the first ones, which have a sheet
@@ -50,7 +52,7 @@ class GeneratedImages(Callback):
             Image.fromarray(pixels).save(folder / f"{index:06}{name}.png")
 
     def on_predict_end(self, trainer: Trainer, module: Any) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not draws_pictures(trainer):
             return
         folder = run_folder(trainer) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,8 @@ def draw_pictures(trainer: Any, module: Any) -> dict[str, np.ndarray]:
     """
     generator, num_classes = module.average, module.average.num_classes
     device = module.device
-    found = {"samples": grid(sample_rows(module, 8), 8)}
+    names = row_names(module, trainer.datamodule.class_names)
+    found = {"samples": grid(sample_rows(module, 8), 8, names)}
     for label in range(min(num_classes, CLASSES)):
         labels = torch.full((SHEET,), label, device=device)
         images = module.draw(torch.arange(SHEET), labels)
@@ -76,16 +79,24 @@ def draw_pictures(trainer: Any, module: Any) -> dict[str, np.ndarray]:
     labels = shown_classes(num_classes).to(device)
     rows = len(labels)
     ends = torch.stack([module.noise(torch.arange(rows) + start) for start in (0, rows)])
-    found["interpolation"] = grid(interpolate(generator, ends, labels, steps=9), 9)
+    found["interpolation"] = grid(interpolate(generator, ends, labels, steps=9), 9, names)
 
-    titles = [str(trainer.datamodule.class_names[label]) for label in labels] if num_classes else []
-    picture = attention_sheet(generator, ends[0], labels, module.attention_points, titles)
+    picture = attention_sheet(generator, ends[0], labels, module.attention_points, names)
     if picture is not None:
         found["attention"] = picture
     return found
 
 
 def file_name(trainer: Any, label: int) -> str:
-    """Name of a class, with a dash for each character that a file name should not have."""
-    name = str(trainer.datamodule.class_names[label])
+    """Name of a class, with a dash for each character that a file name should not have.
+
+    With its number where another class has the same one: `a b` and `a-b`, `A` and `a`.
+    """
+    names = [plain_name(str(name)) for name in trainer.datamodule.class_names]
+    shared = Counter(name.casefold() for name in names)
+    name = names[label]
+    return name if shared[name.casefold()] == 1 else f"{name}_{label}"
+
+
+def plain_name(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name)

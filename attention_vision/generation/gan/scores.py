@@ -23,7 +23,7 @@ and none keeps the statistics of the training images.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from attention_vision.data.labels import labels_by_name
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
 from attention_vision.generation.gan.extractors import (
@@ -259,7 +260,8 @@ class ClassifierEvaluator(Evaluator):
     """The same numbers by a classifier of this package, and its accuracy on the classes asked for.
 
     The classifier score has the formula of the Inception Score and is at most the number of
-    classes. It compares generators that one classifier scored, nothing else.
+    classes. It compares generators that one classifier scored, nothing else. Classes are compared
+    by their names, so that their order may differ.
 
     Args:
         samples, splits, neighbours, manifold, cache: see `Evaluator`.
@@ -279,17 +281,24 @@ class ClassifierEvaluator(Evaluator):
     ):
         super().__init__(samples, splits, neighbours, manifold, cache)
         self.run = run
+        self.judged_names: Sequence[str] = ()
 
     def build(self) -> RunClassifier:
-        return RunClassifier(Path(self.run))
+        judge = RunClassifier(Path(self.run))
+        self.judged_names = judge.class_names
+        return judge
 
     def check(self, data: GenerationData) -> None:
         """Raise InputError if the data has other classes than the classifier."""
+        self.judged_labels = torch.arange(self.network.num_classes)
         if self.conditional and data.num_classes != self.network.num_classes:
             raise InputError(
                 f"{self.run} tells {self.network.num_classes} classes apart and the data has"
                 f" {data.num_classes}: score with a classifier of the same classes"
             )
+        if self.conditional and self.judged_names:
+            names = [str(name) for name in data.class_names]
+            self.judged_labels = torch.tensor(labels_by_name(self.judged_names, names, self.run))
 
     def numbers(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         mean, std = inception_score(logits, self.splits)
@@ -297,7 +306,9 @@ class ClassifierEvaluator(Evaluator):
         of = f"{name}_{self.splits}splits_{count}"
         numbers = {"score": mean, f"classifier_score_{of}": mean, f"classifier_score_std_{of}": std}
         if self.conditional:
-            right = (logits.argmax(1) == labels).double().mean().item()
+            right = (
+                (logits.argmax(1) == self.judged_labels.to(labels)[labels]).double().mean().item()
+            )
             numbers[f"classifier_accuracy_{name}_{count}"] = right
         return numbers
 

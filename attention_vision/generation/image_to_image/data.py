@@ -5,16 +5,22 @@ numbers (B, H, W) int64 for segmentation; volumes have one axis more. In predict
 paths, sizes of the results).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from attention_vision.data.image_files import image_size
+from attention_vision.data.loading import OnBadImage
+from attention_vision.data.samples import evenly_spaced
+from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
 
+HEADERS = 20_000  # images whose size is looked at before training; some seconds' worth
 EVALUATION = 0  # seed of what is random in evaluation: the run's does not move it
 
 
@@ -25,16 +31,23 @@ class ImageToImageData(GenerationData):
         size: side of the training patches, in pixels.
         batch_size: patches per process and step.
         seed: of order, patches and degradation in training; the run's seed where none is given.
-        num_workers, images: see `TaskData`.
+        num_workers, images, split, on_bad_image: see `TaskData`.
     """
 
     channels = 3  # of an input
     evaluation_batch: int | None = None  # images per evaluation batch where not `batch_size`
 
     def __init__(
-        self, size: int, batch_size: int, num_workers: int, seed: int | None, images: str | None
+        self,
+        size: int,
+        batch_size: int,
+        num_workers: int,
+        seed: int | None,
+        images: str | None,
+        split: SplitShares | None = None,
+        on_bad_image: OnBadImage = "stop",
     ):
-        super().__init__(size, batch_size, num_workers, seed, images)
+        super().__init__(size, batch_size, num_workers, seed, images, split, on_bad_image)
 
     def inputs(self, folder: str) -> Dataset:
         """(input, path, size of the result) of all files below a folder, with their `files`."""
@@ -57,18 +70,69 @@ def one_file(samples: list[tuple[Tensor, str, Any]]) -> tuple[Tensor, list[str],
     return torch.stack(inputs), list(paths), list(sizes)
 
 
-def cut(whole: Sequence[int], part: Sequence[int]) -> tuple[slice, ...]:
-    """A patch of an image at random, by torch's stream. Raises InputError when it is too large."""
-    if any(length < wanted for length, wanted in zip(whole, part, strict=True)):
-        raise InputError(
-            f"a training image is {by(whole)}, smaller than the patches of {by(part)}: lower"
-            " data.size or remove it"
-        )
+def cut(whole: Sequence[int], part: Sequence[int], name: str) -> tuple[slice, ...]:
+    """A patch of an image at random, by torch's stream.
+
+    Raises:
+        InputError: the image is smaller than the patch.
+    """
+    if is_smaller(whole, part):
+        raise too_small({name: whole}, 1, part)
     starts = [
         int(torch.randint(length - wanted + 1, ()))
         for length, wanted in zip(whole, part, strict=True)
     ]
     return tuple(slice(start, start + wanted) for start, wanted in zip(starts, part, strict=True))
+
+
+def is_smaller(whole: Sequence[int], part: Sequence[int]) -> bool:
+    return any(length < wanted for length, wanted in zip(whole, part, strict=True))
+
+
+def too_small(sizes: Mapping[str, Sequence[int]], count: int, part: Sequence[int]) -> InputError:
+    """One line on images that are smaller than a patch.
+
+    Args:
+        sizes: image -> its size, of those that are too small.
+        count: images that were looked at.
+        part: size of the patch.
+    """
+    name, size = next(iter(sizes.items()))
+    others = f", like {len(sizes) - 1} more of {count} images" if len(sizes) > 1 else ""
+    key = "data.patch" if len(part) == 3 else "data.size"
+    return InputError(
+        f"{name} is {by(size)}, smaller than the patches of {by(part)}{others}: lower {key} or"
+        f" remove {'them' if others else 'it'}"
+    )
+
+
+def check_patches(
+    files: Sequence[str],
+    size: Callable[[str], tuple[int, ...] | None],
+    part: Sequence[int],
+) -> None:
+    """Look at the sizes of training images, before the first epoch comes to them.
+
+    Args:
+        files: images; of more than `HEADERS` every second, third and so on.
+        size: reads (height, width) or (depth, height, width) from a header, None where it cannot.
+        part: size of the patch.
+
+    Raises:
+        InputError: images are smaller than a patch; it names the first and counts them.
+    """
+    some = evenly_spaced(files, HEADERS)
+    with ThreadPoolExecutor(4) as pool:
+        found = dict(zip(some, pool.map(size, some), strict=True))
+    small = {file: whole for file, whole in found.items() if whole and is_smaller(whole, part)}
+    if small:
+        raise too_small(small, len(some), part)
+
+
+def upright_size(path: str) -> tuple[int, int] | None:
+    """(height, width) of an image, upright, from its header; None if it does not open."""
+    size = image_size(path)
+    return size and (size[1], size[0])
 
 
 def by(size: Sequence[int]) -> str:

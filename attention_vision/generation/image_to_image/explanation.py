@@ -20,7 +20,7 @@ class ImageToImageExplainer:
     """Draws input, result, target if there is one, and the gates of an image-to-image network."""
 
     def __init__(self, module: ImageToImage, names: Sequence[str], options: DrawOptions):
-        self.module, self.options = module, options
+        self.module, self.class_names, self.options = module, names, options
 
     def samples(self, data: LightningDataModule, images: str | None, count: int) -> dict[str, Any]:
         return titled_samples(data, images, count)
@@ -40,7 +40,7 @@ class ImageToImageExplainer:
         gates = [name for name in names if name.startswith("gates.")]
         picture, layers = record_layers(
             network,
-            lambda: panel(network, self.module.objective, inputs, targets, gates),
+            lambda: panel(network, self.module.objective, inputs, targets, gates, self.class_names),
             inputs,
             names,
             self.options.point,

@@ -1,7 +1,7 @@
 """Pictures of image-to-image work: input, result, target, and the gates of skip connections."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -14,10 +14,18 @@ from attention_vision.attention import record_attention
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.generation.image_to_image.unet import AttentionUNet
 from attention_vision.training.logging import image_loggers
-from attention_vision.visualization.drawing import overlay, scaled, sheet
+from attention_vision.visualization.drawing import (
+    LEAST,
+    Color,
+    overlay,
+    scaled,
+    sheet,
+    with_legend,
+)
 
-MOST_PIXELS = 320  # of a picture's side in the panel; whole images may have thousands
+MOST, MOST_ALONE = 256, 512  # pixels of a picture's width beside others, and of a single image's
 COLORS = torch.tensor([matplotlib.colormaps["tab10"](number)[:3] for number in range(10)])
+IGNORED = 0.5  # gray of what is not a class
 
 
 def gate_maps(
@@ -53,17 +61,25 @@ def middle(x: Tensor, spatial: int) -> Tensor:
     return x.select(-3, x.shape[-3] // 2) if spatial == 3 else x
 
 
-def to_pictures(x: Tensor) -> Tensor:
+def class_colors(num_classes: int) -> Tensor:
+    """RGB in 0..1 (num_classes, 3): the background black, a single other class white."""
+    if num_classes <= 2:
+        return torch.tensor([[0.0] * 3, [1.0] * 3])
+    return torch.cat([torch.zeros(1, 3), COLORS[torch.arange(num_classes - 1) % len(COLORS)]])
+
+
+def to_pictures(x: Tensor, num_classes: int = 0) -> Tensor:
     """Pictures (B, H, W, 3) in 0..1 of images (B, C, H, W) in 0..1 or class numbers (B, H, W).
 
-    A fourth channel, of holes, is not shown. The background is black, a single other class white.
+    A fourth channel, of holes, is not shown. Classes have the `class_colors`, all else is gray.
     """
     x = x.detach().cpu()
     if x.ndim == 4:
         images = x[:, :3] if x.shape[1] >= 3 else x[:, :1].expand(-1, 3, -1, -1)
         return images.float().clamp(0, 1).movedim(1, -1)
-    colors = COLORS[(x - 1) % len(COLORS)] if x.max() > 1 else torch.ones(*x.shape, 3)
-    return torch.where((x > 0)[..., None], colors, 0.0)
+    colors = class_colors(num_classes)
+    known = (x >= 0) & (x < len(colors))
+    return torch.where(known[..., None], colors[x.long() * known], IGNORED)
 
 
 def panel(
@@ -72,10 +88,12 @@ def panel(
     inputs: Tensor,
     targets: Tensor | None = None,
     layers: Sequence[str] = ("gates",),
+    class_names: Sequence[str] = (),
 ) -> np.ndarray:
     """Draw inputs, results, targets and gates, a column per image, as (height, width, 3) uint8.
 
     Of volumes the middle slices. Each gate's map is scaled to its own range, which is its title.
+    The legend has the colors of the classes, where the results are masks.
     """
     spatial = inputs.ndim - 2
     output, gates = gate_maps(network, inputs, layers)
@@ -84,7 +102,7 @@ def panel(
     shown = [("result", objective.result(output))]
     shown += [("target", targets)] if targets is not None else []
     for name, x in shown:
-        rows.append(to_pictures(middle(x, spatial)))
+        rows.append(to_pictures(middle(x, spatial), network.num_classes))
         titles.append([])
         names.append(name)
     under = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
@@ -93,12 +111,24 @@ def panel(
         rows.append(overlay(under, scaled(maps)))
         titles.append([f"{x.min():.2f}..{x.max():.2f}" for x in maps])
         names.append(f"gate {level}")
-    return sheet([shrunk(row) for row in rows], titles, names)
+    most = MOST_ALONE if len(inputs) == 1 else MOST
+    inches = min(max(inputs.shape[-1], LEAST), most) / 100
+    page = sheet([shrunk(row, most) for row in rows], titles, names, inches)
+    legend: list[tuple[Color | None, str]] = []
+    if shown[0][1].ndim == spatial + 1:
+        colors = (class_colors(network.num_classes) * 255).round().int().tolist()
+        legend += [
+            (cast(Color, tuple(color)), str(name))
+            for color, name in zip(colors, class_names, strict=False)
+        ]
+    if gates:
+        legend.append((None, "gates: bright is open, between the numbers above"))
+    return with_legend(page, legend) if legend else page
 
 
-def shrunk(pictures: Tensor) -> Tensor:
-    """Shrink pictures (B, H, W, 3) that have more pixels than a sheet shows."""
-    factor = MOST_PIXELS / max(pictures.shape[1:3])
+def shrunk(pictures: Tensor, most: int) -> Tensor:
+    """Shrink pictures (B, H, W, 3) that have more pixels than are shown."""
+    factor = most / max(pictures.shape[1:3])
     if factor >= 1:
         return pictures
     size = [max(1, round(length * factor)) for length in pictures.shape[1:3]]
@@ -129,7 +159,12 @@ class ImageToImagePanel(Callback):
         loggers = image_loggers(trainer)
         if batch_idx or trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
-        picture = panel(module.network, module.objective, *self.select(trainer, batch))
+        picture = panel(
+            module.network,
+            module.objective,
+            *self.select(trainer, batch),
+            class_names=getattr(trainer.datamodule, "class_names", ()),
+        )
         for logger in loggers:
             logger.log_image("val/panel", [picture])
 

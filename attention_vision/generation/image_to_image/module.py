@@ -19,6 +19,7 @@ from attention_vision.errors import InputError
 from attention_vision.generation.data import Batch
 from attention_vision.generation.image_to_image.batch_picture import PairedBatch
 from attention_vision.generation.image_to_image.figures import ImageToImagePanel
+from attention_vision.generation.image_to_image.mask_codes import IGNORED
 from attention_vision.generation.image_to_image.predictions import ImageToImageResults
 from attention_vision.generation.image_to_image.unet import AttentionUNet
 from attention_vision.generation.module import GenerationModule
@@ -65,7 +66,8 @@ def psnr() -> PeakSignalNoiseRatio:
 class SegmentationMetrics(nn.Module):
     """Dice of each class but the background, averaged over images, then over classes.
 
-    An image with a class neither in its mask nor in its prediction does not count for the class.
+    An image with a class neither in its mask nor in its prediction does not count for the class;
+    pixels without a class (`IGNORED`) do not count.
 
     Args:
         num_classes: background included.
@@ -78,7 +80,8 @@ class SegmentationMetrics(nn.Module):
         )
 
     def update(self, inputs: Tensor, output: Tensor, targets: Tensor) -> None:
-        self.per_class.update(output.argmax(1), targets)
+        classed = targets != IGNORED  # else both are background, which is not measured
+        self.per_class.update(output.argmax(1) * classed, targets * classed)
 
     def compute(self) -> dict[str, Tensor]:
         per_class = self.per_class.compute().view(-1)  # (num_classes - 1,), which may be 1
@@ -123,7 +126,7 @@ class Restoration(nn.Module):
 
 
 class Segmentation(nn.Module):
-    """Objective: the class of each pixel or voxel.
+    """Objective: the class of each pixel or voxel; where the target is `IGNORED` there is none.
 
     Args:
         dice_weight: weight of the soft Dice loss, which the release trains on.
@@ -153,7 +156,7 @@ class Segmentation(nn.Module):
         if self.dice_weight:
             total = total + self.dice_weight * dice_loss(output, targets)
         if self.cross_entropy_weight:
-            total = total + self.cross_entropy_weight * F.cross_entropy(output, targets)
+            total = total + self.cross_entropy_weight * cross_entropy(output, targets)
         return total
 
     def metrics(self, num_classes: int) -> SegmentationMetrics:
@@ -164,15 +167,25 @@ class Segmentation(nn.Module):
         return output.argmax(1)
 
 
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over the pixels that have a class; 0 where none has."""
+    mean = F.cross_entropy(logits, targets, ignore_index=IGNORED)
+    return torch.where((targets != IGNORED).any(), mean, logits.sum() * 0)
+
+
 def dice_loss(logits: Tensor, targets: Tensor, smooth: float = 0.01) -> Tensor:
     """1 - soft Dice, mean over images and all classes, background included, as released.
 
     Shape: logits (B, K, *size), targets (B, *size) int64 -> scalar
 
         dice = 2 (sum p t + smooth) / (sum p + sum t + smooth)
+
+    The sums are over the pixels that have a class.
     """
-    chances = logits.float().softmax(1).flatten(2)  # (B, K, pixels)
-    truth = F.one_hot(targets, logits.shape[1]).movedim(-1, 1).flatten(2).to(chances)
+    classed = targets != IGNORED
+    chances = (logits.float().softmax(1) * classed[:, None]).flatten(2)  # (B, K, pixels)
+    truth = F.one_hot(targets * classed, logits.shape[1]) * classed[..., None]
+    truth = truth.movedim(-1, 1).flatten(2).to(chances)
     both, each = (chances * truth).sum(2), chances.sum(2) + truth.sum(2)
     return 1 - (2 * (both + smooth) / (each + smooth)).mean()
 

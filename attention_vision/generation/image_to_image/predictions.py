@@ -1,6 +1,5 @@
 """Files that `predict` of an image-to-image network writes into the run folder."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,10 @@ from lightning.pytorch import Callback, LightningModule
 from PIL import Image
 from torch import Tensor
 
-from attention_vision.data.image_files import path_below
+from attention_vision.data.samples import output_names
 from attention_vision.generation.image_to_image.figures import panel
-from attention_vision.training.logging import run_folder
+from attention_vision.generation.image_to_image.mask_codes import MaskCodes
+from attention_vision.training.logging import draws_pictures, run_folder
 
 RESULTS = "results"
 
@@ -21,10 +21,10 @@ RESULTS = "results"
 class ImageToImageResults(Callback):
     """Writes results/NAME.png, or .npy for volumes, and pictures/NAME.png.
 
-    A result is a restored image, or a mask with the gray levels of `data.values` (class numbers if
-    the data has none), in the size of its file. The picture shows input and result side by side,
-    and the gates. NAME is the file's path below the folder of images, without the suffix unless two
-    files differ in that alone.
+    A result is a restored image, or a mask with the gray levels or colors of `data.codes` (class
+    numbers if the data has none), in the size of its file. The picture shows input and result side
+    by side, and the gates. NAME is the file's path below the folder of images, without the suffix
+    unless two files differ in that alone.
     """
 
     def __init__(self) -> None:
@@ -32,12 +32,7 @@ class ImageToImageResults(Callback):
 
     def on_predict_start(self, trainer: Any, module: LightningModule) -> None:
         data = trainer.datamodule
-        paths = {file: path_below(file, data.images) for file in data.predict_images.files}
-        count = Counter(path.with_suffix("") for path in paths.values())
-        self._names = {
-            file: path.with_suffix("") if count[path.with_suffix("")] == 1 else path
-            for file, path in paths.items()
-        }
+        self._names = output_names(data.predict_images.files, data.images)
 
     def on_predict_batch_end(
         self,
@@ -51,19 +46,23 @@ class ImageToImageResults(Callback):
         data, folder = trainer.datamodule, run_folder(trainer)
         for inputs, result, path, size in zip(batch[0], outputs, batch[1], batch[2], strict=True):
             name = self._names[path]
-            write(folder / RESULTS / name, result.cpu(), size, getattr(data, "values", None))
-            picture = panel(module.network, module.objective, inputs[None])
+            write(folder / RESULTS / name, result.cpu(), size, getattr(data, "codes", None))
+            if not draws_pictures(trainer):
+                continue
+            picture = panel(
+                module.network, module.objective, inputs[None], class_names=data.class_names
+            )
             file = folder / "pictures" / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(file)
 
 
-def write(file: Path, result: Tensor, size: torch.Size, values: Any) -> None:
+def write(file: Path, result: Tensor, size: torch.Size, codes: MaskCodes | None) -> None:
     """Write an image (3, H, W) in 0..1, a mask (H, W) or (D, H, W), enlarged to `size`.
 
     Args:
         file: without the suffix.
-        values: gray level of each class in a mask; None for the class numbers.
+        codes: how a mask writes its classes; None for the class numbers.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     if result.is_floating_point():
@@ -76,5 +75,4 @@ def write(file: Path, result: Tensor, size: torch.Size, values: Any) -> None:
     if mask.ndim == 3:
         np.save(f"{file}.npy", mask)
         return
-    levels = mask if values is None else np.array(values, np.uint8)[mask]
-    Image.fromarray(levels).save(f"{file}.png")
+    Image.fromarray(mask if codes is None else codes.written(mask)).save(f"{file}.png")

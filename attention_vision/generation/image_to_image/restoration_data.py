@@ -1,6 +1,8 @@
 """Data for restoration: degraded images as inputs, the images themselves as targets."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -9,11 +11,20 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from attention_vision.data.digits import single_digits
-from attention_vision.data.image_files import image_files, read_image
-from attention_vision.data.loading import random_stream
-from attention_vision.data.splits import Split
+from attention_vision.data.findings import Findings
+from attention_vision.data.image_files import image_files, list_images, path_below, read_image
+from attention_vision.data.loading import OnBadImage, random_stream
+from attention_vision.data.splits import Split, SplitShares
 from attention_vision.data.torchvision_sets import load_torchvision_dataset
-from attention_vision.generation.image_to_image.data import EVALUATION, ImageToImageData, cut
+from attention_vision.errors import InputError
+from attention_vision.generation.image_to_image.data import (
+    EVALUATION,
+    ImageToImageData,
+    by,
+    check_patches,
+    cut,
+    upright_size,
+)
 from attention_vision.generation.image_to_image.degradations import Degradation
 
 
@@ -28,7 +39,7 @@ class DegradedImages(ImageToImageData):
         flip: mirror half of the training patches.
         images: folder to predict, of images that are degraded already.
         degrade: degrade the images to predict first.
-        size, batch_size, num_workers, seed: see `ImageToImageData`.
+        size, batch_size, num_workers, seed, split, on_bad_image: see `ImageToImageData`.
     """
 
     def __init__(
@@ -41,8 +52,10 @@ class DegradedImages(ImageToImageData):
         seed: int | None,
         images: str | None,
         degrade: bool,
+        split: SplitShares | None = None,
+        on_bad_image: OnBadImage = "stop",
     ):
-        super().__init__(size, batch_size, num_workers, seed, images)
+        super().__init__(size, batch_size, num_workers, seed, images, split, on_bad_image)
         self.degradation, self.flip, self.degrade = degradation, flip, degrade
         self.channels = degradation.channels
 
@@ -59,6 +72,11 @@ class DegradedImages(ImageToImageData):
     def inputs(self, folder: str) -> Dataset:
         return ImagesToRestore(folder, self.degradation, self.degrade)
 
+    def augmentation(self) -> list[str]:
+        degradation = type(self.degradation).__name__
+        flip = ", half of them mirrored" if self.flip else ""
+        return [f"patches of {by((self.size, self.size))}{flip}; {degradation} drawn anew"]
+
 
 class DegradedPatches(Dataset):
     """(input, image in 0..1) for training; randomness follows from (seed, epoch, index)."""
@@ -71,17 +89,19 @@ class DegradedPatches(Dataset):
         flip: bool,
         seed: int,
     ):
-        self.pictures, self.degradation = pictures, degradation
+        self.source, self.degradation = pictures, degradation
         self.size, self.flip, self.seed = size, flip, seed
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.source)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, index = key
-        picture = self.pictures[index]
+        picture = self.source[index]
+        files = getattr(self.source, "files", None)
+        name = files[index] if files else f"training image {index}"
         with random_stream(self.seed, epoch, index):
-            image = picture[:, *cut(picture.shape[1:], (self.size, self.size))] / 255
+            image = picture[:, *cut(picture.shape[1:], (self.size, self.size), name)] / 255
             if self.flip and torch.rand(()) < 0.5:
                 image = image.flip(-1)
             return self.degradation(image), image
@@ -91,13 +111,13 @@ class DegradedWhole(Dataset):
     """(input, image in 0..1) for evaluation; randomness follows from the index."""
 
     def __init__(self, pictures: Sequence[Tensor] | Tensor, degradation: Degradation):
-        self.pictures, self.degradation = pictures, degradation
+        self.source, self.degradation = pictures, degradation
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image = self.pictures[index] / 255
+        image = self.source[index] / 255
         with random_stream(EVALUATION, 0, index):
             return self.degradation(image), image
 
@@ -121,13 +141,18 @@ class ImagesToRestore(Dataset):
 
 
 class DegradedFolder(DegradedImages):
-    """Images of two folders, searched through their subfolders.
+    """Images of folders, searched through their subfolders; or pages of TIFFs.
 
     Args:
         train_images: cut into patches.
-        val_images: whole, one by one.
-        degradation, size, flip, batch_size, num_workers, seed, images, degrade: see
+        degradation: see `DegradedImages`.
+        val_images: whole, one by one; `split` holds out a share of the training images instead.
+        test_images: as `val_images`.
+        size, flip, batch_size, num_workers, seed, images, degrade, split, on_bad_image: see
             `DegradedImages`.
+
+    Raises:
+        InputError: a split that is given in both ways, or nothing to validate on.
     """
 
     evaluation_batch = 1
@@ -135,8 +160,8 @@ class DegradedFolder(DegradedImages):
     def __init__(
         self,
         train_images: str,
-        val_images: str,
         degradation: Degradation,
+        val_images: str | None = None,
         size: int = 64,
         flip: bool = True,
         batch_size: int = 16,
@@ -144,19 +169,55 @@ class DegradedFolder(DegradedImages):
         seed: int | None = None,
         images: str | None = None,
         degrade: bool = False,
+        test_images: str | None = None,
+        split: SplitShares | None = None,
+        on_bad_image: OnBadImage = "stop",
     ):
-        super().__init__(degradation, size, flip, batch_size, num_workers, seed, images, degrade)
-        self.folders = {"train": train_images, "val": val_images}
+        super().__init__(
+            degradation, size, flip, batch_size, num_workers, seed, images, degrade, split,
+            on_bad_image,
+        )  # fmt: skip
+        self.folders = {"train": train_images}
+        for part, folder in (("val", val_images), ("test", test_images)):
+            share = getattr(self.split, part)
+            if folder is not None and share:
+                raise InputError(f"data.{part}_images and data.split.{part}: leave one of them out")
+            if part == "val" and folder is None and not share:
+                raise InputError(
+                    "what to validate on: set data.val_images, or data.split: {val: 0.2}"
+                )
+            if folder is not None:
+                self.folders[part] = folder
+
+    def has_split(self, split: str) -> bool:
+        return super().has_split(split) or split in self.folders
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            images: Any = self.train_images
+            check_patches(images.source.files, upright_size, (self.size, self.size))
 
     def pictures(self, split: Split) -> Sequence[Tensor] | Tensor:
-        return FilePictures(self.folders[split])
+        folder = self.folders.get(split, self.folders["train"])
+        files = image_files(folder)
+        if Path(folder).is_dir():
+            findings = self.findings.setdefault(split, Findings())
+            findings.left_out = list_images(folder).left_out
+        if self.split and (split == "train" or split not in self.folders):
+            names = [path_below(file, folder).as_posix() for file in files]
+            files = [files[index] for index in self.part(split, names, None)]
+        files = [files[index] for index in self.sound(split, files)]
+        if not files:
+            raise InputError(f"no {split} image in {folder} can be read")
+        return FilePictures(files)
 
 
 class FilePictures(Sequence):
-    """Image files below a folder, each read on access."""
+    """Image files, each read on access."""
 
-    def __init__(self, folder: str):
-        self.files = image_files(folder)
+    def __init__(self, files: list[str]):
+        self.files = files
 
     def __len__(self) -> int:
         return len(self.files)

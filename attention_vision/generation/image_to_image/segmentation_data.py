@@ -1,7 +1,7 @@
 """Data for segmentation: images with masks, and digits in noise."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,32 +11,59 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from attention_vision.data.digits import single_digits
-from attention_vision.data.image_files import extensions, image_files, read_image, read_levels
-from attention_vision.data.loading import random_stream
-from attention_vision.data.splits import Split
+from attention_vision.data.image_files import extensions, header, image_files, read_image
+from attention_vision.data.labels import Labels
+from attention_vision.data.loading import OnBadImage, random_stream
+from attention_vision.data.samples import evenly_spaced
+from attention_vision.data.splits import Split, SplitShares
 from attention_vision.errors import InputError
-from attention_vision.generation.image_to_image.data import EVALUATION, ImageToImageData, by
+from attention_vision.generation.image_to_image.data import (
+    EVALUATION,
+    HEADERS,
+    ImageToImageData,
+    by,
+    upright_size,
+)
+from attention_vision.generation.image_to_image.mask_codes import (
+    IGNORED,
+    LOSSY,
+    Color,
+    Level,
+    MaskCodes,
+    read_colors,
+)
 from attention_vision.generation.image_to_image.mask_folders import (
     ImagesAndMasks,
     SegmentationFolders,
 )
 
+TWO_CLASSES = ("background", "foreground")
+
 
 class MaskFolder(SegmentationFolders):
-    """RGB images, and masks whose gray levels are the classes.
+    """RGB images, and masks whose gray levels, palette indices or colors are the classes.
 
     Args:
-        values: gray level of each class in the masks.
+        values: gray level, or index of a palette image, of each class in the masks; `rest` stands
+            for all levels that are not named: [0, rest] takes numbered objects for one class. By
+            default 0 and 255 for two classes, else the numbers of the classes.
+        colors: class -> [R, G, B] in the place of values, or a CSV of name,r,g,b; the names are the
+            classes.
+        ignore: gray level or color of pixels that count neither in the loss nor in the metrics;
+            `rest` for all that are not a class.
         shrink: divisor of the sides of images and masks; a pixel has the class that covers most of
             it.
         size: side of the training patches after shrinking, in pixels.
         in_memory: keep images and masks in memory; for small sets.
         train_images, train_masks, val_images, val_masks, val_names, class_names,
-            patches_per_image, flips: see `SegmentationFolders`.
-        batch_size, num_workers, seed, images: see `ImageToImageData`.
+            patches_per_image, flips, image_pattern, mask_pattern, test_images, test_masks,
+            test_names: see `SegmentationFolders`.
+        batch_size, num_workers, seed, images, split, on_bad_image: see `ImageToImageData`.
     """
 
-    extensions = property(lambda self: extensions())
+    @property
+    def extensions(self) -> Collection[str]:
+        return extensions()
 
     def __init__(
         self,
@@ -45,8 +72,8 @@ class MaskFolder(SegmentationFolders):
         val_images: str | None = None,
         val_masks: str | None = None,
         val_names: Sequence[str] = (),
-        class_names: Sequence[str] = ("background", "foreground"),
-        values: Sequence[int] = (0, 255),
+        class_names: Sequence[str] = TWO_CLASSES,
+        values: Sequence[Level] | None = None,
         shrink: float = 1.0,
         size: int = 128,
         patches_per_image: int = 16,
@@ -56,23 +83,63 @@ class MaskFolder(SegmentationFolders):
         num_workers: int = 2,
         seed: int | None = None,
         images: str | None = None,
+        image_pattern: str = "{name}",
+        mask_pattern: str = "{name}",
+        colors: dict[str, Color] | str | None = None,
+        ignore: Level | Color | None = None,
+        test_images: str | None = None,
+        test_masks: str | None = None,
+        test_names: Sequence[str] = (),
+        split: SplitShares | None = None,
+        on_bad_image: OnBadImage = "stop",
     ):
+        if (table := read_colors(colors)) is not None:
+            if values is not None or tuple(class_names) not in (TWO_CLASSES, tuple(table)):
+                raise InputError("data.colors names the classes: leave values and class_names out")
+            class_names = tuple(table)
         super().__init__(
             train_images, train_masks, val_images, val_masks, val_names, class_names, size,
-            patches_per_image, flips, batch_size, num_workers, seed, images,
+            patches_per_image, flips, image_pattern, mask_pattern, test_images, test_masks,
+            test_names, batch_size, num_workers, seed, images, split, on_bad_image,
         )  # fmt: skip
-        if len(values) != len(class_names) or len(set(values)) != len(values):
-            raise InputError(
-                f"data.values: one grey level for each of the {len(class_names)} classes, not"
-                f" {list(values)}"
-            )
+        self.codes = MaskCodes(self.own_names, values, table, ignore)
         if shrink < 1:
             raise InputError(f"data.shrink {shrink} is less than 1")
-        self.values, self.shrink, self.in_memory = values, shrink, in_memory
+        self.shrink, self.in_memory = shrink, in_memory
         self.patch = (size, size)
 
-    def images_and_masks(self, files: list[tuple[Path, Path]]) -> ImagesAndMasks:
-        return MaskedImages(files, self.values, self.shrink, self.in_memory)
+    def use_labels(self, labels: Labels) -> None:
+        super().use_labels(labels)
+        self.codes.use_labels(self.trained_labels(), self.num_classes)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            images: Any = self.train_images
+            self._look_at_headers(evenly_spaced(images.source.files, HEADERS))
+
+    def _look_at_headers(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Note training masks that are JPEG, or turned otherwise than their images."""
+        findings = self.findings["train"]
+        lossy = [mask for _, mask in pairs if mask.lower().endswith(LOSSY)]
+        if lossy:
+            findings.repaired.append(
+                f"{len(lossy)} masks are JPEG, such as {lossy[0]}: each pixel counts for the"
+                " nearest class"
+            )
+        turned = [pair for pair in pairs if len({orientation(file) for file in pair}) > 1]
+        if turned:
+            findings.warnings.append(
+                f"{len(turned)} images are turned by EXIF otherwise than their masks, such as"
+                f" {turned[0][0]}: look whether they lie on each other"
+            )
+
+    def header_size(self, file: str) -> tuple[int, ...] | None:
+        size = upright_size(file)
+        return size and tuple(max(1, round(length / self.shrink)) for length in size)
+
+    def images_and_masks(self, files: list[tuple[str, str]]) -> ImagesAndMasks:
+        return MaskedImages(files, self.codes, self.shrink, self.in_memory)
 
     def inputs(self, folder: str) -> Dataset:
         return ImagesToSegment(folder, self.shrink)
@@ -81,14 +148,16 @@ class MaskFolder(SegmentationFolders):
 class MaskedImages:
     """Image files with mask files, as uint8 arrays (H, W, 3) and class numbers (H, W).
 
+    An image that EXIF turns on its side is left as it is stored where its mask lies that way.
+
     Raises:
-        InputError: from `open`, sizes that differ, or a gray level that is not a class.
+        InputError: from `open`, sizes that differ, or a level or color that is not a class.
     """
 
     def __init__(
-        self, files: list[tuple[Path, Path]], values: Sequence[int], shrink: float, in_memory: bool
+        self, files: list[tuple[str, str]], codes: MaskCodes, shrink: float, in_memory: bool
     ):
-        self.files, self.values, self.shrink = files, values, shrink
+        self.files, self.codes, self.shrink = files, codes, shrink
         self.in_memory = in_memory
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -99,27 +168,16 @@ class MaskedImages:
         if index in self._kept:
             return self._kept[index]
         image_file, mask_file = self.files[index]
-        image, mask = read_image(str(image_file)), read_levels(mask_file)
-        if mask.ndim == 3:
+        image, classes = read_image(image_file), self.codes.read(mask_file)
+        if image.size[::-1] != classes.shape == image.size:
+            image = read_image(image_file, turn=False)
+        if image.size[::-1] != classes.shape:
             raise InputError(
-                f"{mask_file}: a mask is a grey image whose levels are the classes, not a coloured"
+                f"{image_file} is {by(image.size[::-1])}, its mask {mask_file} {by(classes.shape)}"
             )
-        if (image.height, image.width) != mask.shape:
-            raise InputError(
-                f"{image_file} is {by((image.height, image.width))}, its mask {mask_file}"
-                f" {by(mask.shape)}"
-            )
-        if unknown := set(np.unique(mask).tolist()) - set(self.values):
-            raise InputError(
-                f"{mask_file}: grey levels {', '.join(map(str, sorted(unknown)[:5]))} are no class;"
-                f" data.values are {', '.join(map(str, self.values))}"
-            )
-        classes = np.zeros(mask.shape, np.uint8)
-        for number, value in enumerate(self.values):
-            classes[mask == value] = number
         arrays = (
             np.asarray(shrunk(image, self.shrink)),
-            shrunk_classes(classes, len(self.values), self.shrink),
+            shrunk_classes(classes, self.codes.count, self.shrink),
         )
         if self.in_memory:
             self._kept[index] = arrays
@@ -127,7 +185,10 @@ class MaskedImages:
 
     def tensors(self, image: np.ndarray, mask: np.ndarray, index: int) -> tuple[Tensor, Tensor]:
         # Copies: a part of an array is neither contiguous nor ours to write.
-        return torch.tensor(image).movedim(-1, 0) / 255, torch.tensor(mask).long()
+        return torch.tensor(image).movedim(-1, 0) / 255, self.classes(mask, index)
+
+    def classes(self, mask: np.ndarray, index: int) -> Tensor:
+        return torch.tensor(mask).long()
 
 
 class ImagesToSegment(Dataset):
@@ -145,19 +206,29 @@ class ImagesToSegment(Dataset):
         return pil_to_tensor(shrunk(image, self.shrink)) / 255, self.files[index], size
 
 
+def orientation(file: str) -> int:
+    """EXIF orientation of an image, 1 where it is not given."""
+    found = header(file)
+    return found[1] if found else 1
+
+
 def shrunk(image: Image.Image, factor: float) -> Image.Image:
     size = [max(1, round(length / factor)) for length in image.size]
     return image if factor == 1 else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def shrunk_classes(classes: np.ndarray, count: int, factor: float) -> np.ndarray:
-    """Shrink class numbers (H, W) uint8: each pixel has the class that covers most of it."""
+    """Shrink class numbers (H, W) uint8: each pixel has the class that covers most of it.
+
+    Pixels of which most has no class are `IGNORED` again.
+    """
     if factor == 1:
         return classes
     size = [max(1, round(length / factor)) for length in reversed(classes.shape)]
-    masks = (Image.fromarray((classes == number).astype(np.float32)) for number in range(count))
+    numbers = [*range(count), *([IGNORED] if IGNORED in classes else [])]
+    masks = (Image.fromarray((classes == number).astype(np.float32)) for number in numbers)
     fractions = [np.asarray(mask.resize(size, Image.Resampling.BOX)) for mask in masks]
-    return np.argmax(np.stack(fractions), 0).astype(np.uint8)
+    return np.array(numbers, np.uint8)[np.argmax(np.stack(fractions), 0)]
 
 
 class DigitMasks(ImageToImageData):

@@ -1,6 +1,6 @@
 """Data for the segmentation of volumes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from attention_vision.data.loading import OnBadImage
+from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
 from attention_vision.generation.image_to_image.data import by
+from attention_vision.generation.image_to_image.mask_codes import IGNORED
 from attention_vision.generation.image_to_image.mask_folders import (
     ImagesAndMasks,
     SegmentationFolders,
@@ -24,16 +27,22 @@ class VolumeFolder(SegmentationFolders):
     A mask has class numbers 0..num_classes-1. Of an .npy only the patch is read.
 
     Args:
+        ignore: number of voxels that count neither in the loss nor in the metrics.
         window: (low, high), the values that become 0 and 1; values outside are clipped. In CT,
             Hounsfield units.
         patch: depth, height and width of the training patches.
         train_images, train_masks, val_images, val_masks, val_names, class_names,
-            patches_per_image, flips: see `SegmentationFolders`.
-        batch_size, num_workers, seed, images: see `ImageToImageData`.
+            patches_per_image, flips, image_pattern, mask_pattern, test_images, test_masks,
+            test_names: see `SegmentationFolders`.
+        batch_size, num_workers, seed, images, split, on_bad_image: see `ImageToImageData`.
     """
 
-    extensions = VOLUMES
     channels = 1
+    looked_at = 4  # whole volumes are read
+
+    @property
+    def extensions(self) -> Collection[str]:
+        return VOLUMES
 
     def __init__(
         self,
@@ -51,17 +60,40 @@ class VolumeFolder(SegmentationFolders):
         num_workers: int = 2,
         seed: int | None = None,
         images: str | None = None,
+        image_pattern: str = "{name}",
+        mask_pattern: str = "{name}",
+        ignore: int | None = None,
+        test_images: str | None = None,
+        test_masks: str | None = None,
+        test_names: Sequence[str] = (),
+        split: SplitShares | None = None,
+        on_bad_image: OnBadImage = "stop",
     ):
         super().__init__(
             train_images, train_masks, val_images, val_masks, val_names, class_names, min(patch),
-            patches_per_image, flips, batch_size, num_workers, seed, images,
+            patches_per_image, flips, image_pattern, mask_pattern, test_images, test_masks,
+            test_names, batch_size, num_workers, seed, images, split, on_bad_image,
         )  # fmt: skip
         if not window[0] < window[1]:
             raise InputError(f"data.window {list(window)} is not a range")
-        self.window, self.patch = window, patch
+        if ignore is not None and 0 <= ignore < len(class_names):
+            raise InputError(f"data.ignore {ignore} is the number of {class_names[ignore]}")
+        self.window, self.patch, self.ignore = window, patch, ignore
 
-    def images_and_masks(self, files: list[tuple[Path, Path]]) -> ImagesAndMasks:
-        return MaskedVolumes(files, self.num_classes, self.window)
+    def broken(self, files: Sequence[str]) -> dict[str, str]:
+        found = {}
+        for file in files:
+            try:
+                read_volume(Path(file))
+            except InputError as error:
+                found[file] = str(error)
+        return found
+
+    def header_size(self, file: str) -> tuple[int, ...] | None:
+        return None if file.lower().endswith(".npz") else read_volume(Path(file)).shape
+
+    def images_and_masks(self, files: list[tuple[str, str]]) -> ImagesAndMasks:
+        return MaskedVolumes(files, self.trained_labels(), self.window, self.ignore)
 
     def inputs(self, folder: str) -> Dataset:
         return VolumesToSegment(folder, self.window)
@@ -70,20 +102,31 @@ class VolumeFolder(SegmentationFolders):
 class MaskedVolumes:
     """Volume files with mask files.
 
+    Args:
+        files: (volume, mask) of each.
+        labels: class of each number in a mask.
+        window: see `VolumeFolder`.
+        ignore: number of voxels without a class.
+
     Raises:
         InputError: sizes that differ, or a number that is not a class.
     """
 
     def __init__(
-        self, files: list[tuple[Path, Path]], num_classes: int, window: tuple[float, float]
+        self,
+        files: list[tuple[str, str]],
+        labels: Sequence[int],
+        window: tuple[float, float],
+        ignore: int | None,
     ):
-        self.files, self.num_classes, self.window = files, num_classes, window
+        self.files, self.window, self.ignore = files, window, ignore
+        self.labels = torch.tensor(labels)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def open(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        volume, mask = (read_volume(file) for file in self.files[index])
+        volume, mask = (read_volume(Path(file)) for file in self.files[index])
         if volume.shape != mask.shape:
             volume_file, mask_file = self.files[index]
             raise InputError(
@@ -92,13 +135,21 @@ class MaskedVolumes:
         return volume, mask
 
     def tensors(self, image: np.ndarray, mask: np.ndarray, index: int) -> tuple[Tensor, Tensor]:
-        low, high = mask.min(), mask.max()
-        if low < 0 or high >= self.num_classes or mask.dtype.kind not in "iub":
+        return windowed(image, self.window), self.classes(mask, index)
+
+    def classes(self, mask: np.ndarray, index: int) -> Tensor:
+        numbers = torch.from_numpy(mask.astype(np.int64))
+        classed = numbers != self.ignore if self.ignore is not None else numbers == numbers
+        known = numbers[classed]
+        low, high = (known.min(), known.max()) if len(known) else (0, 0)
+        if low < 0 or high >= len(self.labels) or mask.dtype.kind not in "iub":
             raise InputError(
                 f"{self.files[index][1]}: {mask.dtype} from {low} to {high}; a mask has whole"
-                f" numbers 0..{self.num_classes - 1}, one per class of data.class_names"
+                f" numbers 0..{len(self.labels) - 1}, one per class of data.class_names"
             )
-        return windowed(image, self.window), torch.from_numpy(mask.astype(np.int64))
+        classes = torch.full_like(numbers, IGNORED)
+        classes[classed] = self.labels[known]
+        return classes
 
 
 class VolumesToSegment(Dataset):

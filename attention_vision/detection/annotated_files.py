@@ -1,0 +1,240 @@
+"""Base of detection data in files: splits, labels by name, and images with their objects."""
+
+from abc import abstractmethod
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from attention_vision.data.findings import Findings
+from attention_vision.data.image_files import list_images, read_image
+from attention_vision.data.labels import labels_by_name
+from attention_vision.data.loading import OnBadImage
+from attention_vision.data.splits import SplitShares
+from attention_vision.detection.data import DetectionData, DetectionSource, Objects
+from attention_vision.detection.instances import Instances, crowds_in_words
+from attention_vision.detection.transforms import DETRAugmentation
+from attention_vision.errors import InputError
+
+DETR_RECIPE = DETRAugmentation()
+
+
+class AnnotatedFiles(DetectionData):
+    """Base of detection data in files: a subclass reads the instances of each split.
+
+    Images are turned upright by EXIF, unless the annotations are on the image as it is stored;
+    images without objects are trained on. The categories are those of the training images.
+
+    Args:
+        recipe, group_by_shape: see `DetectionData`.
+        batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
+    """
+
+    def __init__(
+        self,
+        recipe: DETRAugmentation,
+        batch_size: int,
+        num_workers: int,
+        seed: int | None,
+        images: str | None,
+        group_by_shape: bool,
+        split: SplitShares | None,
+        on_bad_image: OnBadImage,
+    ):
+        super().__init__(
+            recipe, batch_size, num_workers, seed, images, group_by_shape, split, on_bad_image
+        )
+        self._instances: dict[str, Instances] = {}
+
+    @abstractmethod
+    def has_own(self, split: str) -> bool:
+        """Whether the files say which images belong to a split."""
+
+    @abstractmethod
+    def instances(self, split: str) -> Instances:
+        """The annotated images of a split, or of "train" those that `data.split` divides."""
+
+    @abstractmethod
+    def folder(self, split: str) -> Path:
+        """The folder that the files of `instances` are relative to."""
+
+    def key(self, split: str) -> str:
+        """The key of the config that sets the folder of the images."""
+        return "data.root"
+
+    def has_split(self, split: str) -> bool:
+        return super().has_split(split) or self.has_own(split)
+
+    @property
+    def naming_split(self) -> str:
+        """The split whose files name the categories: that of validation where it is alone."""
+        return "train"
+
+    @cached_property
+    def categories(self) -> dict[int, str]:
+        """Names by id, read when first asked for."""
+        return self._read(self.naming_split).categories
+
+    @cached_property
+    def category_ids(self) -> tuple[int, ...]:
+        return tuple(self.categories)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.categories[number] for number in self.category_ids)
+
+    def source(self, split: str) -> DetectionSource:
+        shares = {"val": self.split.val, "test": self.split.test}.get(split, 0.0)
+        own = self.has_own(split)
+        if own and split != "train" and shares:
+            raise InputError(
+                f"{type(self).__name__} has its own {split} images, and data.split holds out"
+                f" {shares} for {split}: leave data.split.{split} out"
+            )
+        if not own and split != "train" and not shares:
+            raise InputError(self.without(split))
+        whole = split if own else "train"
+        instances, labels = self._read(whole), self._labels(whole)
+        if self.split and (split == "train" or shares):
+            instances = instances.chosen(self.part(split, instances.files, instances.rarest()))
+        files = FilesOfImages(instances, self.folder(whole), self.key(whole))
+        sound = self.sound(split, files.paths)
+        instances, paths = instances.chosen(sound), [files.paths[index] for index in sound]
+        if split == "train" and instances.files and (instances.iscrowd != 0).all():
+            crowds = len(instances.iscrowd)
+            why = f": {crowds_in_words(crowds, crowds)}" if crowds else ", all images are empty"
+            raise InputError(f"{instances.path}: no objects to train on{why}")
+        findings = self.findings.setdefault(split, Findings())
+        findings.repaired += [*instances.repaired, *files.repaired]
+        findings.warnings += instances.warnings
+        return InstanceFiles(instances, paths, labels)
+
+    def without(self, split: str) -> str:
+        """One line for a split that is not there."""
+        return (
+            f"{type(self).__name__} has no {split} images: set data.split.{split} to a share of the"
+            " training images, such as 0.2"
+        )
+
+    def _read(self, split: str) -> Instances:
+        if split not in self._instances:
+            self._instances[split] = self.instances(split)
+        return self._instances[split]
+
+    def _labels(self, split: str) -> dict[int, int]:
+        """The label of each category of a split: by name, once weights know names."""
+        instances = self._read(split)
+        if self.labels is not None:
+            used = set(instances.category_ids.tolist())
+            named = {
+                number: name
+                for number, name in instances.categories.items()
+                if number in used or name in self.class_names
+            }
+            found = labels_by_name(self.class_names, list(named.values()), str(instances.path))
+            return dict(zip(named, found, strict=True))
+        for number, name in instances.categories.items():
+            if (expected := self.categories.get(number, "unknown")) != name:
+                raise InputError(
+                    f"{instances.path}: category {number} ({name}) is {expected} in"
+                    f" {self.reference()}"
+                )
+        return {number: label for label, number in enumerate(self.category_ids)}
+
+    def reference(self) -> str:
+        """The file that names the categories, for messages."""
+        return str(self._read("train").path)
+
+
+class FilesOfImages:
+    """The image files of instances, found in their folder.
+
+    A name with backslashes, or with folders that are not there, is taken for the file that it
+    means, and counted.
+
+    Raises InputError that names the first image file which is missing.
+    """
+
+    def __init__(self, instances: Instances, folder: Path, key: str):
+        here = {path.name for path in folder.glob("*")}  # one look, not one per image
+        self.paths: list[str] = []
+        self.repaired: list[str] = []
+        missing, changed = [], []
+        inside: dict[str, list[str]] | None = None
+        for file in instances.files:
+            if file in here or (folder / file).is_file():
+                self.paths.append(str(folder / file))
+                continue
+            plain = file.replace("\\", "/")
+            if (folder / plain).is_file():
+                self.paths.append(str(folder / plain))
+                changed.append(file)
+                continue
+            if inside is None:
+                inside = {}
+                for path in list_images(folder).files:
+                    inside.setdefault(Path(path).name, []).append(path)
+            of_that_name = inside.get(plain.rpartition("/")[2], [])
+            if len(of_that_name) == 1:
+                self.paths.append(of_that_name[0])
+                changed.append(file)
+            else:
+                missing.append(file)
+        if missing:
+            raise InputError(
+                f"{len(missing)} of the {len(instances.files)} images of {instances.path} are not"
+                f" in {folder}, the first is {missing[0]}: set {key} to their folder"
+            )
+        if changed:
+            self.repaired.append(
+                f"{instances.path}: {len(changed)} images found under another path (first:"
+                f" {changed[0]})"
+            )
+
+
+class InstanceFiles:
+    """A source of image files with their objects.
+
+    Args:
+        instances: the annotations.
+        paths: of the image files.
+        labels: of each category.
+    """
+
+    def __init__(self, instances: Instances, paths: list[str], labels: dict[int, int]):
+        self.instances, self.files = instances, paths
+        self.sizes = instances.sizes
+        numbers = instances.category_ids.tolist()
+        self.labels = np.array([labels[number] for number in numbers], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int, Objects]:
+        all_of_them = self.instances
+        here = slice(*all_of_them.first[index : index + 2])
+        image = self._read(self.files[index], all_of_them.sizes[index])
+        return (
+            image,
+            int(all_of_them.image_ids[index]),
+            Objects(
+                torch.tensor(all_of_them.boxes[here], dtype=torch.float32),
+                torch.tensor(self.labels[here]),
+                torch.tensor(all_of_them.area[here], dtype=torch.float32),
+                torch.tensor(all_of_them.iscrowd[here]),
+            ),
+        )
+
+    def _read(self, path: str, size: np.ndarray) -> Image.Image:
+        """Turned as EXIF says, unless the file's annotations are on the image as it is stored."""
+        height, width = size.tolist()
+        for turn in (True, False):
+            image = read_image(path, turn)
+            if image.size == (width, height):
+                return image
+        raise InputError(
+            f"{path} is {image.width}x{image.height} pixels, {self.instances.path} says"
+            f" {width}x{height}: its boxes are of another image"
+        )

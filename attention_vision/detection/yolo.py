@@ -1,0 +1,256 @@
+"""Data in YOLO format: data.yaml, and a text file of boxes per image."""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from attention_vision.data.formats import hint
+from attention_vision.data.image_files import extensions, image_size, list_images
+from attention_vision.data.loading import OnBadImage
+from attention_vision.data.splits import SPLIT_NAMES, SplitShares, split_folder
+from attention_vision.detection.annotated_files import DETR_RECIPE, AnnotatedFiles
+from attention_vision.detection.instances import (
+    ImageEntry,
+    Instances,
+    ObjectEntry,
+    Repairs,
+    fitted_box,
+)
+from attention_vision.detection.transforms import DETRAugmentation
+from attention_vision.errors import InputError
+from attention_vision.yaml_json import read_yaml
+
+
+class YOLOFolder(AnnotatedFiles):
+    """YOLO: ROOT/data.yaml, images, and NAME.txt of each in `labels` in the place of `images`.
+
+    As ultralytics, Roboflow, CVAT and Label Studio write it. data.yaml has `names`, and the images
+    of each split as a folder, several, or a file that lists them; a path that is not there, as in
+    Roboflow's exports, is looked for by its folder's name. Without data.yaml there may be
+    classes.txt or obj.names, a name per line. Where the images are not divided, `split` does.
+    Categories are numbered from 0 as in the files.
+
+    A line is a class and either center, width and height in shares of the image, or the corners of
+    a polygon or a turned box, whose extent is taken. An image without a file has no objects.
+
+    Args:
+        root: the folder, or its data.yaml.
+        recipe, group_by_shape: see `DetectionData`.
+        batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        recipe: DETRAugmentation = DETR_RECIPE,
+        batch_size: int = 2,
+        num_workers: int = 2,
+        seed: int | None = None,
+        images: str | None = None,
+        group_by_shape: bool = False,
+        split: SplitShares | None = None,
+        on_bad_image: OnBadImage = "stop",
+    ):
+        super().__init__(
+            recipe, batch_size, num_workers, seed, images, group_by_shape, split, on_bad_image
+        )
+        self.given = Path(root)
+        self.root = self.given.parent if self.given.suffix in (".yaml", ".yml") else self.given
+
+    def has_own(self, split: str) -> bool:
+        return self._places(split) is not None
+
+    def folder(self, split: str) -> Path:
+        return Path()  # paths are whole
+
+    @cached_property
+    def categories(self) -> dict[int, str]:
+        return self._names
+
+    def reference(self) -> str:
+        return str(self._file or self.root)
+
+    def instances(self, split: str) -> Instances:
+        places = self._places(split)
+        if places is None:
+            inner = self.root / "images"
+            places = [inner if inner.is_dir() else self.root]
+        files = [file for place in places for file in images_at(place)]
+        if not files:
+            raise InputError(
+                f"no images in {', '.join(map(str, places))}, which"
+                f" {self._file or self.root} names for {split}"
+            )
+        return read_yolo(files, self._names, Path(self.reference()))
+
+    @cached_property
+    def _file(self) -> Path | None:
+        if self.given != self.root:
+            return self.given
+        found = sorted([*self.root.glob("*.yaml"), *self.root.glob("*.yml")])
+        named = [file for file in found if file.stem in ("data", "dataset")]
+        return next(iter(named or found), None)
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        return read_yaml(self._file) if self._file else {}
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        names = self._config.get("names")
+        if isinstance(names, list):
+            names = dict(enumerate(names))
+        if isinstance(names, dict) and names:
+            try:
+                return {int(number): str(name) for number, name in sorted(names.items())}
+            except (TypeError, ValueError):
+                pass
+        if names is None:
+            for file in ("classes.txt", "obj.names"):
+                if (path := self.root / file).is_file():
+                    lines = path.read_text(encoding="utf-8-sig").splitlines()
+                    return dict(enumerate(line.strip() for line in lines if line.strip()))
+            raise InputError(
+                f"no names of classes in {self.root}: set data.root to a folder with data.yaml"
+                f"{hint(self.root, 'YOLOFolder')}"
+            )
+        raise InputError(f"{self._file}: names {names!r} are not names of classes by number")
+
+    def _places(self, split: str) -> list[Path] | None:
+        """Folders and lists of the images of a split; None where nothing says."""
+        given = next((self._config[k] for k in SPLIT_NAMES[split] if self._config.get(k)), None)
+        if given is not None:
+            entries = given if isinstance(given, list) else [given]
+            places = [self._found(str(entry)) for entry in entries]
+            if all(places):
+                return [place for place in places if place]
+        for folder in (self.root, self.root / "images"):
+            if (place := split_folder(folder, split)) is not None:
+                inner = place / "images"
+                return [inner if inner.is_dir() else place]
+        if given is not None and split == "train":
+            raise InputError(f"{self._file}: {split} names {given}, which is not in {self.root}")
+        return None
+
+    def _found(self, entry: str) -> Path | None:
+        """The folder or file that an entry of data.yaml means."""
+        plain = Path(entry.replace("\\", "/"))
+        base = Path(str(self._config.get("path") or ""))
+        inside = Path(*[part for part in plain.parts if part not in ("..", ".", "/")])
+        candidates = (self.root / base / plain, base / plain, self.root / plain, self.root / inside)
+        return next((place for place in candidates if place.exists()), None)
+
+
+def images_at(place: Path) -> list[str]:
+    """Images of a folder, or of a file that lists them, a path per line."""
+    if place.is_dir():
+        return list_images(place).files
+    if place.suffix.lower() in extensions():
+        return [str(place)]
+    lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
+    paths = []
+    for line in filter(None, lines):
+        near = place.parent / line
+        paths.append(str(near if near.exists() else Path(line)))
+    return paths
+
+
+def label_file(image: str) -> Path:
+    """The file of the boxes: `labels` in the place of the last `images` of its path."""
+    path = Path(image)
+    parts = list(path.parts)
+    for place in range(len(parts) - 2, -1, -1):
+        if parts[place] == "images":
+            return Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
+    return path.with_suffix(".txt")
+
+
+def read_yolo(files: list[str], names: dict[int, str], path: Path) -> Instances:
+    """Read the boxes of images in YOLO format.
+
+    Args:
+        files: the images.
+        names: of the classes.
+        path: that names the classes, for messages.
+
+    Raises:
+        InputError: an image that cannot be read, or a line that is no box; it names the line.
+    """
+    repairs = Repairs(path)
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        sizes = list(pool.map(image_size, files))
+    images, objects, without = [], [], []
+    for index, (file, size) in enumerate(zip(files, sizes, strict=True)):
+        if size is None:
+            raise InputError(f"cannot read the image {file}: repair or remove it")
+        image = ImageEntry(index + 1, file, *size)
+        images.append(image)
+        text = label_file(file)
+        if not text.is_file():
+            without.append(text)
+            continue
+        objects += yolo_objects(text, index, image, names, path, repairs)
+    if len(without) == len(files):
+        raise InputError(
+            f"none of the {len(files)} images has a file of boxes, such as {without[0]}"
+        )
+    for text in without:
+        repairs.add("images without a file of boxes, taken for empty", str(text))
+    return Instances.build(path, names, images, objects, repairs)
+
+
+def yolo_objects(
+    file: Path,
+    index: int,
+    image: ImageEntry,
+    names: dict[int, str],
+    path: Path,
+    repairs: Repairs,
+) -> Iterable[ObjectEntry]:
+    """The objects of a file of boxes."""
+    seen = set()
+    for place, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        if line in seen:
+            repairs.add("lines that stand there twice dropped", f"{file}, line {place}")
+            continue
+        seen.add(line)
+        where = f"{file}, line {place}"
+        try:
+            number, *values = (float(word) for word in line.split())
+        except ValueError:
+            raise InputError(f"{where}: {line[:60]!r} is not a class and numbers") from None
+        if number not in names:
+            raise InputError(
+                f"{where}: class {number:g} is not among the {len(names)} names of {path}"
+            )
+        if len(values) == 5:
+            repairs.add("confidences of boxes left out", where)
+            values = values[:4]
+        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+            raise InputError(
+                f"{where}: {len(values)} numbers behind the class; a box has 4, a polygon pairs"
+            )
+        if not all(-0.5 <= value <= 1.5 for value in values):  # rounding, and a little outside
+            raise InputError(f"{where}: {line[:60]!r} is not in shares of the image, 0..1")
+        box = extent(values, image)
+        fitted = fitted_box(box, image, f"{where}: {line[:60]}", repairs)
+        if fitted is not None:
+            area = (fitted[2] - fitted[0]) * (fitted[3] - fitted[1])
+            yield ObjectEntry(index, fitted, int(number), area, 0)
+
+
+def extent(values: list[float], image: ImageEntry) -> tuple[float, float, float, float]:
+    """Box xyxy in pixels, of center and size or of the corners of a polygon, in shares."""
+    if len(values) == 4:
+        x, y, width, height = values
+        left, top, right, bottom = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+    else:
+        left, right = min(values[::2]), max(values[::2])
+        top, bottom = min(values[1::2]), max(values[1::2])
+    wide, high = image.width, image.height
+    return left * wide, top * high, right * wide, bottom * high
