@@ -22,7 +22,7 @@ from attention_vision.errors import InputError
 from attention_vision.generation.image_to_image.data import (
     ImageToImageData,
     by,
-    check_patches,
+    check_sizes,
     cut,
 )
 from attention_vision.generation.image_to_image.mask_codes import IGNORED
@@ -214,7 +214,7 @@ class SegmentationFolders(ImageToImageData):
         if stage == "fit":
             images: Any = self.train_images
             files = [image for image, _ in images.source.files]
-            check_patches(files, self.header_size, self.patch)
+            check_sizes(files, self.header_size, self.patch)
             self._look_at_masks(images.source)
 
     def dataset(self, split: str, seed: int) -> Dataset:
