@@ -64,14 +64,14 @@ def summarize(data: TaskData, splits: tuple[str, ...] = ("train", "val")) -> Dat
     """The summary of the splits that were opened, which `setup` did."""
     summary = DataSummary(type(data).__name__, augmentation=data.augmentation())
     for split in splits:
-        summary.splits[split] = data.facts(split) | sizes_of(data.files(split))
+        summary.splits[split] = data.facts(split) | sizes_of(data.paths_of(split))
         findings = data.findings.get(split, Findings())
         if findings.left_out:
             summary.left_out[split] = {k: len(paths) for k, paths in findings.left_out.items()}
         summary.broken |= findings.broken
         summary.repaired += findings.repaired
         summary.warnings += findings.warnings
-    files = {split: data.files(split) for split in splits}
+    files = {split: data.paths_of(split) for split in splits}
     summary.warnings += [
         *warn_of_shared_images(files),
         *warn_of_classes(summary.splits.get("train", {}).get("classes", {})),
