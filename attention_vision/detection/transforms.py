@@ -12,6 +12,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+MOST_PIXELS = 32_768  # of a long side that nothing bounds: a strip would take gigabytes
 SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 
 
@@ -82,8 +83,10 @@ def resized(size: tuple[int, int], short: int, longest: int | None) -> tuple[int
     low, high = sorted(size)
     if longest is not None and high / low * short > longest:
         short = round(longest * low / high)
+    if longest is None and high / low * short > MOST_PIXELS:
+        short = round(MOST_PIXELS * low / high)
     if short < 1:  # a strip, whose short side cannot shrink any further
-        short, low, high = 1, 1, longest or high
+        short, low, high = 1, 1, longest or MOST_PIXELS
     long = int(short * high / low)
     return (short, long) if size[0] <= size[1] else (long, short)
 
