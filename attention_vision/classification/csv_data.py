@@ -103,7 +103,7 @@ class ImageCSV(ClassificationData):
         files = [(path, numbers[label]) for path, label in self._files(split, rows)]
         source = LabeledFiles(files, names)
         if divided:
-            below = [Path(path).relative_to(self.root).as_posix() for path, _ in files]
+            below = [path[len(str(self.root)) + 1 :] for path, _ in files]
             source = source.chosen(self.part(split, below, source.targets))
         return source.chosen(self.sound(split, [path for path, _ in source.files]))
 
@@ -140,21 +140,22 @@ class ImageCSV(ClassificationData):
 
     def _rows_of(self, split: str) -> list[Row]:
         if split not in self._read:
-            found = self.below.find
-            self._read[split] = read_label_table(
-                self.table(split), self.columns, lambda name: found(name) is not None
-            )
+            table, has = self.table(split), self.below.has
+            self._read[split] = read_label_table(table, self.columns, has)
         return self._read[split]
 
     def _files(self, split: str, rows: list[Row]) -> list[tuple[str, str]]:
         """(path, label) of the rows that have both, in their order; the others become findings."""
         findings = self.findings.setdefault(split, Findings())
-        findings.left_out = dict(self.below.listing.left_out)
-        table = self.table(split)
+        tables = {str(self.table(one)) for one in self.tables}
+        left_out = self.below.listing.left_out.items()
+        kinds = {kind: [path for path in paths if path not in tables] for kind, paths in left_out}
+        findings.left_out = {kind: paths for kind, paths in kinds.items() if paths}
+        table, own = self.table(split), split if self.tables[split] else "train"
         labels: dict[str, str] = {}
         missing, twice = [], 0
         for row in rows:
-            path = self.below.find(row.file)
+            path = self.below.find(row.file, row.split or own)
             if not row.label:
                 findings.left_out.setdefault("rows without a label", []).append(row.file)
             elif path is None:

@@ -31,9 +31,11 @@ from attention_vision.classification.transforms import (
 )
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.data.findings import Findings
+from attention_vision.data.formats import hint
 from attention_vision.data.image_files import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Listing,
     class_folders,
     list_images,
 )
@@ -364,21 +366,26 @@ class ImageFolder(ClassificationData):
         divided = self.divides(split, split_folder(self.root, split))
         folder = self._folder("train" if divided else split)
         names = self._folders(folder)
-        source = LabeledFiles.of_folders(folder, names)
-        self._note_left_out(split, folder)
+        listing = list_images(folder)
+        source = LabeledFiles.in_folders(listing, folder, names)
+        self._note_left_out(split, folder, listing)
         if divided:
-            below = [Path(path).relative_to(folder).as_posix() for path, _ in source.files]
+            start = len(str(folder)) + 1
+            below = [path[start:].replace("\\", "/") for path, _ in source.files]
             source = source.chosen(self.part(split, below, source.targets))
         source = source.chosen(self.sound(split, [path for path, _ in source.files]))
         if self.labels is None and (unknown := set(names) - set(self.class_names)):
             raise InputError(f"{folder / min(unknown)}: train has no class {min(unknown)}")
         return source
 
-    def _note_left_out(self, split: str, folder: Path) -> None:
+    def _note_left_out(self, split: str, folder: Path, listing: Listing) -> None:
         findings = self.findings.setdefault(split, Findings())
-        findings.left_out = list_images(folder).left_out
+        findings.left_out = listing.left_out
         if empty := class_folders(folder)[1]:
             findings.left_out["folders without images"] = [str(folder / name) for name in empty]
+        below = zip(listing.files, listing.below(folder), strict=True)
+        if beside := [path for path, name in below if "/" not in name]:
+            findings.left_out["images beside the class folders"] = beside
 
     def _classes(self) -> tuple[str, ...]:
         return self._folders(self._folder("train"))
@@ -398,7 +405,7 @@ class ImageFolder(ClassificationData):
             raise InputError(
                 f"no class folders in {folder}: set data.root to a folder that holds"
                 " train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg and data.split:"
-                " {val: 0.2}"
+                f" {{val: 0.2}}{hint(self.root, type(self).__name__)}"
             )
         return tuple(names)
 

@@ -15,6 +15,7 @@ from attention_vision.classification.label_table import LABEL_COLUMNS, as_split,
 from attention_vision.classification.sources import ClassificationSource
 from attention_vision.classification.transforms import Augmentation
 from attention_vision.data.findings import Findings
+from attention_vision.data.formats import hint
 from attention_vision.data.image_files import read_image, reason_broken
 from attention_vision.data.loading import OnBadImage
 from attention_vision.data.splits import SplitShares
@@ -244,7 +245,7 @@ def parquet_files(root: Path) -> dict[str, list[str]]:
     if not files:
         raise InputError(
             f"no parquet files in {root}, and nothing that save_to_disk wrote: set data.root to a"
-            " Hugging Face data set on disk"
+            f" Hugging Face data set on disk{hint(root, 'HuggingFaceImages')}"
         )
     splits: dict[str, list[str]] = {}
     for file in files:

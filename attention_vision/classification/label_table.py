@@ -2,10 +2,11 @@
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from attention_vision.data.image_files import Listing, list_images
 from attention_vision.data.splits import SPLIT_NAMES
@@ -58,36 +59,49 @@ class ImagesBelow:
         self.root = Path(root)
         self.listing: Listing = list_images(root)
         self._by_name: dict[str, list[str]] = {}  # file name, and stem -> paths below the root
-        for path in self.listing.files:
-            below = Path(path).relative_to(self.root).as_posix()
-            file = PurePosixPath(below)
-            for key in {file.name, file.stem}:
+        for below in self.listing.below(root):
+            file = below.rpartition("/")[2]
+            for key in {file, os.path.splitext(file)[0]}:
                 self._by_name.setdefault(key, []).append(below)
 
-    def find(self, name: str) -> str | None:
+    def has(self, name: str) -> bool:
+        """Whether one or more images have this name."""
+        return bool(self._fits(name)[0])
+
+    def find(self, name: str, split: str | None = None) -> str | None:
         """The path of an image; None without one.
 
         A name may begin with folders of another machine, or leave out those between the root and
         the image.
 
+        Args:
+            name: with or without folders and ending.
+            split: "train", "val" or "test", to tell train/1.png from test/1.png.
+
         Raises:
             InputError: several images have this name.
         """
-        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-        if not parts:
-            return None
-        candidates = self._by_name.get(parts[-1], [])
-        fits = [below for below in candidates if is_tail(folders(below), parts[:-1])]
+        fits, above = self._fits(name)
         if len(fits) > 1:  # the one that the name spells out in full
-            longest = max(matching(folders(below), parts[:-1]) for below in fits)
-            fits = [b for b in fits if matching(folders(b), parts[:-1]) == longest]
-            fits = [b for b in fits if len(folders(b)) == len(parts) - 1] or fits
+            longest = max(matching(folders(below), above) for below in fits)
+            fits = [b for b in fits if matching(folders(b), above) == longest]
+            fits = [b for b in fits if len(folders(b)) == len(above)] or fits
+        if len(fits) > 1:
+            fits = [b for b in fits if split in map(as_split, folders(b))] or fits
         if len(fits) > 1:
             raise InputError(
                 f"{name} may be {self.root / fits[0]} or {self.root / fits[1]}: give the names"
-                " with their folders and endings"
+                " with their folders and endings, or set data.root to the right folder"
             )
-        return str(self.root / fits[0]) if fits else None
+        return f"{self.root}/{fits[0]}" if fits else None
+
+    def _fits(self, name: str) -> tuple[list[str], list[str]]:
+        """Images below the root that a name may mean, and the folders in the name."""
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+        candidates = self._by_name.get(parts[-1], []) if parts else []
+        if len(parts) == len(candidates) == 1:
+            return candidates, []
+        return [below for below in candidates if is_tail(folders(below), parts[:-1])], parts[:-1]
 
 
 def folders(below: str) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from attention_vision.data.image_files import image_files, list_images, read_image
+from attention_vision.data.image_files import Listing, image_files, read_image
 from attention_vision.data.loading import random_stream
 
 
@@ -91,11 +91,18 @@ class LabeledFiles:
         self.targets = [label for _, label in files]
 
     @classmethod
-    def of_folders(cls, folder: Path, class_names: Sequence[str]) -> "LabeledFiles":
-        """The images in one folder per class, in the order of the classes."""
-        numbers = enumerate(class_names)
-        files = [(path, n) for n, name in numbers for path in list_images(folder / name).files]
-        return cls(files, class_names)
+    def in_folders(
+        cls, listing: Listing, folder: Path, class_names: Sequence[str]
+    ) -> "LabeledFiles":
+        """Of a listed folder, the images in one folder per class, in the order of the classes."""
+        numbers = {name: number for number, name in enumerate(class_names)}
+        classes = [below.partition("/")[0] for below in listing.below(folder)]
+        files = [
+            (path, numbers[name])
+            for path, name in zip(listing.files, classes, strict=True)
+            if name in numbers
+        ]
+        return cls(sorted(files, key=lambda pair: pair[1]), class_names)
 
     def chosen(self, indices: Sequence[int]) -> "LabeledFiles":
         return LabeledFiles([self.files[index] for index in indices], self.class_names)

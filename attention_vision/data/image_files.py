@@ -178,6 +178,11 @@ class Listing:
     files: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
+    def below(self, folder: str | Path) -> list[str]:
+        """Paths of the files below the folder that was listed, with forward slashes."""
+        start = len(str(folder).rstrip(os.sep)) + 1
+        return [path[start:].replace(os.sep, "/") for path in self.files]
+
     def leave_out(self, kind: str, path: str) -> None:
         self.left_out.setdefault(kind, []).append(path)
 

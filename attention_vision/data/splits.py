@@ -78,6 +78,11 @@ def digest(text: str) -> str:
 
 
 def split_folder(root: Path, split: str) -> Path | None:
-    """The folder of a split under one of the names that it may have; None without one."""
-    folders = (root / name for name in SPLIT_NAMES[split])
+    """The folder of a split under one of the names that it may have, in letters of any case.
+
+    None without one.
+    """
+    found = {path.name: path for path in sorted(root.iterdir())} if root.is_dir() else {}
+    found = {name.lower(): path for name, path in found.items()} | found
+    folders = (found[name] for name in SPLIT_NAMES[split] if name in found)
     return next((folder for folder in folders if folder.is_dir()), None)

@@ -12,7 +12,9 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-MOST_PIXELS = 32_768  # of a long side that nothing bounds: a strip would take gigabytes
+# Of the image that a part is cut from, in pixels. The release has no bound: a strip of 1 x 3,000
+# pixels would become 600 x 1,800,000.
+LONGEST_CUT = 10_000
 SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 
 
@@ -46,7 +48,7 @@ class DETRAugmentation:
         if self.crop:
             part = v2.Compose(
                 [
-                    RandomShortSide(self.crop_short_sides, None),
+                    RandomShortSide(self.crop_short_sides, LONGEST_CUT),
                     RandomPart(self.crop_least, self.crop_most),
                     resize,
                 ]
@@ -83,10 +85,8 @@ def resized(size: tuple[int, int], short: int, longest: int | None) -> tuple[int
     low, high = sorted(size)
     if longest is not None and high / low * short > longest:
         short = round(longest * low / high)
-    if longest is None and high / low * short > MOST_PIXELS:
-        short = round(MOST_PIXELS * low / high)
     if short < 1:  # a strip, whose short side cannot shrink any further
-        short, low, high = 1, 1, longest or MOST_PIXELS
+        short, low, high = 1, 1, longest or high
     long = int(short * high / low)
     return (short, long) if size[0] <= size[1] else (long, short)
 

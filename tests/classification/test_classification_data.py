@@ -443,3 +443,26 @@ def test_any_recipe_goes_with_any_data(text: str, place: int) -> None:
     assert parser.instantiate(config).data.recipe == expected
     again = parser.parse_string(parser.dump(config))
     assert parser.instantiate(again).data.recipe == expected
+
+
+def test_other_layouts_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "voc" / "JPEGImages" / "0.png")
+    (tmp_path / "voc" / "Annotations").mkdir()
+    xml = "<annotation><filename>0.png</filename><object><name>cat</name></object></annotation>"
+    (tmp_path / "voc" / "Annotations" / "0.xml").write_text(xml)
+    with pytest.raises(InputError, match=r"looks like Pascal VOC: use data.class_path VOCFolder"):
+        ImageFolder(str(tmp_path / "voc")).setup("fit")
+
+
+def test_names_of_folders_may_be_capitals_and_stray_images_are_counted(folder: Path) -> None:
+    (folder / "train").rename(folder / "Train")
+    (folder / "val").rename(folder / "Validation")
+    picture(folder / "Train" / "stray.png")
+    (folder / "Train" / "cat").rename(folder / "Train" / "dog-like")  # sorts before dog/ in paths
+    (folder / "Validation" / "cat").rename(folder / "Validation" / "dog-like")
+    data = ImageFolder(str(folder))
+    data.setup("fit")
+    assert data.class_names == ("dog", "dog-like")
+    assert data.train_images.targets == [0] * 4 + [1] * 4
+    left_out = data.findings["train"].left_out
+    assert left_out == {"images beside the class folders": [str(folder / "Train" / "stray.png")]}

@@ -118,6 +118,17 @@ def test_a_table_for_each_split(tmp_path: Path) -> None:
         data.setup("test")
 
 
+def test_folders_of_splits_tell_images_of_one_name_apart(tmp_path: Path) -> None:
+    root = images(tmp_path, "train/0.png", "train/1.png", "Test/0.png", "Test/1.png")
+    (root / "test.csv").write_text("id,label\n0,b\n")
+    data = csv_data(root, "id,label\n0,a\n1,b\n", test_csv=str(root / "test.csv"))
+    paths = [str(root / "train" / f"{number}.png") for number in (0, 1)]
+    assert data.source("train").files == [(paths[0], 0), (paths[1], 1)]
+    assert read(data, "test") == {"Test/0.png": "b"}
+    data = csv_data(root, "id,label,split\n0,a,train\n1,b,train\n1,a,test\n")
+    assert read(data, "test") == {"Test/1.png": "a"}
+
+
 def test_a_division_follows_from_the_names(tmp_path: Path) -> None:
     root = images(tmp_path, *(f"{n}.png" for n in range(20)))
     rows = [f"{n},{'ab'[n % 2]}" for n in range(20)]
@@ -144,6 +155,7 @@ def missing_table(root: Path) -> None:
 
 
 def missing_root(root: Path) -> None:
+    (root / "labels.csv").write_text("id,label\na,cat\n")
     _ = ImageCSV(str(root / "labels.csv"), str(root / "nowhere")).class_names
 
 
