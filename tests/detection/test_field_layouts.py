@@ -10,7 +10,6 @@ from PIL import Image
 from attention_vision.data.splits import SplitShares
 from attention_vision.detection.annotated_files import AnnotatedFiles
 from attention_vision.detection.coco_annotations import read_instances
-from attention_vision.detection.transforms import MOST_PIXELS, resized
 from attention_vision.detection.voc import VOCFolder
 from attention_vision.detection.yolo import YOLOFolder
 
@@ -170,11 +169,3 @@ def test_encodings_of_windows(tmp_path: Path, encoding: str) -> None:
     file, text = tmp_path / "a.json", json.dumps(coco([category(1, "Bär", "")], 1))
     file.write_text(text.replace("\\u00e4", "ä"), encoding=encoding)
     assert read_instances(str(file), "key").categories == {1: "Bär"}
-
-
-def test_a_strip_stays_small_before_it_is_cropped() -> None:
-    """400 x 1,200,000 pixels would take 1.4 GB."""
-    height, width = resized((1, 3000), 400, None)
-    assert 1 <= height <= 400
-    assert width <= MOST_PIXELS + 3000
-    assert resized((480, 640), 600, None) == (600, 800)
