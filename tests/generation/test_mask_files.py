@@ -400,3 +400,22 @@ def test_all_tasks_of_generation_see_deep_and_turned_images_alike(tmp_path):
         whole = restoration.inputs(folder)[index][0]
         centre = whole[:, :, 2:18] * 2 - 1
         assert torch.allclose(square[index][0], centre, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", ["masks", "restoration", "volumes"])
+def test_a_prediction_goes_on_without_what_cannot_be_read(kind, tmp_path):
+    images, masks = balls(tmp_path) if kind == "volumes" else discs(tmp_path)
+    split = SplitShares(val=0.3)
+    found = {
+        "masks": lambda: MaskFolder(images, masks, split=split, images=images),
+        "restoration": lambda: DegradedFolder(images, Noise(), split=split, images=images),
+        "volumes": lambda: VolumeFolder(images, masks, split=split, images=images),
+    }[kind]()
+    broken = sorted(Path(images).iterdir())[1]
+    broken.write_bytes(broken.read_bytes()[:90])
+    found.setup("predict")
+    assert list(found.findings["predict"].broken) == [str(broken)]
+    names = [
+        Path(found.predict_images[index][1]).stem for index in range(len(found.predict_images))
+    ]
+    assert names == (["0", "2"] if kind == "volumes" else ["0", "2", "3"])
