@@ -100,6 +100,8 @@ def shortened(words: list[str]) -> list[str]:
         case ["study", "run", *rest] if "--dry-run" not in rest and "--launcher" not in rest:
             seeds = [] if "--seeds" in rest else ["--seeds", "0", "1"]
             return [*words, *seeds, "--jobs", "2", "--profile", LAPTOP, "few_of_a_study.yaml"]
+        case ["data", *_]:
+            return words
         case [_, "fit", *rest]:
             files = {Path(word).name for word in rest}
             given = {word.rpartition(".")[0] or word for word in rest}
@@ -136,30 +138,52 @@ def draw_images(folder: Path, count: int) -> list[Path]:
     return files
 
 
+def draw_own_data(folder: Path) -> None:
+    """Small sets in the layouts of the guide on own data."""
+    for name in ("rose", "tulip"):
+        draw_images(folder / "FLOWERS" / name, 10)
+    files = [*draw_images(folder / "DOGS" / "images", 8), *draw_images(folder / "NAMED", 8)]
+    for number, file in enumerate(files[8:]):
+        file.rename(file.with_name(f"{('rose', 'tulip')[number % 2]}_{number}.png"))
+    rows = [f"{file.stem},{('pug', 'boxer')[number % 2]}" for number, file in enumerate(files[:8])]
+    (folder / "DOGS" / "labels.csv").write_text("\n".join(["id,breed", *rows]))
+    for split in ("train", "valid"):
+        images = draw_images(folder / "CARS" / split, 2)
+        (folder / "CARS" / split / "_annotations.coco.json").write_text(instances_of(images))
+    for number, file in enumerate(draw_images(folder / "RETINAS" / "images", 4)):
+        mask = np.full((48, 64), 255 * (np.arange(64) > 20), np.uint8)
+        (folder / "RETINAS" / "1st_manual").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(folder / "RETINAS/1st_manual" / f"{number:02}_manual1.png")
+        file.rename(file.with_name(f"{number:02}_training.png"))
+
+
+def instances_of(files: list[Path]) -> str:
+    """A COCO file with an object in each image."""
+    images = [
+        {"id": number, "file_name": file.name, "width": 64, "height": 48}
+        for number, file in enumerate(files)
+    ]
+    objects = [
+        {"id": number, "image_id": number, "category_id": 7, "bbox": [8, 8, 24, 30],
+         "area": 720, "iscrowd": 0}
+        for number in range(len(files))
+    ]  # fmt: skip
+    categories = [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}]
+    return json.dumps({"images": images, "annotations": objects, "categories": categories})
+
+
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory) -> Path:
     """A folder with runs/demo, PHOTOS, DATA and D."""
     folder = tmp_path_factory.mktemp("stand_ins")
     shutil.copytree(ROOT / "experiments", folder / "experiments")
-    draw_images(folder / "PHOTOS", 2)
+    draw_images(folder / "PHOTOS", 4)
     for split in ("train", "val"):
         for name in ("cats", "dogs"):
             draw_images(folder / "DATA" / split / name, 2)
-        images = [
-            {"id": number, "file_name": file.name, "width": 64, "height": 48}
-            for number, file in enumerate(draw_images(folder / "D" / split, 2))
-        ]
-        objects = [
-            {"id": number, "image_id": number, "category_id": 7, "bbox": [8, 8, 24, 30],
-             "area": 720, "iscrowd": 0}
-            for number in range(2)
-        ]  # fmt: skip
-        instances = {
-            "images": images,
-            "annotations": objects,
-            "categories": [{"id": 7, "name": "cat"}, {"id": 90, "name": "dog"}],
-        }
-        (folder / "D" / f"{split}.json").write_text(json.dumps(instances))
+        images = draw_images(folder / "D" / split, 2)
+        (folder / "D" / f"{split}.json").write_text(instances_of(images))
+    draw_own_data(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", [*sys.path])

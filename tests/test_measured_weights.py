@@ -258,6 +258,12 @@ def test_weights_of_a_flag_are_measured_on_the_data_of_a_run(runs, tmp_path, cap
     more = tmp_path / "more.yaml"
     more.write_text(yaml.safe_dump({"model": {"weights": str(b)}}))
     assert loss(a, "-c", str(more)) == (of_b[0], str(b))
+    claim = {"source": "a paper", "metric": "val/top1", "reported": 0.5, "tolerance": 0.1}
+    more.write_text(yaml.safe_dump({"claim": claim}))
+    loss(a, "-c", str(more), f"--weights={b}")
+    assert not (a / "claim.json").exists()  # it would be about another network
+    loss(a, "-c", str(more))
+    assert (a / "claim.json").exists()
     both = ["-c", str(a / "config.yaml"), f"--weights={b}", "--ckpt_path=best"]
     assert run_task("classification", "validate", both) == 1
     assert "--ckpt_path or --weights: leave one of them out" in capsys.readouterr().err

@@ -175,7 +175,7 @@ class TaskData(LightningDataModule):
         """Facts on an opened split for the table at the start of a run: name -> number or dict."""
         return {"images": length(getattr(self, f"{split}_images"))}
 
-    def files(self, split: str) -> list[str]:
+    def paths_of(self, split: str) -> list[str]:
         """Image files of an opened split; empty where its images are not files.
 
         Data sets and sources that read files have them as `files`: of each the path, or a tuple
@@ -189,14 +189,10 @@ class TaskData(LightningDataModule):
 
     def augmentation(self) -> list[str]:
         """What changes the training images, a line each."""
-        recipe = getattr(self, "recipe", None)
-        if not is_dataclass(recipe):
-            return []
-        on = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-        if not on.get("randaugment"):
-            on.pop("magnitude", None)  # of RandAugment
-        steps = ", ".join(f"{name} {value}" for name, value in on.items() if value)
-        return [f"{type(recipe).__name__}: {steps or 'none'}"]
+        recipe, flips = getattr(self, "recipe", None), self.__dict__.get("flip", False)
+        if is_dataclass(recipe):
+            return [f"{type(recipe).__name__}: {steps_of(recipe)}"]
+        return [f"flip {flips:g}"] if flips else []
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {}
@@ -252,6 +248,18 @@ class TaskData(LightningDataModule):
     def _evaluation_loading(self) -> dict[str, Any]:
         """The arguments of the loaders of validation and test."""
         return self._loading()
+
+
+def steps_of(recipe: Any) -> str:
+    """The fields of a recipe that are on; those of a step that is off, as crop_size, are not."""
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    steps = {"magnitude": "randaugment"}  # field -> the step that it belongs to
+    on = (
+        f"{name} {value}"
+        for name, value in values.items()
+        if value and values.get(steps.get(name, name.partition("_")[0]), True)
+    )
+    return ", ".join(on) or "none"
 
 
 def all_broken(files: Sequence[str], broken_of: FindBroken = broken_images) -> dict[str, str]:

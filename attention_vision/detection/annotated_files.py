@@ -99,7 +99,9 @@ class AnnotatedFiles(DetectionData):
         instances, labels = self._read(whole), self._labels(whole)
         if self.split and (split == "train" or shares):
             instances = instances.chosen(self.part(split, instances.files, instances.rarest()))
-        files = FilesOfImages(instances, self.folder(whole), self.key(whole))
+        files = FilesOfImages(instances, self.folder(whole))
+        if files.missing and self.on_bad_image == "stop":
+            raise InputError(files.refusal(self.key(whole)))
         sound = self.sound(split, files.paths)
         instances, paths = instances.chosen(sound), [files.paths[index] for index in sound]
         if split == "train" and instances.files and (instances.iscrowd != 0).all():
@@ -152,16 +154,16 @@ class FilesOfImages:
     """The image files of instances, found in their folder.
 
     A name with backslashes, or with folders that are not there, is taken for the file that it
-    means, and counted.
-
-    Raises InputError that names the first image file which is missing.
+    means, and counted. A file that is missing keeps the path where it should be.
     """
 
-    def __init__(self, instances: Instances, folder: Path, key: str):
+    def __init__(self, instances: Instances, folder: Path):
+        self.instances, self.folder = instances, folder
         here = {path.name for path in folder.glob("*")}  # one look, not one per image
         self.paths: list[str] = []
         self.repaired: list[str] = []
-        missing, changed = [], []
+        self.missing: list[str] = []
+        changed = []
         inside: dict[str, list[str]] | None = None
         for file in instances.files:
             if file in here or (folder / file).is_file():
@@ -181,17 +183,21 @@ class FilesOfImages:
                 self.paths.append(of_that_name[0])
                 changed.append(file)
             else:
-                missing.append(file)
-        if missing:
-            raise InputError(
-                f"{len(missing)} of the {len(instances.files)} images of {instances.path} are not"
-                f" in {folder}, the first is {missing[0]}: set {key} to their folder"
-            )
+                self.paths.append(str(folder / file))
+                self.missing.append(file)
         if changed:
             self.repaired.append(
                 f"{instances.path}: {len(changed)} images found under another path (first:"
                 f" {changed[0]})"
             )
+
+    def refusal(self, key: str) -> str:
+        """One line on the images that are missing."""
+        return (
+            f"{len(self.missing)} of the {len(self.paths)} images of {self.instances.path} are not"
+            f" in {self.folder}, the first is {self.missing[0]}: set {key} to their folder, or"
+            " data.on_bad_image to skip"
+        )
 
 
 class InstanceFiles:

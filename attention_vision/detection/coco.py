@@ -128,7 +128,7 @@ class COCOFolder(AnnotatedFiles):
                 instances = self._read(split)
             except InputError:  # it is not here: only the photographs are
                 continue
-            files = FilesOfImages(instances, self.folder(split), self.key(split))
+            files = FilesOfImages(instances, self.folder(split))
             paths = (str(Path(path).resolve()) for path in files.paths)
             return dict(zip(paths, instances.image_ids.tolist(), strict=True))
         return {}

@@ -5,12 +5,13 @@ from typing import cast
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torchvision.ops import box_convert
 
 from attention_vision.checkpoints import load_backbone, load_official
-from attention_vision.data.loading import check_classes, data_of
+from attention_vision.data.loading import check_classes, data_of, length
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
 from attention_vision.detection.batch_picture import BoxedBatch
@@ -25,6 +26,8 @@ from attention_vision.training.optim import WarmupCosine, configure
 from attention_vision.training.steps import SeedEveryStep, step_number
 
 Detections = dict[str, Tensor]
+# facebookresearch/detr, issues 22 (300,000 steps) and 125 (2,000 images fail, 10,000 work).
+SCRATCH_STEPS, SCRATCH_IMAGES = 300_000, 10_000
 MOST_CLASSES = 100  # COCO has 80; with more, metrics.csv would be nothing but them
 
 
@@ -209,6 +212,22 @@ class DETRDetector(Detector):
             auxiliary,
             sync_class_weight,
         )
+
+    def on_fit_start(self) -> None:
+        """Warns of a start from random weights that is too short to learn anything."""
+        data, steps = data_of(self.trainer), self.trainer.estimated_stepping_batches
+        started = self.weights or self.backbone_weights or self.trainer.ckpt_path
+        if started or data is None or steps >= SCRATCH_STEPS:
+            return
+        images = length(data.train_images)
+        if images < SCRATCH_IMAGES:
+            rank_zero_warn(
+                f"a DETR from random weights on {images:,} images in {steps:,.0f} steps will hardly"
+                f" learn: its authors name {SCRATCH_STEPS:,} steps and 10,000 images. Fine-tune"
+                " released weights (model.weights with model.fine_tune), start from a trained"
+                " backbone (model.backbone_weights), or train RCNNDetector, which learns from a"
+                " hundred images"
+            )
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         images, padding_mask, targets = batch

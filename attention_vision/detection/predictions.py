@@ -17,6 +17,7 @@ from attention_vision.detection.figures import draw_detections
 from attention_vision.errors import InputError
 from attention_vision.training.distributed import gather
 from attention_vision.training.logging import draws_pictures, run_folder
+from attention_vision.training.progress import say
 
 LONGEST = 1600  # pixels of the longer side of a picture: as large as a screen
 LOSSY = (".jpg", ".jpeg", ".webp", ".heic", ".heif", ".avif")
@@ -38,9 +39,10 @@ class DetectionResults(Callback):
     A picture is at most 1,600 pixels long, and a JPEG where its image is a lossy file too.
 
     A row of results.json has COCO's `image_id`, `category_id`, `bbox` and `score`, and `file_name`,
-    relative to the folder of images as are the pictures. Rows are in the order of the image ids,
-    which is that of the paths, the best first, at any number of processes. Both lie in the run
-    folder, beside metrics.csv.
+    relative to the folder of images as are the pictures. `image_id` is that of an instances file of
+    the data if it describes the folder, else the place in the order of the paths, which is said.
+    Rows are in the order of the image ids, the best first, at any number of processes. Both lie in
+    the run folder, beside metrics.csv.
 
     Expects from `predict_step` per image `boxes` (k, 4) xyxy in pixels of the file, `scores` and
     `labels` (k,). Raises InputError when they are not finite.
@@ -58,6 +60,11 @@ class DetectionResults(Callback):
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
         data = data_of(trainer)
         self._names = output_names(data.predict_images.files, data.images)
+        if not getattr(data.predict_images, "described", True):
+            say(
+                "image_id of results.json is the place of the image in its folder, which no"
+                " instances file of the data describes; file_name names it"
+            )
 
     def on_predict_batch_end(
         self,

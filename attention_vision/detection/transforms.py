@@ -12,6 +12,9 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+# Of the image that a part is cut from, in pixels. The release has no bound: a strip of 1 x 3,000
+# pixels would become 600 x 1,800,000.
+LONGEST_CUT = 10_000
 SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 
 
@@ -45,7 +48,7 @@ class DETRAugmentation:
         if self.crop:
             part = v2.Compose(
                 [
-                    RandomShortSide(self.crop_short_sides, None),
+                    RandomShortSide(self.crop_short_sides, LONGEST_CUT),
                     RandomPart(self.crop_least, self.crop_most),
                     resize,
                 ]

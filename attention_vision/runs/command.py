@@ -98,11 +98,15 @@ class Parsed:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """Folder of a run, and the checkpoint it starts from; None for fresh weights."""
+    """Folder of a run, and the checkpoint it starts from; None for fresh or named weights.
+
+    `displaced` is the run's own checkpoint where named weights are measured in its place.
+    """
 
     folder: Path
     checkpoint: Path | None
     is_new: bool
+    displaced: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -254,14 +258,15 @@ def open_run(parsed: Parsed) -> OpenRun:
     if parsed.verb == "fit" and is_requeued() and holds_run(folder):
         config.ckpt_path = config.ckpt_path or "last"
     named, config.run = config.run is not None, str(folder)
-    checkpoint = None
+    checkpoint = displaced = None
     if parsed.verb != "fit" and config.ckpt_path and parsed.weights_by_flag:
         raise InputError(f"{parsed.verb} measures --ckpt_path or --weights: leave one of them out")
     if config.ckpt_path:
         checkpoint = find_checkpoint(folder, config.ckpt_path)
     elif parsed.verb != "fit":
-        if not measures_weights(config, parsed.weights_by_flag, folder):
-            checkpoint = best_or_last(folder)
+        checkpoint = best_or_last(folder)
+        if measures_weights(config, parsed.weights_by_flag, folder):
+            checkpoint, displaced = None, checkpoint
         if checkpoint is None and named_weights(config) is None:
             run = "give -c RUN/config.yaml"
             if named:
@@ -269,7 +274,7 @@ def open_run(parsed: Parsed) -> OpenRun:
             raise InputError(
                 f"no checkpoint to {parsed.verb}: {run}, --ckpt_path FILE or --weights FILE"
             )
-    return OpenRun(folder, checkpoint, is_new=not folder.exists())
+    return OpenRun(folder, checkpoint, not folder.exists(), displaced)
 
 
 def choose_folder(parsed: Parsed) -> Path:
@@ -380,7 +385,7 @@ def make_trainer(
             parsed.task.higher_is_better,
             parsed.config.checkpoint_every_n_steps,
         )
-    if objects.claim and not options.fast_dev_run:
+    if objects.claim and not options.fast_dev_run and run.displaced is None:
         options.callbacks.append(ClaimCheck(objects.claim, run.folder))
     if not fits:
         options.enable_checkpointing = False
@@ -457,11 +462,10 @@ def say_what_is_measured(work: Work) -> None:
     """Print the notices of a command that does not train, and the source of its weights."""
     for line in work.parsed.notices:
         say(line)
-    own = best_or_last(work.run.folder)
     if work.run.checkpoint:
         say(f"checkpoint: {work.run.checkpoint}")
     else:
-        other = f", not {own}" if own else ""
+        other = f", not {work.run.displaced}" if work.run.displaced else ""
         say(f"weights: {named_weights(work.parsed.config)}{other}")
 
 

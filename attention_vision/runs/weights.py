@@ -103,8 +103,9 @@ def settle_preprocessing(
 
 def with_crop(release: Release, data: Any) -> Preprocessing:
     """The release's preprocessing, with its crop if the recipe has only its default one."""
-    crop = getattr(data.recipe, "centre", None)
-    is_default = crop is not None and crop == type(data.recipe).centre
+    recipe = getattr(data, "recipe", None)
+    crop = getattr(recipe, "centre", None)
+    is_default = crop is not None and crop == getattr(type(recipe), "centre", None)
     return replace(
         release.preprocessing, crop=release.crops.get(data.image_size) if is_default else None
     )

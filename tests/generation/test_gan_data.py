@@ -70,8 +70,8 @@ def test_what_is_not_a_class_is_left_out_and_counted(tmp_path: Path) -> None:
     counts = {kind: len(paths) for kind, paths in data.findings["train"].left_out.items()}
     assert counts == {
         "*.txt": 1,
-        "hidden or of the system": 2,
-        "files beside class folders": 1,
+        "hidden or of the system": 3,
+        "beside class folders": 1,
         "folders without images": 1,
     }
     assert data.findings["train"].warnings == [

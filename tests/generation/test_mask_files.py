@@ -14,8 +14,10 @@ from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
 from attention_vision.generation import (
     DegradedFolder,
+    FolderImages,
     MaskFolder,
     Noise,
+    Restoration,
     Segmentation,
     VolumeFolder,
 )
@@ -314,6 +316,21 @@ def test_small_images_are_named_before_the_first_epoch(kind, tmp_path):
     )
 
 
+def test_an_image_too_small_for_ssim_is_named(tmp_path):
+    image(tmp_path / "train" / "0.png")
+    image(tmp_path / "val" / "0.png", (6, 6))
+    found = DegradedFolder(
+        str(tmp_path / "train"), Noise(), str(tmp_path / "val"), size=8, num_workers=0
+    )
+    found.setup("fit")
+    metrics = Restoration().metrics(0)
+    metrics.update(*[found.val_images[0][0][None]] * 3)
+    assert 0.9 < metrics.compute()["ssim"] <= 1
+    image(tmp_path / "val" / "1.png", (5, 9))
+    with pytest.raises(InputError, match=r"val/1.png is 5x9, smaller than the window of SSIM"):
+        found.setup("validate")
+
+
 @pytest.mark.parametrize("kind", ["masks", "restoration"])
 def test_broken_files_are_skipped_where_asked_for(kind, tmp_path):
     images, masks = discs(tmp_path, 6)
@@ -345,3 +362,41 @@ def test_broken_files_are_skipped_where_asked_for(kind, tmp_path):
 
     with pytest.raises(InputError, match=r"cannot read the (image|mask) .*[14].png"):
         read_all(make())
+
+
+def test_all_tasks_of_generation_see_deep_and_turned_images_alike(tmp_path):
+    deep = (np.arange(16 * 20).reshape(16, 20) * 200).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for name in "abc":
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.new("L", (20, 16)).save(tmp_path / f"masks/{name}.png")
+        image(tmp_path / "images" / f"{name}.png")
+    Image.fromarray(deep).save(tmp_path / "images/a.png")
+    image(tmp_path / "images/b.png", exif=exif)
+    folder = str(tmp_path / "images")
+    masks = data(tmp_path, size=16, split=None, val_names=["c"], test_names=["a", "b"])
+    restoration = DegradedFolder(folder, Noise(0.0), folder, size=16, num_workers=0)
+    readers = [
+        masks.dataset("test", 0),
+        masks.inputs(folder),
+        restoration.dataset("val", 0),
+        restoration.inputs(folder),
+    ]
+    expected = np.round(deep / 65535 * 255), np.asarray(Image.open(f"{folder}/b.png"))[::-1, ::-1]
+    for index, pixels in enumerate(expected):
+        seen = [(reader[index][0] * 255).round() for reader in readers]
+        for one in seen:
+            assert torch.equal(
+                one,
+                torch.tensor(pixels.copy())
+                .view(16, 20, -1)
+                .movedim(-1, 0)
+                .expand(3, -1, -1)
+                .float(),
+            )
+    square = FolderImages(folder, size=16).dataset("train", 0)
+    for index in range(2):
+        whole = restoration.inputs(folder)[index][0]
+        centre = whole[:, :, 2:18] * 2 - 1
+        assert torch.allclose(square[index][0], centre, atol=0.01)

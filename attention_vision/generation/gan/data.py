@@ -16,7 +16,13 @@ from torchvision.transforms import v2
 
 from attention_vision.data.digits import CLASS_NAMES, single_digits
 from attention_vision.data.findings import Findings
-from attention_vision.data.image_files import class_folders, image_size, list_images, no_images
+from attention_vision.data.image_files import (
+    class_folders,
+    image_size,
+    is_junk,
+    list_images,
+    no_images,
+)
 from attention_vision.data.labels import labels_by_name
 from attention_vision.data.loading import (
     BalancedSampler,
@@ -316,8 +322,10 @@ class FolderImages(LabelledImages):
         for one in listed.values():
             for kind, paths in one.left_out.items():
                 findings.left_out.setdefault(kind, []).extend(paths)
-        if beside := [str(path) for path in folder.iterdir() if names and path.is_file()]:
-            findings.left_out["files beside class folders"] = sorted(beside)
+        for path in sorted(folder.iterdir()) if names else []:
+            kind = "hidden or of the system" if is_junk(path.name) else "beside class folders"
+            if is_junk(path.name) or path.is_file():
+                findings.left_out.setdefault(kind, []).append(str(path))
         if empty:
             findings.left_out["folders without images"] = [str(folder / name) for name in empty]
         files = [files[index] for index in self.sound("train", [path for path, _ in files])]

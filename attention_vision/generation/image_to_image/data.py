@@ -89,44 +89,50 @@ def is_smaller(whole: Sequence[int], part: Sequence[int]) -> bool:
     return any(length < wanted for length, wanted in zip(whole, part, strict=True))
 
 
-def too_small(sizes: Mapping[str, Sequence[int]], count: int, part: Sequence[int]) -> InputError:
+def too_small(
+    sizes: Mapping[str, Sequence[int]], count: int, part: Sequence[int], use: str = "the patches"
+) -> InputError:
     """One line on images that are smaller than a patch.
 
     Args:
         sizes: image -> its size, of those that are too small.
         count: images that were looked at.
         part: size of the patch.
+        use: what needs that size.
     """
     name, size = next(iter(sizes.items()))
     others = f", like {len(sizes) - 1} more of {count} images" if len(sizes) > 1 else ""
     key = "data.patch" if len(part) == 3 else "data.size"
+    lower = f"lower {key} or " if use == "the patches" else ""
     return InputError(
-        f"{name} is {by(size)}, smaller than the patches of {by(part)}{others}: lower {key} or"
-        f" remove {'them' if others else 'it'}"
+        f"{name} is {by(size)}, smaller than {use} of {by(part)}{others}: {lower}remove"
+        f" {'them' if others else 'it'}"
     )
 
 
-def check_patches(
+def check_sizes(
     files: Sequence[str],
     size: Callable[[str], tuple[int, ...] | None],
     part: Sequence[int],
+    use: str = "the patches",
 ) -> None:
-    """Look at the sizes of training images, before the first epoch comes to them.
+    """Look at the sizes of images, before an epoch comes to them.
 
     Args:
-        files: images; of more than `HEADERS` every second, third and so on.
+        files: of the images; of more than `HEADERS` every second, third and so on.
         size: reads (height, width) or (depth, height, width) from a header, None where it cannot.
         part: size of the patch.
+        use: what needs that size.
 
     Raises:
-        InputError: images are smaller than a patch; it names the first and counts them.
+        InputError: images are smaller than that; it names the first and counts them.
     """
     some = evenly_spaced(files, HEADERS)
     with ThreadPoolExecutor(4) as pool:
         found = dict(zip(some, pool.map(size, some), strict=True))
     small = {file: whole for file, whole in found.items() if whole and is_smaller(whole, part)}
     if small:
-        raise too_small(small, len(some), part)
+        raise too_small(small, len(some), part, use)
 
 
 def upright_size(path: str) -> tuple[int, int] | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
@@ -21,11 +20,13 @@ from attention_vision.generation.image_to_image.data import (
     EVALUATION,
     ImageToImageData,
     by,
-    check_patches,
+    check_sizes,
     cut,
     upright_size,
 )
 from attention_vision.generation.image_to_image.degradations import Degradation
+
+SSIM_WINDOW = (6, 6)  # reflected at the borders to the 11 x 11 that torchmetrics measures in
 
 
 class DegradedImages(ImageToImageData):
@@ -195,8 +196,12 @@ class DegradedFolder(DegradedImages):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
-            images: Any = self.train_images
-            check_patches(images.source.files, upright_size, (self.size, self.size))
+            self._check("train", (self.size, self.size))
+        if stage != "predict":
+            self._check("test" if stage == "test" else "val", SSIM_WINDOW, "the window of SSIM")
+
+    def _check(self, split: str, part: tuple[int, int], use: str = "the patches") -> None:
+        check_sizes(getattr(self, f"{split}_images").source.files, upright_size, part, use)
 
     def pictures(self, split: Split) -> Sequence[Tensor] | Tensor:
         folder = self.folders.get(split, self.folders["train"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from attention_vision.data.image_files import Listing, walk
 from attention_vision.data.loading import OnBadImage
 from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
@@ -156,9 +157,13 @@ class VolumesToSegment(Dataset):
     """All volumes below a folder in the order of their paths, as (input, path, size)."""
 
     def __init__(self, folder: str, window: tuple[float, float]):
-        if not Path(folder).is_dir():
+        if Path(folder).is_file():
+            self.files = [folder]
+        elif Path(folder).is_dir():
+            found = walk(folder, Listing(), frozenset())
+            self.files = sorted(path for path, ending in found if ending in VOLUMES)
+        else:
             raise InputError(f"no folder {folder}: set data.images to a folder of volumes")
-        self.files = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix in VOLUMES)
         if not self.files:
             raise InputError(f"no volumes in {folder}: looked for {', '.join(VOLUMES)}")
         self.window = window
