@@ -36,6 +36,8 @@ def class_weights(
     if chosen == "balanced":
         return torch.where(counts > 0, len(labels) / ((counts > 0).sum() * counts), 1.0).float()
     if isinstance(chosen, Mapping):
+        chosen = {str(name): weight for name, weight in chosen.items()}  # YAML reads 3 as a number
+        names = [str(name) for name in names]
         if unknown := [name for name in chosen if name not in names]:
             raise InputError(
                 f"model.class_weights: there is no class {unknown[0]}; the data has"

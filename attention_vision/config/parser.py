@@ -152,7 +152,7 @@ def kept_arguments(sources: Iterable[dict], config: dict) -> list[str]:
 def chosen_classes(config: dict, above: str = "") -> Iterator[tuple[str, str, dict]]:
     """(key without init_args, name of the class, its init_args) wherever a class may be named."""
     for key, value in config.items():
-        parts = [part for part in key.split(".") if part not in ("init_args", "class_path")]
+        parts = [part for part in str(key).split(".") if part not in ("init_args", "class_path")]
         path = ".".join([*above.split("."), *parts] if above else parts)
         if isinstance(value, str):
             yield path, value.rpartition(".")[2], {}

@@ -35,6 +35,7 @@ def test_weights_in_order_and_by_name_have_a_mean_of_1() -> None:
     by_order = class_weights([1, 2, 6], LABELS, NAMES)
     by_name = class_weights({"cow": 6.0, "bee": 2}, LABELS, NAMES)
     assert torch.equal(by_order, by_name)
+    assert torch.equal(by_order, class_weights({2: 6, 1: 2}, LABELS, ["0", "1", "2"]))
     assert by_order[LABELS].mean().item() == pytest.approx(1)
     assert (by_order / by_order[0]).tolist() == pytest.approx([1, 2, 6])
 
