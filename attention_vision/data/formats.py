@@ -19,8 +19,9 @@ IMAGE_FOLDER, IMAGE_CSV, HUGGING_FACE = (
     f"attention_vision.classification.{name}"
     for name in ("ImageFolder", "ImageCSV", "HuggingFaceImages")
 )
-COCO_FOLDER, VOC_FOLDER, YOLO_FOLDER = (
-    f"attention_vision.detection.{name}" for name in ("COCOFolder", "VOCFolder", "YOLOFolder")
+COCO_FOLDER, VOC_FOLDER, YOLO_FOLDER, INSTANCE_MASKS = (
+    f"attention_vision.detection.{name}"
+    for name in ("COCOFolder", "VOCFolder", "YOLOFolder", "InstanceMaskFolder")
 )
 FOLDER_IMAGES, DEGRADED_FOLDER, MASK_FOLDER = (
     f"attention_vision.generation.{name}"
@@ -320,8 +321,27 @@ def masks(folder: Folder) -> Format | None:
     if pairs["train"].patterns != ("{name}", "{name}"):
         image, mask = pairs["train"].patterns
         arguments |= {"image_pattern": image, "mask_pattern": mask}
-    arguments = with_split(arguments, "val" in pairs)
-    return Format("images with masks", folder.path, {MASK_FOLDER: arguments})
+    readers = {MASK_FOLDER: with_split(arguments, "val" in pairs)}
+    pattern = mask_of_whole_name(*pairs["train"].patterns)
+    if pattern and len(pairs) == 1 and pairs["train"].images != pairs["train"].masks:
+        objects = {
+            "images_folder": str(pairs["train"].images),
+            "masks_folder": str(pairs["train"].masks),
+            "mask_pattern": pattern,
+        }
+        readers[INSTANCE_MASKS] = with_split(objects, False)
+    return Format("images with masks", folder.path, readers)
+
+
+def mask_of_whole_name(image: str, mask: str) -> str:
+    """The pattern of a mask without its ending, where {name} is the whole image's; "" if none."""
+    before, after = (part.removesuffix(Path(image).suffix) for part in image.split("{name}"))
+    mask_before, mask_after = (
+        part.removesuffix(Path(mask).suffix) for part in mask.split("{name}")
+    )
+    if before != mask_before or not mask_after.startswith(after):
+        return ""
+    return "{name}" + mask_after.removeprefix(after)
 
 
 @dataclass(frozen=True)

@@ -253,6 +253,16 @@ def test_classes_are_not_taken_for_masks(tmp_path):
     assert found.name == "folders of classes"
 
 
+def test_numbered_objects_in_masks_are_detected_too(tmp_path):
+    penn_fudan(tmp_path)
+    found = recognize(tmp_path)
+    assert found is not None
+    reader = found.reader("InstanceMaskFolder")
+    assert below(tmp_path, found.readers[reader]) == {
+        "images_folder": "PNGImages", "masks_folder": "PedMasks", "mask_pattern": "{name}_mask",
+    } | SPLIT  # fmt: skip
+
+
 def test_readers_exist(tmp_path):
     for make in CASES:
         make(tmp_path / make.__name__)
