@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,7 @@ from attention_vision.yaml_json import write_atomically
 
 SUMMARY, DIVISION, SKIPPED = DATA_FILES = ("data.json", "split.json", "skipped.csv")
 HEADERS, DECODED = 256, 16  # images of a split whose header is read, and that are decoded
-SHOWN = 12  # classes in a line of the table; data.json has them all
+SHOWN = 12  # classes in the table; data.json has them all
 DOMINANT = 0.9  # share of one class, from which it is a warning
 FEW_STEPS, TIMED_STEPS = 200, 20
 
@@ -77,6 +77,9 @@ def summarize(data: TaskData, splits: tuple[str, ...] = ("train", "val")) -> Dat
         *warn_of_classes(summary.splits.get("train", {}).get("classes", {})),
         *warn_of_sizes(files.get("train", []), getattr(data, "image_size", 0)),
     ]
+    # One file may hold several splits, and says the same of each.
+    summary.repaired = list(dict.fromkeys(summary.repaired))
+    summary.warnings = list(dict.fromkeys(summary.warnings))
     return summary
 
 
@@ -145,24 +148,36 @@ def warn_of_sizes(files: Sequence[str], shown_at: int) -> list[str]:
 
 
 def table(summary: DataSummary) -> str:
-    """The summary as text, a line per fact."""
-    rows = []
-    for split, facts in summary.splits.items():
-        rows += [(f"data: {split}", name, in_words(value)) for name, value in facts.items()]
+    """The summary as text: a column per split, then a line per remark."""
+    splits = list(summary.splits)
+    facts = {split: dict(flattened(summary.splits[split])) for split in splits}
     for split, kinds in summary.left_out.items():
-        rows += [(f"data: {split}", f"left out: {kind}", str(n)) for kind, n in kinds.items()]
-    rows += [("data", "does not decode, left out", file) for file in list(summary.broken)[:5]]
-    rows += [("data", "repaired", line) for line in summary.repaired]
-    rows += [("data", "augmentation", line) for line in summary.augmentation]
-    rows += [("data", "WARNING", line) for line in summary.warnings]
-    return aligned(rows)
+        facts[split] |= {f"left out: {kind}": count for kind, count in kinds.items()}
+    names = dict.fromkeys(name for split in splits for name in facts[split])
+    rows = [["data", *splits]]
+    for name in names:
+        values = [facts[split].get(name, "") for split in splits]
+        if any(values) or name.startswith("classes"):  # a class without an image is worth a row
+            rows.append([name, *map(in_words, values)])
+    lines = [f"does not decode, left out: {file}" for file in list(summary.broken)[:5]]
+    lines += [f"repaired: {line}" for line in summary.repaired]
+    lines += [f"augmentation: {line}" for line in summary.augmentation]
+    lines += [f"WARNING: {line}" for line in summary.warnings]
+    return "\n".join([aligned(rows, range(1, len(splits) + 1)), *(f"data: {x}" for x in lines)])
+
+
+def flattened(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(name, value) of facts; of a fact with several parts, of each of the first ones."""
+    for name, value in facts.items():
+        if not isinstance(value, Mapping):
+            yield name, value
+            continue
+        yield from ((f"{name}: {part}", count) for part, count in list(value.items())[:SHOWN])
+        if len(value) > SHOWN:
+            yield f"{name}: more", len(value) - SHOWN
 
 
 def in_words(value: Any) -> str:
-    if isinstance(value, dict):
-        words = [f"{key} {in_words(one)}" for key, one in value.items()]
-        more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
-        return ", ".join(words[:SHOWN]) + more
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
