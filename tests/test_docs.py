@@ -193,7 +193,7 @@ def stand_ins(tmp_path_factory) -> Path:
     """A folder with runs/demo, PHOTOS, DATA and D."""
     folder = tmp_path_factory.mktemp("stand_ins")
     shutil.copytree(ROOT / "experiments", folder / "experiments")
-    draw_images(folder / "PHOTOS", 2)
+    draw_images(folder / "PHOTOS", 4)
     for split in ("train", "val"):
         for name in ("cats", "dogs"):
             draw_images(folder / "DATA" / split / name, 2)

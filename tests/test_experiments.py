@@ -34,9 +34,10 @@ def name(path: Path) -> str:
 
 
 def with_root(path: Path, root: Path) -> list[str]:
-    """Arguments for an experiment; data that lies on disk is stood in for by two empty classes."""
+    """Arguments for an experiment; data that lies on disk is stood in for by two classes."""
     for part in ("train/a", "train/b", "val/a", "val/b"):
         (root / part).mkdir(parents=True)
+        (root / part / "0.png").touch()
     categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
     instances = {"images": [], "annotations": [], "categories": categories}
     (root / "instances.json").write_text(json.dumps(instances))

@@ -8,11 +8,13 @@ from typing import Any, TypeGuard
 
 from attention_vision.data.formats import hint
 from attention_vision.detection.instances import (
+    MANY_CROWDS,
     ROUNDING,
     ImageEntry,
     Instances,
     ObjectEntry,
     Repairs,
+    crowds_in_words,
     fitted_box,
 )
 from attention_vision.errors import InputError
@@ -37,7 +39,8 @@ def read_instances(path: str, key: str) -> Instances:
     """
     dataset = _read_json(path, key)
     repairs = Repairs(path)
-    categories = _categories(dataset["categories"], path, repairs)
+    entries = _without_root(dataset["categories"], dataset["annotations"], repairs)
+    categories = _categories(entries, path, repairs)
     images = [
         ImageEntry(
             *_fields(image, ("id", "file_name", "width", "height"), f"image {index} of {path}")
@@ -52,25 +55,30 @@ def read_instances(path: str, key: str) -> Instances:
         if (found := _object(annotation, images, index_of, categories, path, repairs))
     ]
     repairs.warnings += _smells(annotations, images, index_of, path)
-    used = {found.category for found in objects}
-    for number in _roots(dataset["categories"], categories, used):
-        repairs.add(
-            "categories left out that have no objects and are the supercategory of the others",
-            f"{categories.pop(number)} ({number})",
-        )
+    if (crowds := sum(found.crowd for found in objects)) > MANY_CROWDS * len(objects):
+        repairs.warnings.append(f"{path}: {crowds_in_words(crowds, len(objects))}")
     return Instances.build(Path(path), categories, images, objects, repairs)
 
 
-def _roots(entries: list, categories: dict[int, str], used: set[int]) -> list[int]:
-    """Categories without objects whose name is the supercategory of all others."""
-    above = {entry["id"]: entry.get("supercategory") for entry in entries}
-    return [
-        number
-        for number, name in categories.items()
-        if number not in used
-        and len(categories) > 1
-        and all(above[other] == name for other in categories if other != number)
-    ]
+def _without_root(entries: list, annotations: list, repairs: Repairs) -> list:
+    """The categories without one that has no objects and is the supercategory of all others.
+
+    By position, before names are made unique: the only class may have the name of its root.
+    """
+    if len(entries) < 2 or not all(isinstance(one, dict) for one in (*entries, *annotations)):
+        return entries
+    used = {number for one in annotations if _finite(number := one.get("category_id"))}
+    for place, root in enumerate(entries):
+        others = [*entries[:place], *entries[place + 1 :]]
+        name = root.get("name")
+        if root.get("id") in used or any(one.get("supercategory") != name for one in others):
+            continue
+        repairs.add(
+            "categories left out that have no objects and are the supercategory of the others",
+            f"{name} ({root.get('id')})",
+        )
+        return others
+    return entries
 
 
 def _smells(
@@ -106,8 +114,7 @@ def _smells(
 
 def _read_json(path: str, key: str) -> dict[str, list]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            dataset = json.load(file)
+        dataset = json.loads(Path(path).read_bytes())  # UTF-8, -16 or -32, by their marks
     except OSError as error:
         raise InputError(
             f"cannot read {path}: set {key} to a COCO instances file"

@@ -65,9 +65,6 @@ class Instances:
         indices, boxes, category_ids, area, iscrowd = (
             zip(*ordered, strict=True) if ordered else [()] * 5
         )
-        crowds = sum(iscrowd)
-        if ordered and crowds > MANY_CROWDS * len(ordered):
-            repairs.warnings.append(f"{path}: {crowds_in_words(crowds, len(ordered))}")
         repairs.warn()
         return cls(
             path=path,

@@ -55,7 +55,7 @@ class VOCFolder(AnnotatedFiles):
         super().__init__(
             recipe, batch_size, num_workers, seed, images, group_by_shape, split, on_bad_image
         )
-        self.root = Path(root)
+        self.root = challenge_folder(Path(root))
 
     def has_own(self, split: str) -> bool:
         return self._listed(split) is not None or split_folder(self.root, split) is not None
@@ -96,6 +96,17 @@ class VOCFolder(AnnotatedFiles):
         return next((file for file in names if file.is_file()), None)
 
 
+def challenge_folder(root: Path) -> Path:
+    """The folder VOC2007 and the like in VOCdevkit, if it is the only one, else the root."""
+    inner = [
+        path.parent
+        for pattern in ("*/Annotations", "VOCdevkit/*/Annotations")
+        for path in sorted(root.glob(pattern))
+        if path.is_dir() and (path.parent / "ImageSets").is_dir()
+    ]
+    return inner[0] if len(inner) == 1 and not (root / "Annotations").is_dir() else root
+
+
 def annotation_files(folder: Path) -> list[Path]:
     """All *.xml below a folder, without junk, in the order of their paths."""
     return sorted(
@@ -133,6 +144,11 @@ def read_voc(files: Sequence[Path], root: Path, known: Sequence[str] = ()) -> In
         for one in tree.iter("object"):
             category = numbers[name_of(one, file)]
             objects += voc_object(one, file, index, image, category, first, repairs)
+    if objects and all(max(found.box) <= 1 < images[found.image].width for found in objects):
+        repairs.warnings.append(
+            f"{root}: all {len(objects)} boxes lie in 0..1, as shares of the image: those of Pascal"
+            " VOC are in pixels; multiply them by the width and height of their image"
+        )
     if not names:
         raise InputError(f"{root}: no objects in its {len(files)} annotations (*.xml)")
     return Instances.build(

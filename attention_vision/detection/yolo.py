@@ -64,7 +64,7 @@ class YOLOFolder(AnnotatedFiles):
         return self._places(split) is not None
 
     def folder(self, split: str) -> Path:
-        return Path()  # paths are whole
+        return self.root
 
     @cached_property
     def categories(self) -> dict[int, str]:
@@ -84,7 +84,8 @@ class YOLOFolder(AnnotatedFiles):
                 f"no images in {', '.join(map(str, places))}, which"
                 f" {self._file or self.root} names for {split}"
             )
-        return read_yolo(files, self._names, Path(self.reference()))
+        pose, skip = self._config.get("kpt_shape") is not None, self.on_bad_image == "skip"
+        return read_yolo(files, self.root, self._names, Path(self.reference()), pose, skip)
 
     @cached_property
     def _file(self) -> Path | None:
@@ -151,30 +152,51 @@ def images_at(place: Path) -> list[str]:
     if place.suffix.lower() in extensions():
         return [str(place)]
     lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
-    paths = []
-    for line in filter(None, lines):
-        near = place.parent / line
-        paths.append(str(near if near.exists() else Path(line)))
-    return paths
+    return [listed_image(place.parent, line) for line in lines if line]
+
+
+def listed_image(folder: Path, line: str) -> str:
+    """The image that a line of a list means: below the folder, else of the longest part that is.
+
+    A list that another machine wrote begins its paths with folders that are not here.
+    """
+    path = Path(line.replace("\\", "/"))
+    if path.is_absolute() and path.exists():
+        return str(path)
+    parts = [part for part in path.parts if part not in (path.anchor, ".", "..")]
+    ends = (folder / path, *(folder.joinpath(*parts[n:]) for n in range(len(parts))))
+    return str(next((end for end in ends if end.exists()), path))
 
 
 def label_file(image: str) -> Path:
-    """The file of the boxes: `labels` in the place of the last `images` of its path."""
+    """The file of the boxes: `labels` for the last `images` of its path, else beside it."""
     path = Path(image)
-    parts = list(path.parts)
+    parts, beside = list(path.parts), path.with_suffix(".txt")
     for place in range(len(parts) - 2, -1, -1):
         if parts[place] == "images":
-            return Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
-    return path.with_suffix(".txt")
+            apart = Path(*parts[:place], "labels", *parts[place + 1 :]).with_suffix(".txt")
+            return apart if apart.is_file() or not beside.is_file() else beside
+    return beside
 
 
-def read_yolo(files: list[str], names: dict[int, str], path: Path) -> Instances:
+def read_yolo(
+    files: list[str],
+    root: Path,
+    names: dict[int, str],
+    path: Path,
+    pose: bool = False,
+    skip: bool = False,
+) -> Instances:
     """Read the boxes of images in YOLO format.
 
     Args:
         files: the images.
+        root: what their names are relative to, as far as they are below: a division by names is
+            the same wherever the folder lies.
         names: of the classes.
         path: that names the classes, for messages.
+        pose: key points follow each box; they are left out.
+        skip: an image that cannot be read is taken for an empty one, which is left out later.
 
     Raises:
         InputError: an image that cannot be read, or a line that is no box; it names the line.
@@ -184,15 +206,18 @@ def read_yolo(files: list[str], names: dict[int, str], path: Path) -> Instances:
         sizes = list(pool.map(image_size, files))
     images, objects, without = [], [], []
     for index, (file, size) in enumerate(zip(files, sizes, strict=True)):
-        if size is None:
+        if size is None and not skip:
             raise InputError(f"cannot read the image {file}: repair or remove it")
-        image = ImageEntry(index + 1, file, *size)
+        below = Path(file).relative_to(root) if root in Path(file).parents else Path(file)
+        image = ImageEntry(index + 1, below.as_posix(), *(size or (1, 1)))
         images.append(image)
+        if size is None:
+            continue
         text = label_file(file)
         if not text.is_file():
             without.append(text)
             continue
-        objects += yolo_objects(text, index, image, names, path, repairs)
+        objects += yolo_objects(text, index, image, names, path, repairs, pose)
     if len(without) == len(files):
         raise InputError(
             f"none of the {len(files)} images has a file of boxes, such as {without[0]}"
@@ -209,6 +234,7 @@ def yolo_objects(
     names: dict[int, str],
     path: Path,
     repairs: Repairs,
+    pose: bool = False,
 ) -> Iterable[ObjectEntry]:
     """The objects of a file of boxes."""
     seen = set()
@@ -228,6 +254,8 @@ def yolo_objects(
             raise InputError(
                 f"{where}: class {number:g} is not among the {len(names)} names of {path}"
             )
+        if pose:
+            values = values[:4]
         if len(values) == 5:
             repairs.add("confidences of boxes left out", where)
             values = values[:4]

@@ -41,7 +41,7 @@ def starter(found: Format, reader: str) -> dict[str, Any]:
         case _, "FolderImages":
             config = gan(len(files))
         case _, "DegradedFolder":
-            config = restoration(int(min(sides)))
+            config = restoration(int(min(sides)), len(files))
         case _:
             config = segmentation(int(min(sides)))
             arguments = arguments | mask_classes(Path(arguments["train_masks"]), arguments)
@@ -123,12 +123,16 @@ def segmentation(side: int) -> dict[str, Any]:
     }
 
 
-def restoration(side: int) -> dict[str, Any]:
+def restoration(side: int, count: int) -> dict[str, Any]:
     """An Attention U-Net that takes noise away."""
     noise = {"class_path": "Noise", "init_args": {"sigma": 25.0}}
     return {
         "trainer": {"max_epochs": 30, "check_val_every_n_epoch": 3},
-        "data": {"degradation": noise, "size": patch(side, 64), "batch_size": 16},
+        "data": {
+            "degradation": noise,
+            "size": patch(side, 64),
+            "batch_size": batch_size(count, 16),
+        },
         "model": unet("Restoration", residual=True),
     }
 

@@ -1,7 +1,7 @@
 """Folders of images and of their masks: pairs of files, patches and whole images."""
 
+import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
@@ -246,7 +246,7 @@ class SegmentationFolders(ImageToImageData):
 
     def _held_out_for(self, name: str, image: str) -> str:
         """The split of an image in the training folders, by `val_names` and `test_names`."""
-        texts = name, Path(name).name, Path(image).stem
+        texts = name, os.path.basename(name), os.path.splitext(os.path.basename(image))[0]
         for split, patterns in self.names.items():
             if any(fnmatch(text, pattern) for text in texts for pattern in patterns):
                 return split
@@ -294,32 +294,29 @@ class SegmentationFolders(ImageToImageData):
         return [f"patches of {by(self.patch)}, {self.patches_per_image} of an image{flips}"]
 
 
-@dataclass(frozen=True)
 class NamePattern:
     """Names of files with a part that stands for the name of an image.
 
     Args:
         pattern: such as `{name}_mask.png`, or `{name}_mask` for any ending.
         extensions: endings of files, in lower case.
+
+    Attributes:
+        literals: number of characters that a name has to have.
     """
 
-    pattern: str
-    extensions: Collection[str]
+    def __init__(self, pattern: str, extensions: Collection[str]):
+        self.before, self.after = pattern.split(NAME)
+        self.literals = len(self.before) + len(self.after)
+        self.has_ending = os.path.splitext(pattern)[1].lower() in extensions
 
-    @property
-    def literals(self) -> int:
-        """Characters that a name has to have."""
-        return len(self.pattern) - len(NAME)
-
-    def name(self, path: Path) -> str | None:
+    def name(self, path: str) -> str | None:
         """The name in a path below a folder; None where it does not match."""
-        has_ending = Path(self.pattern).suffix.lower() in self.extensions
-        text = (path if has_ending else path.with_suffix("")).as_posix()
-        before, after = self.pattern.split(NAME)
-        fits = len(text) > len(before) + len(after)
-        if not (fits and text.startswith(before) and text.endswith(after)):
+        text = path if self.has_ending else os.path.splitext(path)[0]
+        fits = text.startswith(self.before) and text.endswith(self.after)
+        if not fits or len(text) <= self.literals:
             return None
-        return text.removeprefix(before).removesuffix(after)
+        return text[len(self.before) :].removesuffix(self.after)
 
 
 def find_pairs(
@@ -361,7 +358,7 @@ def find_pairs(
     if says:
         fits = advice(images, masks, image_paths, mask_paths, patterns)
         raise InputError(f"{says}: {fits}")
-    for path in {*image_paths, *mask_paths} - {*pictures.values(), *levels.values()}:
+    for path in sorted({*image_paths, *mask_paths} - {*pictures.values(), *levels.values()}):
         findings.left_out.setdefault(f"not named {' or '.join(patterns)}", []).append(path)
     return {name: (path, levels[name]) for name, path in pictures.items()}
 
@@ -385,7 +382,7 @@ def listed(folder: str, other: str, extensions: Collection[str], findings: Findi
         raise no_images(folder, found)
     for kind, paths in found.left_out.items():
         known = findings.left_out.setdefault(kind, [])
-        known += [path for path in paths if path not in known]
+        known += sorted({*paths} - {*known})  # images and masks may be in one folder
     return sorted(found.files)
 
 
@@ -397,9 +394,9 @@ def named(
     Args:
         other: pattern of the other kind of files in the same folder; one that says more wins.
     """
-    found: dict[str, str] = {}
+    found, start = {}, len(os.path.join(folder, ""))
     for path in paths:
-        below = Path(path).relative_to(folder)
+        below = path[start:].replace(os.sep, "/")
         name = pattern.name(below)
         if name is None or (
             other and other.literals > pattern.literals and other.name(below) is not None
