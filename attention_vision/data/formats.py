@@ -88,7 +88,7 @@ def hint(path: str | Path, asked: str = "") -> str:
         asked: name of the data class that met it; nothing is said if it is the right one already.
 
     Returns:
-        For example `; it looks like Pascal VOC: use data.class_path VOCFolder`, or "".
+        For example `; it looks like Pascal VOC: use data.class_path VOCFolder of detection`, or "".
     """
     found = recognize(path)
     if found is None:
@@ -98,8 +98,10 @@ def hint(path: str | Path, asked: str = "") -> str:
         return f"{looks}: {found.note}"
     names = [reader.rpartition(".")[2] for reader in found.readers]
     if asked not in names:
+        tasks = (reader.split(".")[1] for reader in found.readers)
+        readers = [f"{name} of {task}" for name, task in zip(names, tasks, strict=True)]
         elsewhere = "" if same(found.root, path) else f" with {found.root}"
-        return f"{looks}: use data.class_path {' or '.join(names)}{elsewhere}"
+        return f"{looks}: use data.class_path {' or '.join(readers)}{elsewhere}"
     return "" if same(found.root, path) else f"; set the path to {found.root}"
 
 

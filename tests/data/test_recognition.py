@@ -210,7 +210,7 @@ def test_layout_is_recognized_alone_and_inside_of_another_folder(make, tmp_path)
         assert dotted.rpartition(".")[2] == reader
         assert below(root, found.readers[dotted]) == arguments
     assert hint(root) == f"; it looks like {name}: use data.class_path " + " or ".join(
-        one.rpartition(".")[2] for one in found.readers
+        f"{one.rpartition('.')[2]} of {one.split('.')[1]}" for one in found.readers
     )
     assert hint(root, asked=reader) == ""
     assert hint(tmp_path / "outer", asked=reader) == f"; set the path to {root}"
