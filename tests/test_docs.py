@@ -150,6 +150,22 @@ def draw_own_data(folder: Path) -> None:
     for split in ("train", "valid"):
         images = draw_images(folder / "CARS" / split, 2)
         (folder / "CARS" / split / "_annotations.coco.json").write_text(instances_of(images))
+    (folder / "RACCOONS" / "annotations").mkdir(parents=True)
+    for file in draw_images(folder / "RACCOONS" / "images", 4):
+        box = "<xmin>8</xmin><ymin>8</ymin><xmax>32</xmax><ymax>40</ymax>"
+        (folder / "RACCOONS" / "annotations" / f"{file.stem}.xml").write_text(
+            f"<annotation><filename>{file.name}</filename>"
+            "<size><width>64</width><height>48</height><depth>3</depth></size>"
+            f"<object><name>raccoon</name><bndbox>{box}</bndbox></object></annotation>"
+        )
+    for split in ("train", "valid"):
+        (folder / "SHIPS" / split / "labels").mkdir(parents=True)
+        for file in draw_images(folder / "SHIPS" / split / "images", 2):
+            label = folder / "SHIPS" / split / "labels" / f"{file.stem}.txt"
+            label.write_text("0 0.5 0.5 0.25 0.5\n")
+    (folder / "SHIPS" / "data.yaml").write_text(
+        "train: ../train/images\nval: ../valid/images\nnc: 1\nnames: [ship]\n"
+    )
     for number, file in enumerate(draw_images(folder / "RETINAS" / "images", 4)):
         mask = np.full((48, 64), 255 * (np.arange(64) > 20), np.uint8)
         (folder / "RETINAS" / "1st_manual").mkdir(exist_ok=True)

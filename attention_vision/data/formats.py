@@ -19,8 +19,9 @@ IMAGE_FOLDER, IMAGE_CSV, HUGGING_FACE = (
     f"attention_vision.classification.{name}"
     for name in ("ImageFolder", "ImageCSV", "HuggingFaceImages")
 )
-COCO_FOLDER, VOC_FOLDER, YOLO_FOLDER = (
-    f"attention_vision.detection.{name}" for name in ("COCOFolder", "VOCFolder", "YOLOFolder")
+COCO_FOLDER, VOC_FOLDER, YOLO_FOLDER, INSTANCE_MASKS = (
+    f"attention_vision.detection.{name}"
+    for name in ("COCOFolder", "VOCFolder", "YOLOFolder", "InstanceMaskFolder")
 )
 FOLDER_IMAGES, DEGRADED_FOLDER, MASK_FOLDER = (
     f"attention_vision.generation.{name}"
@@ -87,7 +88,7 @@ def hint(path: str | Path, asked: str = "") -> str:
         asked: name of the data class that met it; nothing is said if it is the right one already.
 
     Returns:
-        For example `; it looks like Pascal VOC: use data.class_path VOCFolder`, or "".
+        For example `; it looks like Pascal VOC: use data.class_path VOCFolder of detection`, or "".
     """
     found = recognize(path)
     if found is None:
@@ -97,8 +98,10 @@ def hint(path: str | Path, asked: str = "") -> str:
         return f"{looks}: {found.note}"
     names = [reader.rpartition(".")[2] for reader in found.readers]
     if asked not in names:
+        tasks = (reader.split(".")[1] for reader in found.readers)
+        readers = [f"{name} of {task}" for name, task in zip(names, tasks, strict=True)]
         elsewhere = "" if same(found.root, path) else f" with {found.root}"
-        return f"{looks}: use data.class_path {' or '.join(names)}{elsewhere}"
+        return f"{looks}: use data.class_path {' or '.join(readers)}{elsewhere}"
     return "" if same(found.root, path) else f"; set the path to {found.root}"
 
 
@@ -320,8 +323,27 @@ def masks(folder: Folder) -> Format | None:
     if pairs["train"].patterns != ("{name}", "{name}"):
         image, mask = pairs["train"].patterns
         arguments |= {"image_pattern": image, "mask_pattern": mask}
-    arguments = with_split(arguments, "val" in pairs)
-    return Format("images with masks", folder.path, {MASK_FOLDER: arguments})
+    readers = {MASK_FOLDER: with_split(arguments, "val" in pairs)}
+    pattern = mask_of_whole_name(*pairs["train"].patterns)
+    if pattern and len(pairs) == 1 and pairs["train"].images != pairs["train"].masks:
+        objects = {
+            "images_folder": str(pairs["train"].images),
+            "masks_folder": str(pairs["train"].masks),
+            "mask_pattern": pattern,
+        }
+        readers[INSTANCE_MASKS] = with_split(objects, False)
+    return Format("images with masks", folder.path, readers)
+
+
+def mask_of_whole_name(image: str, mask: str) -> str:
+    """The pattern of a mask without its ending, where {name} is the whole image's; "" if none."""
+    before, after = (part.removesuffix(Path(image).suffix) for part in image.split("{name}"))
+    mask_before, mask_after = (
+        part.removesuffix(Path(mask).suffix) for part in mask.split("{name}")
+    )
+    if before != mask_before or not mask_after.startswith(after):
+        return ""
+    return "{name}" + mask_after.removeprefix(after)
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ def test_layout_is_recognized_alone_and_inside_of_another_folder(make, tmp_path)
         assert dotted.rpartition(".")[2] == reader
         assert below(root, found.readers[dotted]) == arguments
     assert hint(root) == f"; it looks like {name}: use data.class_path " + " or ".join(
-        one.rpartition(".")[2] for one in found.readers
+        f"{one.rpartition('.')[2]} of {one.split('.')[1]}" for one in found.readers
     )
     assert hint(root, asked=reader) == ""
     assert hint(tmp_path / "outer", asked=reader) == f"; set the path to {root}"
@@ -251,6 +251,16 @@ def test_classes_are_not_taken_for_masks(tmp_path):
     found = recognize(tmp_path)
     assert found is not None
     assert found.name == "folders of classes"
+
+
+def test_numbered_objects_in_masks_are_detected_too(tmp_path):
+    penn_fudan(tmp_path)
+    found = recognize(tmp_path)
+    assert found is not None
+    reader = found.reader("InstanceMaskFolder")
+    assert below(tmp_path, found.readers[reader]) == {
+        "images_folder": "PNGImages", "masks_folder": "PedMasks", "mask_pattern": "{name}_mask",
+    } | SPLIT  # fmt: skip
 
 
 def test_readers_exist(tmp_path):
