@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from attention_vision.data.image_files import extensions, holds_image, is_junk
+from attention_vision.data.image_files import extensions, holds_image, is_junk, pages
 from attention_vision.data.splits import SPLIT_NAMES
 
 IMAGE_FOLDER, IMAGE_CSV, HUGGING_FACE = (
@@ -30,6 +30,7 @@ FOLDER_IMAGES, DEGRADED_FOLDER, MASK_FOLDER = (
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar")
 HEAD = 1 << 16  # bytes of a file that are read from either end
 LOOKED_AT = 200  # files of a folder whose names are compared
+STACKS = 8  # TIFF files of a folder whose pages are counted
 HELD_OUT = 0.2  # share to validate on, where a data set has no split of its own
 # Names of folders that hold masks, the likelier ones first: DRIVE's `mask` is the field of view.
 MASK_FOLDERS = ("manual", r"ground.?truth|\bgt", "label", "seg", "annot", "target", "mask")
@@ -313,6 +314,8 @@ def masks(folder: Folder) -> Format | None:
         pairs = {"train": pair}
     if "train" not in pairs:
         pairs = pairs_in_parallel(folder)
+    if "train" not in pairs and (pair := stack_pair(folder)):
+        pairs = {"train": pair}
     if "train" not in pairs:
         return None
     arguments: dict[str, Any] = {}
@@ -372,6 +375,20 @@ def image_mask_pair(folder: Folder) -> Pair | None:
     return Pair(folder.path, folder.path, (suffixed(of_image, images), suffixed(of_mask, of_masks)))
 
 
+def stack_pair(folder: Folder) -> Pair | None:
+    """Two TIFF files of equally many pages, the images and their masks, as of ISBI 2012."""
+    counts = {path: len(pages(str(path))) for path in folder.having(".tif", ".tiff")[:STACKS]}
+    stacks = [path for path, count in counts.items() if count > 1]
+    of_masks = [path for path in stacks if rank(path.stem) < len(MASK_FOLDERS)]
+    for masks in of_masks:
+        for images in stacks:
+            if images not in of_masks and counts[images] == counts[masks]:
+                alike = images.stem[:4] == masks.stem[:4]  # train-volume.tif, train-labels.tif
+                if alike or len(stacks) == 2:
+                    return Pair(images, masks, ("{name}", "{name}"))
+    return None
+
+
 def mask_pairs(places: list[Folder]) -> Iterator[tuple[Folder, Folder]]:
     """Pairs of folders of which the first is the likelier one to hold masks, likeliest first."""
     ranked = sorted(places, key=mask_rank)
@@ -401,9 +418,13 @@ def pairs_in_parallel(folder: Folder) -> dict[str, Pair]:
 
 def mask_rank(folder: Folder) -> int:
     """Position in `MASK_FOLDERS` of the first word in a folder's name; their number without."""
-    name = folder.path.name.lower()
-    ranks = (rank for rank, word in enumerate(MASK_FOLDERS) if re.search(word, name))
-    return next(ranks, len(MASK_FOLDERS))
+    return rank(folder.path.name)
+
+
+def rank(name: str) -> int:
+    """Position in `MASK_FOLDERS` of the first word in a name; their number without one."""
+    found = (place for place, word in enumerate(MASK_FOLDERS) if re.search(word, name.lower()))
+    return next(found, len(MASK_FOLDERS))
 
 
 def name_patterns(images: list[Path], of_masks: list[Path]) -> tuple[str, str] | None:
@@ -489,7 +510,15 @@ def csv_of_labels(folder: Folder) -> Format | None:
     for place in named[file]:  # not the whole: images in train and test may have the same names
         if ALL_SPLITS.get(place.name.lower()) == split:
             arguments["root"] = str(place)
-    return Format("a CSV of labels", folder.path, {IMAGE_CSV: with_split(arguments, False)})
+    arguments = with_split(arguments, has_val=names_validation(file))
+    return Format("a CSV of labels", folder.path, {IMAGE_CSV: arguments})
+
+
+def names_validation(path: Path) -> bool:
+    """Whether a CSV has cells that say which images are for validation."""
+    words = set(re.findall(rb"[a-z]+", head(path).lower().replace(b"_", b" ")))
+    column = words & {b"split", b"subset", b"fold", b"set", b"partition"}
+    return bool(column) and any(name.encode() in words for name in SPLIT_NAMES["val"])
 
 
 def places_named(path: Path, folder: Folder) -> list[Path]:

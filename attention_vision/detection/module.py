@@ -22,7 +22,7 @@ from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.detection.panel import DetectionPanel
 from attention_vision.detection.predictions import DetectionResults
 from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean, log_now
-from attention_vision.training.optim import WarmupCosine, configure
+from attention_vision.training.optim import WarmupCosine, configure, horizon
 from attention_vision.training.steps import SeedEveryStep, step_number
 
 Detections = dict[str, Tensor]
@@ -213,14 +213,14 @@ class DETRDetector(Detector):
             sync_class_weight,
         )
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         """Warns of a start from random weights that is too short to learn anything."""
-        data, steps = data_of(self.trainer), self.trainer.estimated_stepping_batches
-        started = self.weights or self.backbone_weights or self.trainer.ckpt_path
-        if started or data is None or steps >= SCRATCH_STEPS:
+        data, trainer = data_of(self.trainer), self.trainer
+        endless = trainer.max_steps == -1 and trainer.max_epochs in (None, -1)
+        if self.weights or self.backbone_weights or trainer.ckpt_path or endless or data is None:
             return
-        images = length(data.train_images)
-        if images < SCRATCH_IMAGES:
+        steps, images = horizon(trainer)[0], length(data.train_images)
+        if steps < SCRATCH_STEPS and images < SCRATCH_IMAGES:
             rank_zero_warn(
                 f"a DETR from random weights on {images:,} images in {steps:,.0f} steps will hardly"
                 f" learn: its authors name {SCRATCH_STEPS:,} steps and 10,000 images. Fine-tune"

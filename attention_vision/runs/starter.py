@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from attention_vision.data.formats import Format
-from attention_vision.data.image_files import image_size, list_images, read_levels
+from attention_vision.data.image_files import image_files, image_size, list_images, read_levels
 from attention_vision.data.samples import evenly_spaced
 
 SIZES_READ, MASKS_READ = 64, 8  # of the files, evenly spaced
@@ -196,7 +196,7 @@ def mask_classes(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     of one class.
     """
     ending = arguments.get("mask_pattern", "").rpartition("{name}")[2]
-    files = [file for file in list_images(folder).files if file.endswith(ending)]
+    files = [file for file in image_files(str(folder)) if file.endswith(ending)]
     found: list[set[int]] = []
     for file in evenly_spaced(files, MASKS_READ):
         mask = read_levels(file)
@@ -208,5 +208,7 @@ def mask_classes(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         return {}
     if all(one == set(range(len(one))) for one in found) and len(set(map(len, found))) > 2:
         return {"values": [0, "rest"]}
-    names = ["background" if level == 0 else f"level_{level}" for level in sorted(levels)]
-    return {"class_names": names, "values": sorted(levels)}
+    ignored = {255} if 255 in levels and len(levels) > 2 else set()  # as of Pascal VOC
+    kept = sorted(levels - ignored)
+    names = ["background" if level == 0 else f"level_{level}" for level in kept]
+    return {"class_names": names, "values": kept} | ({"ignore": 255} if ignored else {})
