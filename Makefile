@@ -16,7 +16,7 @@ demo: $(VENV)/.demo  ## classify digits, find them in scenes, draw new ones: abo
 	$(BIN)/python experiments/demo/run.py $(RUNS)
 
 test: $(VENV)/.dev  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.dev  ## check style, format and types
 	$(BIN)/ruff check .

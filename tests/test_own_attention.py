@@ -184,7 +184,7 @@ def test_a_class_that_cannot_be_imported(files, class_path, line, capsys):
     [
         (
             {"class_path": "CIFAR10", "init_args": {"recipe": {"class_path": "torch.nn.ReLU"}}},
-            "data.recipe: ReLU is not a ",
+            "data.recipe: torch.nn.ReLU is not an Augmentation; known: CIFARAugmentation",
         ),
         ({"class_path": "mine.Mine"}, "data: mine.Mine is not a ClassificationData; known: "),
         ({"class_path": "their.Data"}, "data: cannot import their.Data: there is no their.py in"),

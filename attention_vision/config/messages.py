@@ -129,7 +129,7 @@ def wrong_kind(text: str, path: str) -> str | None:
     keys = [key for key, hint in hints.items() if getattr(hint, "__name__", "") == found[1]]
     key = ".".join([path, *keys[:1]])
     given, owner = (name.rpartition(".")[2] for name in (found[2], owners[-1]))
-    return f"{key}: {given} is not a {found[1]}, which is what {owner} takes"
+    return f"{key}: {given} is not {a(found[1])}, which is what {owner} takes"
 
 
 def unknown_flag(text: str, parser: ArgumentParser) -> str | None:
@@ -206,11 +206,11 @@ def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
         known = choices(accepted_classes(text, path, roots))
         given = re.search(r"Given value: ([\w.]+)$", text, re.M)
         name = found[1].strip() or (given[1] if given else "the class")
-        return f"{path}: {name} is not a {found[2]}; {known}"
+        return f"{path}: {name} is not {a(found[2])}; {known}"
     if found := re.search(r"Expected '(\S+)' to be a function that returns <class '(\w+)'>", text):
         return f"{path}: the function {found[1]} has to be annotated: `-> torch.nn.{found[2]}`"
     if found := re.search(r"Expected '(\S+)' to be a subclass of <class '(\w+)'>", text):
-        return f"{path}: {found[1]} is not a {found[2]}"
+        return f"{path}: {found[1]} is not {a(found[2])}"
     found = re.search(r"Expected a dot import path string: (\S+)", text) or re.search(
         r"Problem with given class_path '(\S+)':\s+(?:module .* has no|No module named)", text
     )
@@ -357,3 +357,8 @@ def wrong_key(given: str, known: Iterable[str], prefix: str = "", flag: str = ""
     start = f"{flag}{prefix}." if prefix else flag
     hint = f"did you mean {start}{right}?" if right else choices(sorted(level))
     return f"there is no key {start}{given}; {hint}"
+
+
+def a(noun: str) -> str:
+    """A noun with its article."""
+    return f"an {noun}" if noun[:1] in "AEIOU" else f"a {noun}"

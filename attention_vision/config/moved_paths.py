@@ -74,6 +74,7 @@ MOVED_PATHS = {  # below attention_vision; moved in 0.2
     "generation.spectral_norm": "generation.gan.spectral_norm",
     "reproduction.Reproduction": "claims.check.ClaimCheck",
     "classification.progressive.Activate": "classification.progressive.GateScheduler",
+    "detection.coco.InstanceFiles": "detection.annotated_files.InstanceFiles",
 }
 
 # Old name -> new name of classes that a config may name without their path.

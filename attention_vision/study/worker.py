@@ -148,9 +148,11 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
 
 def no_metric_error(run: Run, logged: Iterable[str]) -> NoMetric:
     """Build the error that suggests the most similar logged key."""
-    near = get_close_matches(run.metric, list(logged), n=1)
+    logged = list(logged)
+    near = get_close_matches(run.metric, logged, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return NoMetric(f"no run logs study.metric {run.metric}: {hint}{run} logs {', '.join(logged)}")
+    several = ", ".join(key for key in logged if "_of/" not in key)  # those of each class are many
+    return NoMetric(f"no run logs study.metric {run.metric}: {hint}{run} logs {several}")
 
 
 def finite_or_none(value: float) -> float | None:

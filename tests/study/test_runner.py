@@ -36,7 +36,8 @@ def test_what_a_study_leaves(whole):
     assert result["cost"]["macs"] > 0
     assert result["cost"]["images_per_second"] > 0
     assert result["seconds"] > 0
-    assert set(result["metrics"]) == {"val/loss", "val/top1", "val/top5"}
+    of_all = {key for key in result["metrics"] if "_of/" not in key}
+    assert of_all == {"val/loss", "val/top1", "val/top5", "val/top1_macro"}
     config = yaml.safe_load((whole / "cells/se/seed0/cell.yaml").read_text())
     assert (config["seed_everything"], config["threads"]) == (0, 1)
     assert config["trainer"]["max_steps"] == 7
@@ -168,7 +169,7 @@ def test_a_metric_that_no_run_logs(tmp_path):
     assert code == 1
     (line,) = [line for line in printed.splitlines() if "error" in line]
     assert "no run logs study.metric val/topp1: did you mean val/top1?" in line
-    assert "val/loss, val/top1, val/top5" in line
+    assert "val/loss, val/top1, val/top1_macro, val/top5" in line
     assert not list(folder.glob("cells/*/*/result.json"))
     assert workers_left(folder) == []
 
