@@ -48,7 +48,7 @@ from attention_vision.data.loading import (
     TaskData,
     replicas,
 )
-from attention_vision.data.splits import SplitShares, split_folder
+from attention_vision.data.splits import SplitShares, refuse_splits_among_classes, split_folder
 from attention_vision.data.torchvision_sets import (
     CIFAR10_NAMES,
     InMemoryClass,
@@ -399,6 +399,7 @@ class ImageFolder(ClassificationData):
 
     def _folders(self, folder: Path) -> tuple[str, ...]:
         names, empty = class_folders(folder)
+        refuse_splits_among_classes(names, folder)
         if not names and empty:
             raise InputError(f"no images in the class folders of {folder}, such as {empty[0]}")
         if not names:

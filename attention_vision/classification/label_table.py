@@ -180,7 +180,19 @@ def read_cells(file: Path) -> list[tuple[int, list[str]]]:
     text = decoded(content)
     delimiter = delimiter_of(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    rows = []
+    try:
+        for row in reader:
+            if any("\n" in cell for cell in row):
+                raise InputError(
+                    f"{file}, line {reader.line_num}: a cell of several lines, behind a quote"
+                    ' (") that is not closed?'
+                )
+            if any(cell.strip() for cell in row):
+                rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise InputError(f"{file}, line {reader.line_num}: {error}") from None
+    return rows
 
 
 def decoded(content: bytes) -> str:
@@ -266,11 +278,11 @@ def label_column(names: Sequence[str], rest: Sequence[int]) -> int | None:
 def split_column(
     names: Sequence[str], body: Sequence[tuple[int, list[str]]], taken: set[int]
 ) -> int | None:
-    """A column of a known name whose cells are all names of splits."""
+    """A column of a known name with cells that are names of splits."""
     for number, name in enumerate(names):
         if number not in taken and plain(name) in SPLIT_COLUMNS:
             cells = {row[number] for _, row in body}
-            return number if all(as_split(cell) for cell in cells) else None
+            return number if any(as_split(cell) for cell in cells) else None
     return None
 
 
@@ -324,6 +336,6 @@ def plain_numbers(texts: Sequence[str]) -> list[str]:
 
 def in_order(labels: set[str]) -> list[str]:
     """Names of classes in their order: numbers by their value, words by the alphabet."""
-    if all(label.lstrip("-").isdecimal() for label in labels):
-        return sorted(labels, key=int)
+    if all(label.removeprefix("-").isdecimal() for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)

@@ -73,10 +73,10 @@ class Predictions(Callback):
 
 def write(file: Path, mode: str, rows: list[list[str]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open(mode, newline="", encoding="utf-8") as opened:
+    with file.open(mode, newline="", encoding="utf-8", errors="surrogateescape") as opened:
         csv.writer(opened, lineterminator="\n").writerows(rows)
 
 
 def read(file: Path) -> list[list[str]]:
-    with file.open(newline="", encoding="utf-8") as opened:
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as opened:
         return list(csv.reader(opened))

@@ -43,7 +43,7 @@ DOCUMENTS = {
     ".wmf",
     ".emf",
 }
-UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = Exception  # a damaged file fails anywhere in its decoder
 
 
 @cache
@@ -193,7 +193,7 @@ def list_images(folder: str | Path) -> Listing:
     A folder that links lead to twice on one path is entered once. Empty if there is no such folder.
     """
     found = Listing()
-    for path, ending in walk(str(folder), found, frozenset()):
+    for path, ending in walk(str(folder), found):
         if ending in extensions():
             found.files.append(path)
         elif ending in PLUGINS:
@@ -205,14 +205,23 @@ def list_images(folder: str | Path) -> Listing:
 
 
 def walk(
-    folder: str, found: Listing, above: frozenset[tuple[int, int]]
+    folder: str, found: Listing, entered: set[tuple[int, int]] | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yield (path, ending in lower case) of all files below a folder that may be data."""
+    """Yield (path, ending in lower case) of all files below a folder that may be data.
+
+    Args:
+        folder: through links and subfolders; a folder that links lead to again is entered once.
+        found: counts what is left out.
+        entered: folders to stay out of.
+    """
+    entered = set() if entered is None else entered
     try:
         status = os.stat(folder)
-        here = above | {(status.st_dev, status.st_ino)}
-        if here == above:  # a link to a folder above
+        here = status.st_dev, status.st_ino
+        if here in entered:
+            found.leave_out("linked folders that were read already", folder)
             return
+        entered.add(here)
         entries = os.scandir(folder)
     except OSError:
         return
@@ -221,7 +230,9 @@ def walk(
             if is_junk(entry.name):
                 found.leave_out("hidden or of the system", entry.path)
             elif entry.is_dir():
-                yield from walk(entry.path, found, here)
+                yield from walk(entry.path, found, entered)
+            elif not entry.is_file():  # a pipe would be waited for
+                found.leave_out("no files, or links to nothing", entry.path)
             else:
                 yield entry.path, os.path.splitext(entry.name)[1].lower()
 
@@ -241,7 +252,7 @@ def class_folders(folder: str | Path) -> tuple[list[str], list[str]]:
 
 
 def holds_image(folder: str | Path) -> bool:
-    return any(ending in extensions() for _, ending in walk(str(folder), Listing(), frozenset()))
+    return any(ending in extensions() for _, ending in walk(str(folder), Listing()))
 
 
 def image_files(folder: str) -> list[str]:
@@ -311,6 +322,7 @@ def reason_broken(file: str | io.BytesIO) -> str | None:
         with open_image(file) as image:
             image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
+            eight_bits(image, str(file))
     except UNREADABLE as error:
         return str(error) or type(error).__name__
     return None

@@ -198,8 +198,7 @@ class TaskData(LightningDataModule):
         state: dict[str, Any] = {}
         if self.num_classes:
             state["class_names"] = [str(name) for name in self.class_names]
-        if self.division:
-            state["division"] = {key: fingerprint(part) for key, part in self.division.items()}
+        state["division"] = {key: fingerprint(part) for key, part in self.division.items()}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -211,14 +210,12 @@ class TaskData(LightningDataModule):
                     f"the checkpoint was trained on the classes {shown(trained)}, the data has"
                     f" {shown(here)}"
                 )
-        trained_on = state.get("division")
-        if trained_on and self.division:
-            now = {key: fingerprint(part) for key, part in self.division.items()}
-            if now != trained_on:
-                raise InputError(
-                    "the images, or data.split, are not those of the training: images that were"
-                    " trained on may now be held out; restore them, or train anew"
-                )
+        now = {key: fingerprint(part) for key, part in self.division.items()}
+        if now and now != state.get("division", now):  # before 0.2 it was not kept
+            raise InputError(
+                "the images, or data.split, are not those of the training: images that were"
+                " trained on may now be held out; restore them, or train anew"
+            )
 
     def sampler(self) -> "EpochSampler":
         """The order of the training samples of this process."""
@@ -270,7 +267,8 @@ def all_broken(files: Sequence[str], broken_of: FindBroken = broken_images) -> d
 
 
 def fingerprint(names: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
+    text = "\n".join(sorted(names))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 class EpochSampler(DistributedSampler):

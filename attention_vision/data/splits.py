@@ -74,7 +74,7 @@ def divide(
 
 
 def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def split_folder(root: Path, split: str) -> Path | None:
@@ -86,3 +86,13 @@ def split_folder(root: Path, split: str) -> Path | None:
     found = {name.lower(): path for name, path in found.items()} | found
     folders = (found[name] for name in SPLIT_NAMES[split] if name in found)
     return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def refuse_splits_among_classes(names: Sequence[str], folder: Path) -> None:
+    """Raise InputError where a folder named after a split lies beside class folders."""
+    splits = {name for several in SPLIT_NAMES.values() for name in several}
+    if len(names) > 1 and (found := [name for name in names if name.lower() in splits]):
+        raise InputError(
+            f"{folder / found[0]} is named after a split and lies beside class folders: move the"
+            f" class folders of the training into {folder / 'train'}"
+        )

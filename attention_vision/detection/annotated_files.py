@@ -150,6 +150,23 @@ class AnnotatedFiles(DetectionData):
         return str(self._read("train").path)
 
 
+def read_lines(file: Path) -> list[str]:
+    """Lines of a text file, with any byte order mark. Raises InputError if it is no text."""
+    try:
+        content = file.read_bytes()
+        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        return content.decode("utf-16" if wide else "utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as text in UTF-8: {error}") from None
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 class FilesOfImages:
     """The image files of instances, found in their folder.
 
@@ -166,11 +183,11 @@ class FilesOfImages:
         changed = []
         inside: dict[str, list[str]] | None = None
         for file in instances.files:
-            if file in here or (folder / file).is_file():
+            if file in here or is_file(folder / file):
                 self.paths.append(str(folder / file))
                 continue
             plain = file.replace("\\", "/")
-            if (folder / plain).is_file():
+            if is_file(folder / plain):
                 self.paths.append(str(folder / plain))
                 changed.append(file)
                 continue

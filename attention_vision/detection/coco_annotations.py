@@ -1,7 +1,6 @@
 """Instances files in COCO format: read, checked and repaired."""
 
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -18,6 +17,8 @@ from attention_vision.detection.instances import (
     fitted_box,
 )
 from attention_vision.errors import InputError
+
+LARGEST = 2**53  # numbers that a float holds exactly
 
 
 def read_instances(path: str, key: str) -> Instances:
@@ -120,7 +121,7 @@ def _read_json(path: str, key: str) -> dict[str, list]:
             f"cannot read {path}: set {key} to a COCO instances file"
             f" ({error.strerror}){hint(path, 'COCOFolder')}"
         ) from None
-    except ValueError as error:  # of JSON and of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON and of its encoding
         looks = hint(path, "COCOFolder")
         advice = looks if "looks like" in looks else ": copy it again"
         raise InputError(f"{path} is not a whole JSON file{advice} ({error})") from None
@@ -131,7 +132,7 @@ def _read_json(path: str, key: str) -> dict[str, list]:
 
 
 def _finite(value: Any) -> TypeGuard[Any]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < LARGEST  # which NaN is not
 
 
 def _fields(entry: Any, names: tuple[str, ...], where: str) -> tuple:
@@ -165,7 +166,7 @@ def _indices(images: list[ImageEntry], path: str) -> dict[int, int]:
     """The index of each image by its id."""
     indices: dict[int, int] = {}
     for index, (image_id, file, width, height) in enumerate(images):
-        if type(image_id) is not int:
+        if type(image_id) is not int or not _finite(image_id):
             raise InputError(f"{path}: image id {image_id!r} of {file} is not a whole number")
         if image_id in indices:
             first = images[indices[image_id]][1]
@@ -224,5 +225,5 @@ def _object(
     if not _finite(area) or area <= 0:
         repairs.add("areas missing, width x height of the box taken", example)
         area = width * height
-    crowd = int(bool(annotation.get("iscrowd", 0)))
+    crowd = int(annotation.get("iscrowd") in (1, True, "1"))
     return ObjectEntry(index_of[image_id], box, int(category), area, crowd)

@@ -12,9 +12,11 @@ from attention_vision.detection.instances import ImageEntry, Instances, ObjectEn
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
 
+VOID = 255  # between objects, in masks of Pascal VOC
+
 
 class InstanceMaskFolder(AnnotatedFiles):
-    """Images, and masks whose gray levels 1, 2, ... are the objects of one class.
+    """Images, and masks whose gray levels 1, 2, ... are the objects of one class; 255 is void.
 
     A box goes from the first to behind the last pixel of its object, whose pixels are its area.
 
@@ -59,11 +61,16 @@ class InstanceMaskFolder(AnnotatedFiles):
         return self.images_folder
 
     def instances(self, split: str) -> Instances:
-        masks = {Path(path).stem: path for path in list_images(self.masks_folder).files}
+        masks = {
+            Path(path).relative_to(self.masks_folder).with_suffix("").as_posix(): path
+            for path in list_images(self.masks_folder).files
+        }
         repairs = Repairs(self.masks_folder)
         images, objects = [], []
         for index, path in enumerate(list_images(self.images_folder).files):
-            name = self.mask_pattern.replace("{name}", Path(path).stem)
+            inside = Path(path).relative_to(self.images_folder)
+            stem = self.mask_pattern.replace("{name}", inside.stem)
+            name = inside.with_name(stem).as_posix()
             if name not in masks:
                 raise InputError(
                     f"{path} has no mask {name}.* in {self.masks_folder}: set data.mask_pattern"
@@ -71,6 +78,8 @@ class InstanceMaskFolder(AnnotatedFiles):
             levels = read_levels(masks[name])
             if levels.ndim != 2:
                 raise InputError(f"{masks[name]} is colored: objects are gray levels 1, 2, ...")
+            if Path(masks[name]).suffix.lower() in (".jpg", ".jpeg", ".jfif"):
+                raise InputError(f"{masks[name]}: JPEG does not keep the numbers of objects")
             file = Path(path).relative_to(self.images_folder).as_posix()
             images.append(ImageEntry(index + 1, file, levels.shape[1], levels.shape[0]))
             objects += [ObjectEntry(index, *found) for found in boxes_of(levels)]
@@ -80,9 +89,9 @@ class InstanceMaskFolder(AnnotatedFiles):
 
 
 def boxes_of(levels: np.ndarray) -> list[tuple[tuple[float, float, float, float], int, float, int]]:
-    """(box xyxy, category 1, area, no crowd) of each gray level but 0."""
+    """(box xyxy, category 1, area, no crowd) of each gray level but 0 and 255."""
     found = []
-    for level in np.unique(levels[levels > 0]):
+    for level in np.unique(levels[(levels > 0) & (levels != VOID)]):
         rows, columns = np.nonzero(levels == level)
         box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         found.append((tuple(float(side) for side in box), 1, float(len(rows)), 0))

@@ -1,14 +1,15 @@
 """Data in Pascal VOC format: an XML file per image, as annotation tools write them."""
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path, PureWindowsPath
 from xml.etree import ElementTree
 
 from attention_vision.data.formats import hint
-from attention_vision.data.image_files import extensions, image_size, is_junk, list_images
+from attention_vision.data.image_files import Listing, extensions, image_size, list_images, walk
 from attention_vision.data.loading import OnBadImage
 from attention_vision.data.splits import SPLIT_NAMES, SplitShares, split_folder
-from attention_vision.detection.annotated_files import DETR_RECIPE, AnnotatedFiles
+from attention_vision.detection.annotated_files import DETR_RECIPE, AnnotatedFiles, read_lines
 from attention_vision.detection.instances import (
     ImageEntry,
     Instances,
@@ -18,6 +19,8 @@ from attention_vision.detection.instances import (
 )
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
+
+YES = {"1", "1.0", "true", "yes"}
 
 
 class VOCFolder(AnnotatedFiles):
@@ -82,13 +85,22 @@ class VOCFolder(AnnotatedFiles):
         listed = self._listed(split)
         if listed is not None:
             below = {path.stem: path for path in annotation_files(self.root)}
-            names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+            lines = [line.strip() for line in read_lines(listed) if line.strip()]
+            names = [line if line in below else line.split()[0] for line in lines]  # NAME 1
             if absent := [name for name in names if name not in below]:
                 raise InputError(
                     f"{listed} lists {absent[0]}, and there is no {absent[0]}.xml in {self.root}"
                 )
             return [below[name] for name in names]
-        return annotation_files(split_folder(self.root, split) or self.root)
+        folder = split_folder(self.root, split)
+        if folder is not None or split != "train":
+            return annotation_files(folder or self.root)
+        others = [split_folder(self.root, other) for other in ("val", "test")]
+        return [
+            file
+            for file in annotation_files(self.root)
+            if not any(other in file.parents for other in others)
+        ]
 
     def _listed(self, split: str) -> Path | None:
         """ImageSets/Main/SPLIT.txt, without the lists per class such as cat_train.txt."""
@@ -109,11 +121,8 @@ def challenge_folder(root: Path) -> Path:
 
 def annotation_files(folder: Path) -> list[Path]:
     """All *.xml below a folder, without junk, in the order of their paths."""
-    return sorted(
-        path
-        for path in folder.rglob("*.xml")
-        if not any(is_junk(part) for part in path.relative_to(folder).parts)
-    )
+    found = walk(str(folder), Listing())  # follows links, as for images
+    return sorted(Path(path) for path, ending in found if ending == ".xml")
 
 
 def read_voc(files: Sequence[Path], root: Path, known: Sequence[str] = ()) -> Instances:
@@ -172,7 +181,7 @@ def voc_object(
     box = fitted_box((left - first, top - first, right, bottom), image, example, repairs)
     if box is None:
         return
-    difficult = int((one.findtext("difficult") or "0").strip() == "1")
+    difficult = int((one.findtext("difficult") or "0").strip().lower() in YES)
     if difficult:
         repairs.add("difficult objects not trained on", example)
     yield ObjectEntry(index, box, category, (box[2] - box[0]) * (box[3] - box[1]), difficult)
@@ -181,7 +190,7 @@ def voc_object(
 def parsed(file: Path) -> ElementTree.Element:
     try:
         root = ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, OSError, ValueError) as error:
+    except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise InputError(f"{file} is not a whole XML file: {error}") from None
     if root.tag != "annotation":
         raise InputError(f"{file} is not a Pascal VOC annotation: its root is <{root.tag}>")
@@ -217,14 +226,21 @@ def image_of(file: Path, tree: ElementTree.Element, by_stem: dict[str, list[str]
             f"{file} is of {named.name or 'no image'}, and there is neither that nor"
             f" {file.stem}.* below data.root"
         )
-    near = [file.parent, file.parent.parent]
-    return min(found, key=lambda path: distance(Path(path), near))
+    best = max(found, key=lambda path: nearness(Path(path), file))
+    if sum(nearness(Path(path), file) == nearness(Path(best), file) for path in found) > 1:
+        raise InputError(
+            f"{file} may be of {found[0]} or of {found[1]}: put it beside its image, or name its"
+            " folders alike"
+        )
+    return best
 
 
-def distance(path: Path, near: list[Path]) -> tuple[int, str]:
-    """How far an image lies from the folder of its annotation; beside it is the nearest."""
-    places = [place for place, folder in enumerate(near) if folder in path.parents]
-    return (min(places, default=len(near)), str(path))
+def nearness(image: Path, annotation: Path) -> tuple[int, int]:
+    """Shared folders above an image and an annotation, and folders of the same name right above."""
+    shared = sum(folder in annotation.parents for folder in image.parents)
+    pairs = zip(reversed(image.parent.parts), reversed(annotation.parent.parts), strict=False)
+    alike = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    return shared, alike
 
 
 def size(tree: ElementTree.Element, path: str) -> tuple[int, int]:

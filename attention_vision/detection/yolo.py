@@ -11,7 +11,7 @@ from attention_vision.data.formats import hint
 from attention_vision.data.image_files import extensions, image_size, list_images
 from attention_vision.data.loading import OnBadImage
 from attention_vision.data.splits import SPLIT_NAMES, SplitShares, split_folder
-from attention_vision.detection.annotated_files import DETR_RECIPE, AnnotatedFiles
+from attention_vision.detection.annotated_files import DETR_RECIPE, AnnotatedFiles, read_lines
 from attention_vision.detection.instances import (
     ImageEntry,
     Instances,
@@ -79,6 +79,15 @@ class YOLOFolder(AnnotatedFiles):
             inner = self.root / "images"
             places = [inner if inner.is_dir() else self.root]
         files = [file for place in places for file in images_at(place)]
+        if split == "train" and self._places("train") is None:  # all that is not held out
+            held_out = {
+                file
+                for other in ("val", "test")
+                for place in self._places(other) or ()
+                for file in images_at(place)
+            }
+            files = [file for file in files if file not in held_out]
+        files = list(dict.fromkeys(files))  # a list may name one twice
         if not files:
             raise InputError(
                 f"no images in {', '.join(map(str, places))}, which"
@@ -106,19 +115,30 @@ class YOLOFolder(AnnotatedFiles):
             names = dict(enumerate(names))
         if isinstance(names, dict) and names:
             try:
-                return {int(number): str(name) for number, name in sorted(names.items())}
+                named = {int(number): str(name) for number, name in sorted(names.items())}
             except (TypeError, ValueError):
-                pass
+                named = {}
+            if len(named) == len(names):
+                return self._checked_names(named)
         if names is None:
             for file in ("classes.txt", "obj.names"):
                 if (path := self.root / file).is_file():
-                    lines = path.read_text(encoding="utf-8-sig").splitlines()
+                    lines = read_lines(path)
                     return dict(enumerate(line.strip() for line in lines if line.strip()))
             raise InputError(
                 f"no names of classes in {self.root}: set data.root to a folder with data.yaml"
                 f"{hint(self.root, 'YOLOFolder')}"
             )
         raise InputError(f"{self._file}: names {names!r} are not names of classes by number")
+
+    def _checked_names(self, names: dict[int, str]) -> dict[int, str]:
+        """Names of which none stands twice, as many as data.yaml says."""
+        if len(set(names.values())) < len(names):
+            raise InputError(f"{self._file}: classes have the same name: {list(names.values())}")
+        count = self._config.get("nc", len(names))
+        if count != len(names):
+            raise InputError(f"{self._file}: nc is {count}, and there are {len(names)} names")
+        return names
 
     def _places(self, split: str) -> list[Path] | None:
         """Folders and lists of the images of a split; None where nothing says."""
@@ -151,7 +171,7 @@ def images_at(place: Path) -> list[str]:
         return list_images(place).files
     if place.suffix.lower() in extensions():
         return [str(place)]
-    lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.strip() for line in read_lines(place)]
     return [listed_image(place.parent, line) for line in lines if line]
 
 
@@ -202,13 +222,15 @@ def read_yolo(
         InputError: an image that cannot be read, or a line that is no box; it names the line.
     """
     repairs = Repairs(path)
+    common = Path(os.path.commonpath([Path(file).parent for file in files]))
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
         sizes = list(pool.map(image_size, files))
     images, objects, without = [], [], []
     for index, (file, size) in enumerate(zip(files, sizes, strict=True)):
         if size is None and not skip:
             raise InputError(f"cannot read the image {file}: repair or remove it")
-        below = Path(file).relative_to(root) if root in Path(file).parents else Path(file)
+        base = root if root in Path(file).parents else common
+        below = Path(file).relative_to(base)
         image = ImageEntry(index + 1, below.as_posix(), *(size or (1, 1)))
         images.append(image)
         if size is None:
@@ -238,7 +260,7 @@ def yolo_objects(
 ) -> Iterable[ObjectEntry]:
     """The objects of a file of boxes."""
     seen = set()
-    for place, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for place, line in enumerate(read_lines(file), 1):
         if not line.strip():
             continue
         if line in seen:

@@ -72,6 +72,7 @@ from attention_vision.training.run_folder import (
 from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.yaml_json import read_yaml
 
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
 RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
 
 
@@ -484,6 +485,11 @@ def running(work: Work) -> Iterator[None]:
             launcher.kill(signal.SIGTERM)  # the other processes would say the same
         if work.run.is_new and trainer.is_global_zero:
             remove_start(work.run.folder)
+        raise
+    except RuntimeError as error:
+        if trainer.world_size > 1 and any(words in str(error) for words in LOST_PEER):
+            line = "another process of this run has ended; its own line says why"
+            raise InputError(line) from None
         raise
     except SystemExit as end:  # by a signal
         if launcher and not isinstance(end, Stopped):

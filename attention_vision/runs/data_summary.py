@@ -272,7 +272,9 @@ def write_skipped(folder: Path, broken: dict[str, str]) -> None:
     if not broken:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / SKIPPED).open("w", newline="") as opened:
+    with (folder / SKIPPED).open(
+        "w", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as opened:
         writer = csv.writer(opened, lineterminator="\n")
         writer.writerows([("file", "reason"), *broken.items()])
     say(f"{len(broken)} images do not decode and are left out: {folder / SKIPPED}")

@@ -185,6 +185,8 @@ def patch(side: int, most: int) -> int:
 
 def batch_size(count: int, most: int) -> int:
     """A power of two that makes at least eight steps of an epoch."""
+    if not count:  # images in parquet files are not counted
+        return min(most, 32)
     fits = [size for size in (4, 8, 16, 32, 64, 128) if size <= min(most, count // 8)]
     return fits[-1] if fits else 2
 

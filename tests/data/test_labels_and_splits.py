@@ -58,7 +58,10 @@ def test_names_travel_in_checkpoints():
         ("a", "b")
     )
     assert labels_in({"state_dict": {}}) is None
-    assert Digits().state_dict() == {"class_names": [str(n) for n in range(10)]}
+    assert Digits().state_dict() == {
+        "class_names": [str(n) for n in range(10)],
+        "division": {},
+    }
 
 
 def test_labels_are_mapped_by_name_or_refused():

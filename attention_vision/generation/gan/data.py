@@ -33,7 +33,7 @@ from attention_vision.data.loading import (
     train_loader,
 )
 from attention_vision.data.samples import evenly_spaced
-from attention_vision.data.splits import SPLIT_NAMES
+from attention_vision.data.splits import SPLIT_NAMES, refuse_splits_among_classes
 from attention_vision.data.torchvision_sets import CIFAR10_NAMES, load_torchvision_dataset
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
@@ -297,7 +297,9 @@ class FolderImages(LabelledImages):
                 f"no folder {self.root}: set data.root to one that holds CLASS/*.jpg, or *.jpg"
                 " without classes"
             )
-        return tuple(class_folders(self.folder)[0])
+        names = class_folders(self.folder)[0]
+        refuse_splits_among_classes(names, self.folder)
+        return tuple(names)
 
     def source(self) -> Source:
         if self._read is None:  # training and scorer open the images, and one of them may be slow

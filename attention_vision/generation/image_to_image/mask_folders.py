@@ -371,7 +371,7 @@ def listed(folder: str, other: str, extensions: Collection[str], findings: Findi
         raise InputError(f"no folder {folder}: set data.train_images, train_masks and so on")
     found, inner = Listing(), Path(other)
     nests = inner != Path(folder) and inner.is_relative_to(folder)
-    for path, ending in walk(folder, found, frozenset()):
+    for path, ending in walk(folder, found):
         if nests and Path(path).is_relative_to(inner):
             continue
         if ending in extensions:

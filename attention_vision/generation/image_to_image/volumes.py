@@ -160,7 +160,7 @@ class VolumesToSegment(Dataset):
         if Path(folder).is_file():
             self.files = [folder]
         elif Path(folder).is_dir():
-            found = walk(folder, Listing(), frozenset())
+            found = walk(folder, Listing())
             self.files = sorted(path for path, ending in found if ending in VOLUMES)
         else:
             raise InputError(f"no folder {folder}: set data.images to a folder of volumes")
@@ -184,7 +184,7 @@ def read_volume(file: Path) -> np.ndarray:
             if len(array.files) != 1:
                 raise InputError(f"{file} contains {len(array.files)} arrays, not one")
             array = array[array.files[0]]
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged archive fails anywhere in its decoder
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot read the volume {file}: repair or remove it ({error})") from None
