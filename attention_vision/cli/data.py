@@ -67,11 +67,12 @@ def run(options: Namespace) -> None:
     reader = chosen(found, options.reader)
     print(f"{found.root}: {found.name}", flush=True)
     config = first_experiment(found, reader)
-    print(table(read(config)))
     task, name = config["task"], config["data"]["class_path"]
-    if options.out:
+    if options.out:  # before it is read: where that fails, there is a file to edit
         write(config, Path(options.out), found)
         print(f"wrote {options.out}; train by\n  attention-vision {task} fit -c {options.out}")
+    print(table(read(config)))
+    if options.out:
         return
     print(as_yaml({"task": task, "data": {"class_path": name, **arguments_of(found, reader)}}))
     print(f"an experiment with this data: attention-vision data {options.path} -o mine.yaml")
