@@ -223,7 +223,7 @@ def _object(
         return None
     area = annotation.get("area")
     if not _finite(area) or area <= 0:
-        repairs.add("areas missing, width x height of the box taken", example)
+        repairs.add("areas missing or 0, width x height of the box taken", example)
         area = width * height
     crowd = int(annotation.get("iscrowd") in (1, True, "1"))
     return ObjectEntry(index_of[image_id], box, int(category), area, crowd)

@@ -157,7 +157,7 @@ def table(summary: DataSummary) -> str:
     rows = [["data", *splits]]
     for name in names:
         values = [facts[split].get(name, "") for split in splits]
-        if any(values) or name.startswith("classes"):  # a class without an image is worth a row
+        if any(values) or ":" in name:  # a class without an image is worth a row
             rows.append([name, *map(in_words, values)])
     lines = [f"does not decode, left out: {file}" for file in list(summary.broken)[:5]]
     lines += [f"repaired: {line}" for line in summary.repaired]
