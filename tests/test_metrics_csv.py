@@ -64,3 +64,36 @@ def test_pictures(tmp_path: Path, image: object) -> None:
     picture = Image.open(tmp_path / "pictures" / "val_images_000012.png")
     assert picture.size == (6, 4)
     assert picture.text["caption"] == "seven"
+
+
+def test_cells_of_older_rows_and_new_columns(tmp_path: Path) -> None:
+    logger = MetricsCSV(str(tmp_path))
+    for step in (1, 3, 5):
+        logger.log_metrics({"loss": float(step), "epoch": 0}, step=step)
+    logger.log_metrics({"top1": 0.5, "epoch": 0}, step=3)  # a column and an older row
+    logger.log_metrics({"loss": 4.0, "epoch": 0}, step=4)  # a row between two
+    logger.log_metrics({"loss": 0.25, "epoch": 0}, step=5)  # shorter than before
+    logger.log_metrics({"a,b": 1.0, "epoch": 0}, step=5)
+    expected = [
+        'epoch,step,loss,top1,"a,b"',
+        "0,1,1.0,,",
+        "0,3,3.0,0.5,",
+        "0,4,4.0,,",
+        "0,5,0.25,,1.0",
+    ]
+    assert rows(tmp_path) == expected
+    again = MetricsCSV(str(tmp_path))
+    again.log_metrics({"loss": 0.25, "epoch": 0}, step=5)
+    assert rows(tmp_path) == expected
+
+
+def test_a_row_costs_the_same_in_a_file_of_any_length(tmp_path: Path, monkeypatch) -> None:
+    logger = MetricsCSV(str(tmp_path))
+    formatted = []
+    monkeypatch.setattr(
+        logger, "_format", lambda rows: formatted.extend(rows) or MetricsCSV._format(logger, rows)
+    )
+    for step in range(50):
+        logger.log_metrics({"loss": 0.5, "epoch": 0}, step=step)
+        logger.log_metrics({"part": 0.5, "epoch": 0}, step=step)
+    assert len(formatted) == 2 * 50 + 2  # and a header for each of two sets of columns

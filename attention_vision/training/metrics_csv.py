@@ -8,6 +8,9 @@ import csv
 import io
 import os
 from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +26,19 @@ class MetricsCSV(Logger):
 
     Values logged for the same step are merged into its row, and the later value wins: writing a
     step again after a resume changes nothing. Every call is on disk when it returns. A new last row
-    is appended; a new column, or a cell in an older row, rewrites the file through a temporary one.
-    A value is written with all its digits, so that equal curves are equal files; columns that end
-    in `_per_second` are wall-clock times and differ from run to run.
+    is appended and cells are added to the last row in its place, at the same cost in a file of any
+    length; a new column, or a cell in an older row, rewrites the file through a temporary one. Only
+    the last row is kept in memory. A value is written with all its digits, so that equal curves are
+    equal files; columns that end in `_per_second` are wall-clock times and differ from run to run.
     """
 
     def __init__(self, folder: str):
         super().__init__()
         self.folder = Path(folder)
         self.file = self.folder / "metrics.csv"
-        self._rows: dict[int, dict[str, str]] | None = None  # by step; rank zero reads on first use
         self._columns = ["epoch", "step"]
+        self._last: dict[str, str] | None = None  # the last row; rank zero reads it on first use
+        self._start = 0  # where the last row begins in the file, in bytes
 
     @property
     def name(self) -> str:
@@ -53,28 +58,23 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        rows = self._read()
-        step = max(rows, default=0) if step is None else int(step)
+        last = self._last_step()
+        step = max(last, 0) if step is None else int(step)
         row = {key: _cell(key, value) for key, value in metrics.items()} | {"step": str(step)}
         new_columns = [key for key in row if key not in self._columns]
-        append = step not in rows and step >= max(rows, default=-1) and not new_columns
-        rows[step] = rows.get(step, {}) | row
         self._columns += new_columns
-        if append and self.file.exists():
-            with self.file.open("a", newline="") as file:
-                file.write(self._format([rows[step]]))
+        if new_columns or step < last or not self.file.exists():
+            self._rewrite(step, row)
+        elif step > last:
+            self._write_last(row, self.file.stat().st_size)
         else:
-            self._rewrite()
+            self._write_last((self._last or {}) | row, self._start)
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drop all rows from `step` on: the run is about to repeat these steps."""
-        rows = self._read()
-        later = [logged for logged in rows if logged >= step]
-        for logged in later:
-            del rows[logged]
-        if later:
-            self._rewrite()
+        if self._last_step() >= step:
+            self._rewrite(keep_below=step)
 
     @rank_zero_only
     def log_image(
@@ -89,7 +89,7 @@ class MetricsCSV(Logger):
         An image is a PIL image, a path, a matplotlib figure, an array (H, W[, 3]) or a tensor
         (1 or 3, H, W); floats are in 0..1. The default step is that of the last row.
         """
-        step = max(self._read(), default=0) if step is None else step
+        step = max(self._last_step(), 0) if step is None else step
         folder = self.folder / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images):
@@ -99,35 +99,72 @@ class MetricsCSV(Logger):
                 text.add_itxt("caption", str(caption[number]))
             _picture(image).save(folder / f"{stem}.png", pnginfo=text)
 
-    def _read(self) -> dict[int, dict[str, str]]:
-        """The rows by step, from the file of an earlier process on the first call."""
-        if self._rows is None:
-            self._rows = {}
+    def _last_step(self) -> int:
+        """The step of the last row, or -1; the first call reads the file of an earlier process."""
+        if self._last is None:
+            self._last = {}
             if self.file.exists():
-                text = self.file.read_text()
-                whole = text[: text.rfind("\n") + 1]  # a killed process can leave half a line
-                reader = csv.DictReader(io.StringIO(whole))
-                for row in reader:
-                    self._rows[int(row["step"])] = {key: cell for key, cell in row.items() if cell}
-                self._columns = list(reader.fieldnames or self._columns)
-                if whole != text:
-                    self._rewrite()
-        return self._rows
+                with self.file.open("rb+") as file:
+                    end = file.read().rfind(b"\n") + 1  # a killed process can leave half a line
+                    file.truncate(end)
+                self._rewrite()
+        return int(self._last.get("step", -1))
 
-    def _format(self, rows: list[dict[str, str]], header: bool = False) -> str:
+    def _write_last(self, row: dict[str, str], start: int) -> None:
+        """Write the last row at its place in the file, by one call that a kill does not divide."""
+        line = self._format([row]).encode()
+        with self.file.open("rb+", buffering=0) as file:
+            file.seek(start)
+            file.write(line)
+            file.truncate()
+        self._last, self._start = row, start
+
+    def _format(self, rows: Iterable[dict[str, str]]) -> str:
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
-        if header:
-            writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
 
-    def _rewrite(self) -> None:
+    def _rewrite(
+        self, step: int = -1, added: dict[str, str] | None = None, keep_below: float = inf
+    ) -> None:
+        """Write the file anew, row by row: with one row more or changed, or without later rows."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        rows = self._read()
         part = self.file.with_suffix(".csv.part")
-        part.write_text(self._format([rows[step] for step in sorted(rows)], header=True))
+        self._last, self._start = {}, 0
+        with part.open("wb") as new:
+
+            def write(row: dict[str, str]) -> None:
+                self._last, self._start = row, new.tell()
+                new.write(self._format([row]).encode())
+
+            rows = self._rows()
+            first = next(rows, None)  # reads the columns of the file
+            new.write(self._format([{key: key for key in self._columns}]).encode())
+            for row in chain([first] if first else [], rows):
+                here = int(row["step"])
+                if here >= keep_below:
+                    break
+                if added is not None and step <= here:
+                    row = row | added if step == here else row
+                    if step < here:
+                        write(added)
+                    added = None
+                write(row)
+            if added is not None:
+                write(added)
         os.replace(part, self.file)
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        """The rows of the file in the order of their steps, without empty cells."""
+        if not self.file.exists():
+            return
+        with self.file.open(newline="") as file:
+            reader = csv.DictReader(file)
+            named = list(reader.fieldnames or ())
+            self._columns = named + [key for key in self._columns if key not in named]
+            for row in reader:
+                yield {key: cell for key, cell in row.items() if cell}
 
 
 def _cell(key: str, value: Any) -> str:
