@@ -181,6 +181,7 @@ class FilesOfImages:
         self.repaired: list[str] = []
         self.missing: list[str] = []
         changed = []
+        taken: set[str] = set()
         inside: dict[str, list[str]] | None = None
         for file in instances.files:
             if file in here or is_file(folder / file):
@@ -196,7 +197,9 @@ class FilesOfImages:
                 for path in list_images(folder).files:
                     inside.setdefault(Path(path).name, []).append(path)
             of_that_name = inside.get(plain.rpartition("/")[2], [])
-            if len(of_that_name) == 1:
+            # A file that another entry has taken is not this one's too.
+            if len(of_that_name) == 1 and of_that_name[0] not in taken:
+                taken.add(of_that_name[0])
                 self.paths.append(of_that_name[0])
                 changed.append(file)
             else:

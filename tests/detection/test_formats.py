@@ -353,6 +353,17 @@ def test_images_are_found_under_other_paths(tmp_path, name):
     assert "1 images found under another path" in data.findings["train"].repaired[0]
 
 
+def test_one_file_does_not_stand_for_two_images(tmp_path):
+    content = coco_dict("ab")
+    for entry, name in zip(content["images"], ("x/0.png", "y/0.png"), strict=True):
+        entry["file_name"] = name
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    image(tmp_path / "images/0.png")
+    data = COCOFolder(str(tmp_path / "images"), str(tmp_path / "train.json"), **OPTIONS)
+    with pytest.raises(InputError, match=r"1 of the 2 images .* the first is y/0.png"):
+        data.source("train")
+
+
 def test_a_strip_of_pixels_keeps_a_side(tmp_path):
     for turned, size in enumerate([(3000, 1), (1, 3000)]):
         shape = DETRAugmentation(flip=0.0, short_sides=(64,), longest=96, crop=1.0, evaluation=64)
