@@ -176,24 +176,6 @@ class ClassificationData(TaskData):
             raise InputError(f"{where}: train has no class {unknown[0]}, which another split has")
         return RelabeledSource(source, labels_by_name(self.class_names, own, where))
 
-    def divides(self, split: str, found: object) -> bool:
-        """Whether `data.split` divides the training images for a split.
-
-        Args:
-            split: "train", "val" or "test".
-            found: where the split is without that; None without one.
-
-        Raises:
-            InputError: there is such a split, and `data.split` would hold out another one.
-        """
-        share = {"val": self.split.val, "test": self.split.test}.get(split, 0.0)
-        if found is not None and share:
-            raise InputError(
-                f"there is {found}, and data.split holds out {share} for {split}: leave"
-                f" data.split.{split} out"
-            )
-        return bool(self.split) and (split == "train" or bool(share))
-
 
 class Digits(ClassificationData):
     """The 8x8 digits of scikit-learn, upscaled; 1,442 to train on, 355 held out.

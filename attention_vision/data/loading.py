@@ -137,6 +137,24 @@ class TaskData(LightningDataModule):
         self.findings[split] = Findings()
         return self.dataset(split, self.order_seed)
 
+    def divides(self, split: str, found: object) -> bool:
+        """Whether `data.split` divides the training images for a split.
+
+        Args:
+            split: "train", "val" or "test".
+            found: where the split is without that; None without one.
+
+        Raises:
+            InputError: there is such a split, and `data.split` would hold out another one.
+        """
+        share = {"val": self.split.val, "test": self.split.test}.get(split, 0.0)
+        if found is not None and share:
+            raise InputError(
+                f"there is {found}, and data.split holds out {share} for {split}: leave"
+                f" data.split.{split} out"
+            )
+        return bool(self.split) and (split == "train" or bool(share))
+
     def part(self, split: str, names: Sequence[str], labels: Sequence[int] | None) -> list[int]:
         """Indices of the samples that `data.split` gives to a split, see `divide`."""
         parts = divide(names, labels, self.split)

@@ -86,18 +86,13 @@ class AnnotatedFiles(DetectionData):
         return tuple(self.categories[number] for number in self.category_ids)
 
     def source(self, split: str) -> DetectionSource:
-        shares = {"val": self.split.val, "test": self.split.test}.get(split, 0.0)
         own = self.has_own(split)
-        if own and split != "train" and shares:
-            raise InputError(
-                f"{type(self).__name__} has its own {split} images, and data.split holds out"
-                f" {shares} for {split}: leave data.split.{split} out"
-            )
-        if not own and split != "train" and not shares:
+        divided = self.divides(split, f"a {split} split of its own" if own else None)
+        if not own and not divided and split != "train":
             raise InputError(self.without(split))
         whole = split if own else "train"
         instances, labels = self._read(whole), self._labels(whole)
-        if self.split and (split == "train" or shares):
+        if divided:
             instances = instances.chosen(self.part(split, instances.files, instances.rarest()))
         files = FilesOfImages(instances, self.folder(whole))
         if files.missing and self.on_bad_image == "stop":

@@ -134,15 +134,17 @@ class Repairs:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         self.first.setdefault(kind, example)
 
+    def parts(self) -> list[str]:
+        """Each kind, counted, with its first example."""
+        return [f"{n} {kind} (first: {self.first[kind]})" for kind, n in self.counts.items()]
+
     def lines(self) -> list[str]:
-        parts = (f"{n} {kind} (first: {self.first[kind]})" for kind, n in self.counts.items())
-        return [f"{self.path}: {part}" for part in parts]
+        return [f"{self.path}: {part}" for part in self.parts()]
 
     def warn(self) -> None:
         """One warning that counts all repairs, and one per line on what looks wrong."""
         if self.counts:
-            parts = (f"{n} {kind} (first: {self.first[kind]})" for kind, n in self.counts.items())
-            rank_zero_warn(f"{self.path}: {'; '.join(parts)}")
+            rank_zero_warn(f"{self.path}: {'; '.join(self.parts())}")
         for line in self.warnings:
             rank_zero_warn(line)
 

@@ -232,7 +232,7 @@ class SegmentationFolders(ImageToImageData):
         every = find_pairs(*self.folders["train"], self.patterns, self.extensions, findings)
         splits = {name: self._held_out_for(name, image) for name, (image, _) in every.items()}
         chosen = [name for name, part in splits.items() if part == split]
-        if self.split and (split == "train" or getattr(self.split, split)):
+        if self.divides(split, None):
             left = [name for name, part in splits.items() if part == "train"]
             chosen = [left[index] for index in self.part(split, left, None)]
         if not chosen:
