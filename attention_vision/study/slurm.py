@@ -16,16 +16,25 @@ QUEUE_SECONDS = 5.0  # between two looks into the queue
 class RunJob:
     """Job of one run; submitit queues it again after a preemption or the time limit."""
 
+    def __init__(self) -> None:
+        self.is_requeued = False
+
     def __call__(self, run: Run, cost: dict[str, Any]) -> int:
+        """Return the exit code of the worker; a job that is queued again has none."""
         from attention_vision.study.worker import run_worker
 
-        return run_worker(run, cost, {})
+        code = run_worker(run, cost, {})
+        if self.is_requeued:  # submitit has ended the worker by SystemExit, which is not a failure
+            run.error.unlink(missing_ok=True)
+            raise SystemExit(code)
+        return code
 
     def checkpoint(self, run: Run, cost: dict[str, Any]) -> Any:
         """Return the submission that replaces an interrupted job."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self, run, cost)
+        self.is_requeued = True
+        return DelayedSubmission(RunJob(), run, cost)
 
 
 class SubmititLauncher:
@@ -92,7 +101,9 @@ class SubmititLauncher:
         left: set[Any] = set()
         if time.monotonic() - self.asked > QUEUE_SECONDS:
             self.asked, queued = time.monotonic(), queued_jobs()
-            missing = {job for job in self.running if queued is not None and job.job_id not in queued}
+            missing = {
+                job for job in self.running if queued is not None and job.job_id not in queued
+            }
             # Seen twice, since a shared disk may show a result late.
             left, self.left = missing & self.left, missing
         return [job for job in self.running if job in left or job.paths.result_pickle.exists()]

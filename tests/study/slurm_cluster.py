@@ -92,6 +92,7 @@ def cluster() -> Iterator[Cluster]:
         node = ["slurmd", "-D", "-N", "localhost"]
         for words in (["munged", *munge], ["slurmctld", "-D", "-i"], node):
             log = stack.enter_context((folder / f"{words[0]}.out").open("w"))
+            words = ["setpriv", "--pdeathsig=TERM", *words]  # also where the tests are killed
             daemon = subprocess.Popen(words, env=here.environment, stdout=log, stderr=log)
             stack.callback(daemon.wait)
             stack.callback(daemon.terminate)

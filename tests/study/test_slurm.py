@@ -2,7 +2,7 @@
 
 import csv
 import os
-import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,37 +16,14 @@ from studies import BASE, ONE_SEED, command, outcome, write_study
 pytestmark = pytest.mark.skipif(
     bool(missing_daemons()), reason=f"needs SLURM: {', '.join(missing_daemons())} not installed"
 )
-SECONDS = 60  # for a job to start, train and end
+SECONDS = 180  # for a job to start, train and end
 PROFILE = Path(__file__).parents[2] / "experiments/profiles/slurm.yaml"
-PAUSE = '''
-"""Waits for the end of an attempt of a SLURM job, which the test or SLURM itself brings about."""
-import os
-import time
-from pathlib import Path
-from lightning.pytorch import Callback
-
-
-class Pause(Callback):
-    """In attempt n, wait behind step `steps[n]` until the callback that ends the run knows it."""
-
-    def __init__(self, steps: list[int], mark: str):
-        self.steps, self.mark = dict(enumerate(steps)), Path(mark)
-
-    def on_train_batch_end(self, trainer, *_) -> None:
-        attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-        if "SLURM_JOB_ID" not in os.environ or trainer.global_step != self.steps.get(attempt):
-            return
-        self.mark.with_suffix(f".{attempt}").touch()
-        end = time.monotonic() + 60
-        while not any(getattr(one, "received", None) for one in trainer.callbacks):
-            assert time.monotonic() < end, "nobody ended this attempt"
-            time.sleep(0.05)
-'''
 
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Cluster]:
     with cluster() as here:
+        here.environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # jobs find what the tests do
         yield here
 
 
@@ -58,8 +35,7 @@ def wait_until(moment: Callable[[], object], what: str) -> None:
 
 
 def paused(folder: Path, steps: list[int]) -> str:
-    """Return BASE with a Pause; its module is written into the folder."""
-    (folder / "pause.py").write_text(PAUSE)
+    """Return BASE with a Pause."""
     values = f"{{steps: {steps}, mark: {folder}/mark}}"
     callback = f"trainer:\n  callbacks: [{{class_path: pause.Pause, init_args: {values}}}]"
     return BASE.replace("trainer:", callback)
@@ -111,12 +87,29 @@ def test_a_preempted_and_requeued_fit_is_the_run_that_was_not(slurm, tmp_path, m
 
 
 def test_a_study_of_jobs_gives_the_numbers_of_one_of_this_machine(slurm, whole, tmp_path):
-    """One job is preempted, one cancelled; there is no word on the accounting that is off."""
+    """One job is warned and queued again, one is cancelled, as the line on it says."""
     file, folder, printed = write_study(tmp_path, ONE_SEED), tmp_path / "folder", tmp_path / "out"
-    words = ["run", file, "--folder", folder, "--launcher", "slurm"]
-    words += ["--submit", "timeout_min=5"]
-    process = command(*words, output=printed, environment=slurm.environment)
+    (tmp_path / "base.yaml").write_text(paused(tmp_path, [3]))
+    words = ["--launcher", "slurm", "--submit", "timeout_min=5"]
+    process = command(
+        "run", file, "--folder", folder, *words, output=printed, environment=slurm.environment
+    )
+    wait_until(lambda: len(slurm.jobs()) == 2, "no two jobs")
+    none, se = sorted(slurm.jobs(), key=int)
+    slurm.ask("scancel", none)
+    wait_until((tmp_path / "mark.0").exists, "no third step")
+    slurm.ask("scancel", "--signal=USR2", se)
     process.join(SECONDS)
-    print(printed.read_text())
-    assert process.exitcode == 0
-    assert outcome(folder) == outcome(whole)
+    lines = printed.read_text().splitlines()
+    assert process.exitcode == 1  # of the run that was cancelled
+    assert [line.partition(":")[0] for line in lines if "seed 0" in line][:4] == [
+        *("started   none seed 0", "started   se seed 0"),
+        *("failed    none seed 0", "finished  se seed 0"),
+    ]
+    assert f"job {none}: it left the queue without a result" in printed.read_text()
+    assert len(lines) < 20
+    assert "sacct" not in printed.read_text()
+    log = (folder / "cells/se/seed0/log.txt").read_text()
+    assert log.count("Restored all states") == 1
+    shutil.rmtree(folder / "cells/none")
+    assert outcome(folder) == {"se seed0": outcome(whole)["se seed0"]}
