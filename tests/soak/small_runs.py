@@ -79,7 +79,7 @@ def write_config(file: Path, name: str, **changes: Any) -> Path:
         here = config
         for parent in parents:
             here = here.setdefault(parent, {})
-            here = here["init_args"] if "init_args" in here else here
+            here = here.get("init_args", here)
         here[last] = value
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     return file
