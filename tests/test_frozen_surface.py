@@ -150,6 +150,7 @@ RESULT_KEYS: set[str] = {  # of cells/CELL/seedS/result.json
 }
 SUMMARY_KEYS = {  # of data.json
     "data", "splits", "augmentation", "left_out", "broken", "repaired", "warnings", "steps",
+    "fingerprint",
 }  # fmt: skip
 STUDY_KEYS: set[str] = {  # of study.json
     "axes", "baseline", "budget", "cells", "commit", "expect", "file", "hardware",
