@@ -38,7 +38,8 @@ def code() -> dict[str, str]:
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):
             # The metadata lacks the build, such as +cpu.
-            versions[name] = getattr(sys.modules.get(name), "__version__", None) or version(name)
+            loaded = getattr(sys.modules.get(name), "__version__", None)
+            versions[name] = str(loaded or version(name))  # torch has a class for its own
     found = commit()
     return versions | ({"commit": found} if found else {})
 
@@ -103,8 +104,9 @@ def data_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         elif before.get("samples") != now.get("samples"):
             found.append(f"{part} has {now.get('samples')} samples, not {before.get('samples')}")
         else:
-            kinds = ("files", "sizes", "labels")
-            words = [WORDS[kind] for kind in kinds if before.get(kind) != now.get(kind)]
+            words = [WORDS[kind] for kind in WORDS if before.get(kind) != now.get(kind)]
+            if words[:2] == [WORDS["files"], WORDS["sizes"]]:
+                del words[1]  # sizes are in the order of the names
             if words:
                 found.append(f"{part} has {' and '.join(words)}")
     return "; ".join(found[:SHOWN])

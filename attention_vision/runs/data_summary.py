@@ -19,6 +19,7 @@ from attention_vision.data.image_files import image_size, largest_values
 from attention_vision.data.labels import shown
 from attention_vision.data.loading import TaskData, data_of
 from attention_vision.data.samples import evenly_spaced
+from attention_vision.identity import code, code_difference
 from attention_vision.report.text_table import aligned
 from attention_vision.training.logging import run_folder
 from attention_vision.training.optim import horizon
@@ -253,6 +254,18 @@ class ReportData(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.config.update({"data_summary": facts}, allow_val_change=True)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["code"] = code()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        changed = code_difference(checkpoint.get("code", {}), code())
+        if changed and trainer.is_global_zero:
+            say(f"code: {changed} as where the checkpoint was written")
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
         data = data_of(trainer)

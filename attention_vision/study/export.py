@@ -28,6 +28,8 @@ def export_results(folder: Path, file: Path) -> None:
     """
     if file.exists():
         raise InputError(f"{file} exists: give a new file, results are not overwritten")
+    if not (folder / "study.json").is_file():
+        raise InputError(f"{folder} is not a study folder: give one that `study run` wrote")
     study = read_study(folder)  # with the messages of a report
     plan = read_json(folder / "study.json")
     kept, left_out, _ = counted_runs(folder, plan, folder / "study.json")
@@ -46,7 +48,7 @@ def results_content(
     )
     data = config["data"]
     name = data["class_path"] if isinstance(data, dict) else data
-    about = {key: plan[key] for key in ABOUT if plan.get(key) is not None}
+    about = {key: plan[key] for key in ABOUT if plan.get(key) not in (None, {})}
     if any(cell not in {one["cell"] for one in finished} for cell in plan["cells"]):
         about["cells"] = list(plan["cells"])  # expectations may name those without a result
     content = {
