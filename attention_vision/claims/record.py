@@ -205,8 +205,10 @@ def shortened(experiment: dict[str, Any], config: dict[str, Any]) -> Iterator[st
     """Yield a sentence for each limit of the trainer that the experiment file does not have."""
     given, trainer = experiment.get("trainer") or {}, config.get("trainer") or {}
     for key, unlimited in LIMITS.items():
-        if key not in given and trainer.get(key) not in unlimited:
-            yield f"trainer.{key} is {trainer[key]}, which the experiment does not set"
+        value = trainer.get(key)
+        limits = not any(value == one and type(value) is type(one) for one in unlimited)  # 1 != 1.0
+        if key not in given and limits:
+            yield f"trainer.{key} is {value}, which the experiment does not set"
 
 
 def class_name(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def unlike_the_others(
 def most_common(values: Sequence[Any]) -> Any:
     """The value that occurs most often, the first of several; {} without values."""
     texts = [json.dumps(value, sort_keys=True) for value in values]
-    return values[texts.index(max(texts, key=texts.count))] if values else {}
+    return values[texts.index(Counter(texts).most_common(1)[0][0])] if values else {}
 
 
 def by_other_code(contents: Mapping[RunKey, dict[str, Any]]) -> Iterator[str]:

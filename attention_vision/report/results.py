@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -73,6 +74,14 @@ class MeasuredStudy:
     left_out: dict[RunKey, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
+    @cached_property
+    def of_cell(self) -> dict[str, list[Result]]:
+        """The results of each cell that has some."""
+        found: dict[str, list[Result]] = {}
+        for result in self.results:
+            found.setdefault(result.cell, []).append(result)
+        return found
+
     @property
     def exact(self) -> bool:
         """Whether all results are exact numbers without a seed."""
@@ -81,12 +90,12 @@ class MeasuredStudy:
     def values(self, cell: str, metric: str | None = None) -> Values:
         """Values of a metric by seed, without those that are missing or not finite."""
         metric = metric or self.metric
-        numbers = {one.seed: one.metrics.get(metric) for one in self.results if one.cell == cell}
+        numbers = {one.seed: one.metrics.get(metric) for one in self.of_cell.get(cell, ())}
         return {seed: value for seed, value in numbers.items() if defined(value)}
 
     def cost(self, cell: str, name: str) -> float | None:
         """Mean of a cost over the runs of a cell that report it; None if none does."""
-        values = [result.cost.get(name) for result in self.results if result.cell == cell]
+        values = [result.cost.get(name) for result in self.of_cell.get(cell, ())]
         known = [value for value in values if defined(value)]
         return sum(known) / len(known) if known else None
 
@@ -97,9 +106,7 @@ class MeasuredStudy:
     def curves(self, cell: str, metric: str) -> dict[int | None, list[tuple[int, float]]]:
         """Learning curves by seed, as (step, value), of runs with this metric in metrics.csv."""
         curves = {
-            result.seed: read_curve(result.folder, metric)
-            for result in self.results
-            if result.cell == cell
+            result.seed: read_curve(result.folder, metric) for result in self.of_cell.get(cell, ())
         }
         return {seed: points for seed, points in curves.items() if points}
 

@@ -169,6 +169,21 @@ def test_curves_end_where_the_shortest_seed_does(folder):
     assert figures.common_steps(study.curves("se", "val/else"))[0] == []
 
 
+def test_figures_of_many_cells_show_the_first(tmp_path):
+    cells = {f"c{number}": VALUES["se"] for number in range(40)}
+    folder = write_folder(tmp_path / "channel_attention", VALUES | cells, [*VALUES, *cells])
+    assert main([str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert page.count("The first 28 of 43 cells.") == 2
+    assert "c39" in (folder / "report.txt").read_text()
+    drawn = figures.draw(report_of(folder))
+    assert len(drawn["differences"].axes[0].get_yticks()) == 28
+    assert len(drawn["curves"].legends[0].get_texts()) == 28
+    height = drawn["curves"].get_size_inches()[1]
+    drawn["curves"].canvas.draw()
+    assert drawn["curves"].axes[0].get_position().height * height > 1.5
+
+
 def short(file: Path) -> None:
     file.write_text(file.read_text()[: file.stat().st_size // 2])
 
