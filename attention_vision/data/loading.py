@@ -4,13 +4,13 @@ An image looks the same at any number of workers and after a resume, and evaluat
 image once at any number of processes.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -19,10 +19,12 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from attention_vision.data.findings import Findings
+from attention_vision.data.fingerprint import as_lines, file_columns, file_sizes, fingerprint
 from attention_vision.data.image_files import broken_images
 from attention_vision.data.labels import Labels, shown
-from attention_vision.data.splits import SplitShares, divide
+from attention_vision.data.splits import SPLIT_NAMES, SplitShares, divide
 from attention_vision.errors import InputError
+from attention_vision.identity import data_difference, digest
 from attention_vision.training.distributed import broadcast, gather, rank, world_size
 from attention_vision.training.steps import adds_seeds, mix, run_seed
 
@@ -83,6 +85,8 @@ class TaskData(LightningDataModule):
         self.labels: Labels | None = None
         self.findings: dict[str, Findings] = {}
         self.division: dict[str, list[str]] = {}
+        self._sizes: dict[str, np.ndarray] = {}  # of the files of an opened split
+        self._fingerprints: dict[str, dict[str, Any]] = {}
 
     @property
     def num_classes(self) -> int:
@@ -135,6 +139,8 @@ class TaskData(LightningDataModule):
 
     def _opened(self, split: str) -> Dataset:
         self.findings[split] = Findings()
+        for known in (self._sizes, self._fingerprints):
+            known.pop(split, None)
         return self.dataset(split, self.order_seed)
 
     def divides(self, split: str, found: object) -> bool:
@@ -194,16 +200,35 @@ class TaskData(LightningDataModule):
         return {"images": length(getattr(self, f"{split}_images"))}
 
     def paths_of(self, split: str) -> list[str]:
-        """Image files of an opened split; empty where its images are not files.
+        """Image files of an opened split; empty where its images are not files."""
+        return file_columns(getattr(self, f"{split}_images", None))[0]
 
-        Data sets and sources that read files have them as `files`: of each the path, or a tuple
-        that begins with it. Those that wrap another have it as `source`.
+    def sizes(self, split: str) -> np.ndarray:
+        """Bytes of the image files of an opened split, then of its masks; -1 of a missing one."""
+        if split not in self._sizes:
+            columns = file_columns(getattr(self, f"{split}_images", None))
+            self._sizes[split] = file_sizes([file for column in columns for file in column])
+        return self._sizes[split]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Identity of the classes and of the opened splits, which `data_difference` compares.
+
+        The same data has the same one on every machine, see `data.fingerprint`. It costs a stat of
+        each file, once.
         """
-        images: Any = getattr(self, f"{split}_images", None)
-        while images is not None and not hasattr(images, "files"):
-            images = getattr(images, "source", None)
-        entries = images.files if images is not None else ()
-        return [str(entry[0] if isinstance(entry, tuple) else entry) for entry in entries]
+        found: dict[str, Any] = {}
+        if self.num_classes:
+            names = digest([as_lines(map(str, self.class_names))])
+            found["classes"] = {"count": self.num_classes, "names": names}
+        for split in SPLIT_NAMES:
+            images: Any = getattr(self, f"{split}_images", None)
+            if images is None:
+                continue
+            if split not in self._fingerprints:
+                columns = file_columns(images)
+                self._fingerprints[split] = fingerprint(images, columns, self.sizes(split))
+            found[split] = self._fingerprints[split]
+        return found
 
     def augmentation(self) -> list[str]:
         """What changes the training images, a line each."""
@@ -216,7 +241,9 @@ class TaskData(LightningDataModule):
         state: dict[str, Any] = {}
         if self.num_classes:
             state["class_names"] = [str(name) for name in self.class_names]
-        state["division"] = {key: fingerprint(part) for key, part in self.division.items()}
+        state["division"] = {key: names_digest(part) for key, part in self.division.items()}
+        if rank() == 0 and hasattr(self, "train_images"):  # the process that writes it
+            state["fingerprint"] = self.fingerprint()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,12 +255,19 @@ class TaskData(LightningDataModule):
                     f"the checkpoint was trained on the classes {shown(trained)}, the data has"
                     f" {shown(here)}"
                 )
-        now = {key: fingerprint(part) for key, part in self.division.items()}
+        now = {key: names_digest(part) for key, part in self.division.items()}
         if now and now != state.get("division", now):  # before 0.2 it was not kept
             raise InputError(
                 "the images, or data.split, are not those of the training: images that were"
                 " trained on may now be held out; restore them, or train anew"
             )
+        if rank() == 0 and hasattr(self, "train_images"):  # other data may be evaluated
+            changed = data_difference(state.get("fingerprint", {}), self.fingerprint())
+            if changed:
+                raise InputError(
+                    f"the data is not that of the checkpoint: {changed}; restore it, or start a run"
+                    " of its own by --weights"
+                )
 
     def sampler(self) -> "EpochSampler":
         """The order of the training samples of this process."""
@@ -284,9 +318,8 @@ def all_broken(files: Sequence[str], broken_of: FindBroken = broken_images) -> d
     return dict(sorted(found))
 
 
-def fingerprint(names: Sequence[str]) -> str:
-    text = "\n".join(sorted(names))
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+def names_digest(names: Sequence[str]) -> str:
+    return digest(["\n".join(sorted(names)).encode(errors="surrogateescape")])
 
 
 class EpochSampler(DistributedSampler):

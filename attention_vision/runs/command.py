@@ -47,6 +47,7 @@ from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
+from attention_vision.runs.measured import identity_of, other_data_line
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.runs.weights import (
     labels_of,
@@ -70,6 +71,7 @@ from attention_vision.training.run_folder import (
     read_state,
 )
 from attention_vision.training.signals import Stopped, signals_end_the_run
+from attention_vision.training.steps import step_number
 from attention_vision.yaml_json import read_yaml
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
@@ -425,7 +427,8 @@ def fit(work: Work) -> None:
     with running(work):
         work.trainer.fit(module, datamodule=data, weights_only=True)
     if work.parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
-        write_json(work, "fp8.json", compare_after_fit(work.trainer, module, data))
+        step = {"step": step_number(work.trainer) - 1}
+        write_json(work, "fp8.json", step | compare_after_fit(work.trainer, module, data))
     if not work.objects.trainer.fast_dev_run:
         say(f"finished: {work.run.folder}")
 
@@ -440,7 +443,10 @@ def evaluate(work: Work) -> None:
     metrics = merged(results)
     images, total = evaluated_images(work)
     source = str(work.run.checkpoint or named_weights(parsed.config))
-    report = {"checkpoint": source, "images": images, "metrics": metrics}
+    origin = identity_of(source, work.objects.data)
+    if line := other_data_line(work.run.folder, work.objects.data):
+        say(line)
+    report = {**origin, "images": images, "metrics": metrics}
     if parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
         exact = metrics_in("fused", verb, work.objects.module, work.objects.data)
         report["metrics_fused"] = exact
@@ -453,8 +459,13 @@ def evaluate(work: Work) -> None:
 def predict(work: Work) -> None:
     """Apply the network to images; the task writes its own files."""
     say_what_is_measured(work)
+    source = work.run.checkpoint or named_weights(work.parsed.config)
+    if work.trainer.is_global_zero:  # a prediction that is stopped has not the origin of another
+        (work.run.folder / "predict.json").unlink(missing_ok=True)
     with running(work):
         work.trainer.predict(work.objects.module, datamodule=work.objects.data, weights_only=True)
+    origin = identity_of(source, None) | {"images": getattr(work.objects.data, "images", None)}
+    write_json(work, "predict.json", origin)
     files = (work.run.folder / name for name in work.parsed.task.predictions)
     say(f"written: {', '.join(str(file) for file in files if file.exists())}")
 

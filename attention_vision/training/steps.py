@@ -8,6 +8,7 @@ that is cut in two (`ResumableMean`), and the curves on disk (`StepLogger`).
 
 import os
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -80,3 +81,12 @@ def is_validated_next(trainer: Trainer) -> bool:
 def step_number(trainer: Trainer) -> int:
     """The step number that Lightning would log now: steps finished before this one."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def last_step(checkpoint: Mapping[str, Any]) -> int | None:
+    """The number of the last step before a checkpoint, as logged; None without a training."""
+    try:
+        loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
+    except (KeyError, TypeError):
+        return None
+    return loop["_batches_that_stepped"] - 1
