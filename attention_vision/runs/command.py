@@ -56,11 +56,12 @@ from attention_vision.runs.weights import (
     unread_weights,
     weights_by_flag,
 )
+from attention_vision.training.checkpoint_io import AtomicCheckpointIO
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, RunBar, say
-from attention_vision.training.resume import AtomicCheckpointIO, checkpoint_callbacks
+from attention_vision.training.resume import checkpoint_callbacks
 from attention_vision.training.run_folder import (
     best_or_last,
     default_run,
