@@ -69,6 +69,7 @@ from attention_vision.training.run_folder import (
     holds_run,
     is_requeued,
     read_state,
+    undamaged,
 )
 from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.yaml_json import read_yaml
@@ -265,6 +266,8 @@ def open_run(parsed: Parsed) -> OpenRun:
         raise InputError(f"{parsed.verb} measures --ckpt_path or --weights: leave one of them out")
     if config.ckpt_path:
         checkpoint = find_checkpoint(folder, config.ckpt_path)
+        if parsed.verb == "fit":
+            checkpoint = undamaged(checkpoint)
     elif parsed.verb != "fit":
         checkpoint = best_or_last(folder)
         if measures_weights(config, parsed.weights_by_flag, folder):

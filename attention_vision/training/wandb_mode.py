@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from wandb.sdk.lib import wbauth
 
 # Seconds; wandb's own defaults are 90 for the start and no limit for the last upload.
-LIMITS: dict[str, Any] = {"init_timeout": 10.0, "finish_timeout": 20.0}
+LIMITS: dict[str, Any] = {"init_timeout": 10.0, "finish_timeout": 10.0}
 ANSWER_SECONDS = 4.0  # of the server to a first question
 ONLINE = ("online", "run", "shared")
 
