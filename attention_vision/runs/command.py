@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -57,11 +57,13 @@ from attention_vision.runs.weights import (
     weights_by_flag,
 )
 from attention_vision.training.checkpoint_io import AtomicCheckpointIO
+from attention_vision.training.heartbeat import Heartbeat
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, RunBar, say
 from attention_vision.training.resume import checkpoint_callbacks
+from attention_vision.training.run_files import RunFiles
 from attention_vision.training.run_folder import (
     best_or_last,
     default_run,
@@ -384,6 +386,7 @@ def make_trainer(
             logger.write_to(run.folder)
     options.callbacks = [ReportData(), *as_list(options.callbacks, Callback), *callbacks]
     if fits and options.enable_checkpointing is not False:
+        options.callbacks.append(RunFiles(run.folder))
         options.callbacks += checkpoint_callbacks(
             run.folder / "checkpoints",
             parsed.task.best,
@@ -395,6 +398,7 @@ def make_trainer(
     if not fits:
         options.enable_checkpointing = False
         options.callbacks = [one for one in options.callbacks if not isinstance(one, Checkpoint)]
+    options.callbacks.append(Heartbeat())
     if not parsed.config.pictures:
         options.callbacks.append(WithoutPictures())
     if options.enable_model_summary is None:
@@ -499,7 +503,8 @@ def running(work: Work) -> Iterator[None]:
         if launcher and not isinstance(end, Stopped):
             launcher.kill(signal.SIGKILL)  # the other processes may wait for this one
         if work.parsed.verb == "fit":
-            say(how_to_resume(work))
+            with suppress(OSError):  # SIGHUP: the terminal is gone
+                say(how_to_resume(work))
         # Lightning kills the first process when another one fails: this one's code is the run's.
         raise SystemExit(0 if trainer.global_rank else end.code) from None
 
