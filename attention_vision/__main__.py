@@ -63,6 +63,10 @@ def choose(arguments: list[str]) -> int:
     if verb not in VERBS:
         return unknown("verb", verb, VERBS)
 
+    if verb == "fit":
+        from attention_vision.training.early_signals import keep_early_signals
+
+        keep_early_signals()  # the imports take seconds
     from attention_vision.cli.task import main as run
 
     return run(task, verb, arguments[2:])

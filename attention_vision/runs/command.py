@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -57,11 +57,14 @@ from attention_vision.runs.weights import (
     unread_weights,
     weights_by_flag,
 )
+from attention_vision.training.checkpoint_io import AtomicCheckpointIO
+from attention_vision.training.heartbeat import Heartbeat
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, RunBar, say
-from attention_vision.training.resume import AtomicCheckpointIO, checkpoint_callbacks
+from attention_vision.training.resume import checkpoint_callbacks
+from attention_vision.training.run_files import RunFiles
 from attention_vision.training.run_folder import (
     best_or_last,
     default_run,
@@ -69,6 +72,7 @@ from attention_vision.training.run_folder import (
     holds_run,
     is_requeued,
     read_state,
+    undamaged,
 )
 from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.training.steps import step_number
@@ -266,6 +270,8 @@ def open_run(parsed: Parsed) -> OpenRun:
         raise InputError(f"{parsed.verb} measures --ckpt_path or --weights: leave one of them out")
     if config.ckpt_path:
         checkpoint = find_checkpoint(folder, config.ckpt_path)
+        if parsed.verb == "fit":
+            checkpoint = undamaged(checkpoint)
     elif parsed.verb != "fit":
         checkpoint = best_or_last(folder)
         if measures_weights(config, parsed.weights_by_flag, folder):
@@ -382,6 +388,7 @@ def make_trainer(
             logger.write_to(run.folder)
     options.callbacks = [ReportData(), *as_list(options.callbacks, Callback), *callbacks]
     if fits and options.enable_checkpointing is not False:
+        options.callbacks.append(RunFiles(run.folder))
         options.callbacks += checkpoint_callbacks(
             run.folder / "checkpoints",
             parsed.task.best,
@@ -393,6 +400,7 @@ def make_trainer(
     if not fits:
         options.enable_checkpointing = False
         options.callbacks = [one for one in options.callbacks if not isinstance(one, Checkpoint)]
+    options.callbacks.append(Heartbeat())
     if not parsed.config.pictures:
         options.callbacks.append(WithoutPictures())
     if options.enable_model_summary is None:
@@ -506,7 +514,8 @@ def running(work: Work) -> Iterator[None]:
         if launcher and not isinstance(end, Stopped):
             launcher.kill(signal.SIGKILL)  # the other processes may wait for this one
         if work.parsed.verb == "fit":
-            say(how_to_resume(work))
+            with suppress(OSError):  # SIGHUP: the terminal is gone
+                say(how_to_resume(work))
         # Lightning kills the first process when another one fails: this one's code is the run's.
         raise SystemExit(0 if trainer.global_rank else end.code) from None
 
