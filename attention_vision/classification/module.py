@@ -52,7 +52,7 @@ from attention_vision.training.finite import (
     require_finite,
 )
 from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean
-from attention_vision.training.optim import WarmupCosine, configure, layer_decay
+from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure, layer_decay
 from attention_vision.training.steps import SeedEveryStep
 
 
@@ -62,7 +62,8 @@ class Classifier(LightningModule):
     Args:
         network: maps images to logits (B, num_classes).
         optimizer: built with two parameter groups, see `optim.parameter_groups`.
-        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
+        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch,
+            `ReduceLROnPlateau` with every validation, by `val/top1`.
         label_smoothing: share of the target spread over all classes, also of mixed targets.
         mixup: alpha of MixUp's Beta distribution, 0 for none.
         cutmix: alpha of CutMix, 0 for none. With both on, each batch takes one, either with
@@ -148,6 +149,7 @@ class Classifier(LightningModule):
         )
         self.confusions = confusion_matrices(network.num_classes)
 
+    monitor = "val/top1"  # which ReduceLROnPlateau follows
     class_weights: ClassWeights | None
     step_losses: dict[str, Tensor]  # of the last training step
     loss_weights: Tensor | None  # (num_classes,)
@@ -190,6 +192,7 @@ class Classifier(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = [
             *finite_steps(self.trainer),
+            StepOnPlateau(),
             SeedEveryStep(),
             StepLogger(),
             LabeledBatch(),

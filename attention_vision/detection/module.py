@@ -29,7 +29,7 @@ from attention_vision.training.logging import (
     log_finite,
     log_now,
 )
-from attention_vision.training.optim import WarmupCosine, configure, horizon
+from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure, horizon
 from attention_vision.training.steps import SeedEveryStep, step_number
 
 Detections = dict[str, Tensor]
@@ -49,7 +49,8 @@ class Detector(LightningModule):
     Args:
         network: has `num_classes` and a `backbone`.
         optimizer: built with groups of parameters, see `optim.parameter_groups`.
-        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
+        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch,
+            `ReduceLROnPlateau` with every validation, by `val/ap`.
         backbone_lr_factor: the backbone's learning rate over that of the rest.
         weights: state dict of the whole network to start from, as `load_official` reads it; with
             `fine_tune` what belongs to its classes is left out, so that they may be others.
@@ -86,6 +87,7 @@ class Detector(LightningModule):
             }
         )
 
+    monitor = "val/ap"  # which ReduceLROnPlateau follows
     step_losses: dict[str, Tensor]  # of the last training step, without the total
     of_classes: tuple[str, ...]  # starts of the keys that belong to the classes, for `fine_tune`
 
@@ -120,6 +122,7 @@ class Detector(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         return [
             *finite_steps(self.trainer),
+            StepOnPlateau(),
             SeedEveryStep(),
             StepLogger(),
             BoxedBatch(),

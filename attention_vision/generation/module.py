@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from attention_vision.data.loading import check_classes
 from attention_vision.training.finite import finite_steps
 from attention_vision.training.logging import StepLogger
+from attention_vision.training.optim import StepOnPlateau
 from attention_vision.training.steps import SeedEveryStep
 
 
@@ -18,6 +19,7 @@ class GenerationModule(LightningModule):
     logs `val/score`, which chooses the best checkpoint: more is better. Without it there is none.
     """
 
+    monitor = "val/score"  # which ReduceLROnPlateau follows
     step_losses: dict[str, Tensor]  # of the last backward pass
 
     def networks(self) -> list[nn.Module]:
@@ -39,4 +41,4 @@ class GenerationModule(LightningModule):
             check_classes(network, self.datamodule)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [*finite_steps(self.trainer), SeedEveryStep(), StepLogger()]
+        return [*finite_steps(self.trainer), StepOnPlateau(), SeedEveryStep(), StepLogger()]

@@ -231,10 +231,9 @@ class FiniteSteps(Callback):
         """One line on the fault; writes RUN/nonfinite/. All processes call it."""
         step = broadcast_from(fault and fault.step, owner)
         indices = batch_indices(trainer, step)
-        is_now = self._step is not None and step.number == self._step.number
-        batch = self._batch if is_now and self._batch is not None else None
-        if batch is None or step.batch_idx != self._step.batch_idx:
-            batch = load_batch(trainer, module, step, indices)
+        now, batch = self._step, self._batch
+        if batch is None or now is None or step.batch_idx != now.batch_idx:
+            batch = load_batch(trainer, module, indices)  # of an earlier step
         last = run_folder(trainer) / "checkpoints" / "last.ckpt"
         # Read behind the step? The buffers alone do not tell: the forward pass has moved them.
         is_late = first_bad(module.named_parameters()) is not None
@@ -548,7 +547,7 @@ def batch_indices(trainer: Trainer, step: Step) -> list[Any]:
     return keys[step.batch_idx * size : (step.batch_idx + 1) * size]
 
 
-def load_batch(trainer: Trainer, module: Any, step: Step, keys: Sequence[Any]) -> Any:
+def load_batch(trainer: Trainer, module: Any, keys: Sequence[Any]) -> Any:
     """Load a training batch once more: a sample depends on its key alone."""
     loader: Any = trainer.train_dataloader
     collate = getattr(loader, "collate_fn", None) or default_collate

@@ -13,7 +13,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import ConstantLR
+from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 
 from attention_vision.errors import InputError
 from attention_vision.generation.data import Batch, GenerationData
@@ -24,7 +24,7 @@ from attention_vision.generation.gan.figures import SampleGrid
 from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
 from attention_vision.generation.gan.predictions import GeneratedImages
 from attention_vision.generation.gan.sagan import Discriminator, Generator
-from attention_vision.generation.gan.scores import Evaluator, InceptionEvaluator
+from attention_vision.generation.gan.scores import Evaluator, InceptionEvaluator, Unscored
 from attention_vision.generation.gan.spectral_norm import (
     add_spectral_norm,
     frozen_spectral_norm,
@@ -67,7 +67,8 @@ class SAGAN(GenerationModule):
             networks and adds spectral norm to them in place.
         generator_optimizer, discriminator_optimizer: by default the paper's two time scales, 1e-4
             and 4e-4, one step each.
-        schedule: of both learning rates; each schedule moves once per step of the generator.
+        schedule: of both learning rates; each schedule moves once per step of the generator, and
+            `ReduceLROnPlateau` with each `val/score`.
         discriminator_steps: per step of the generator, n_dis.
         spectral_norm_generator, spectral_norm_discriminator: add it to all layers of the network.
         spectral_norm_eps: see `add_spectral_norm`.
@@ -199,6 +200,13 @@ class SAGAN(GenerationModule):
             configure(self, self.generator, self.generator_optimizer, self.schedule),
             configure(self, self.discriminator, self.discriminator_optimizer, self.schedule),
         )
+        schedules = (one["lr_scheduler"]["scheduler"] for one in configured)
+        plateau = any(isinstance(one, ReduceLROnPlateau) for one in schedules)
+        if plateau and isinstance(self.scorer, Unscored):
+            raise InputError(
+                "model.schedule ReduceLROnPlateau follows val/score, which Unscored does not"
+                " measure: set model.scorer, or take another schedule"
+            )
         # Without the rest, which tells Lightning when to move a schedule: `training_step` does it.
         return [one | {"lr_scheduler": one["lr_scheduler"]["scheduler"]} for one in configured]
 
@@ -234,7 +242,8 @@ class SAGAN(GenerationModule):
             self.discriminator.requires_grad_(True)
         schedules: Any = self.lr_schedulers()
         for schedule in schedules:
-            schedule.step()
+            if not isinstance(schedule, ReduceLROnPlateau):  # which follows the score
+                schedule.step()
         # Until the start, the average is the generator itself.
         started = self.trainer.global_step > max(1, self.ema_start)
         if stepped:

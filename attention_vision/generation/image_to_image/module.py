@@ -236,7 +236,8 @@ class ImageToImage(GenerationModule):
         network: as a rule `AttentionUNet`.
         objective: `Restoration` or `Segmentation`: loss, metrics and results.
         optimizer: built with two parameter groups, see `optim.parameter_groups`.
-        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
+        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch,
+            `ReduceLROnPlateau` with every validation, by `val/score`.
         ema_decay: decay of the average of weights that is validated and saved as the model, 0 for
             no average.
 
