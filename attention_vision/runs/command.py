@@ -59,6 +59,7 @@ from attention_vision.runs.weights import (
 )
 from attention_vision.training.checkpoint_io import AtomicCheckpointIO
 from attention_vision.training.heartbeat import Heartbeat
+from attention_vision.training.finite import FiniteSteps
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
@@ -218,6 +219,11 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
     parser.add_argument(
         "--checkpoint_every_n_steps", type=int | None, default=None,
         help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--on_nonfinite", type=Literal["stop", "skip"], default="stop",
+        help="at a loss or gradients that are NaN or infinite: stop, or leave the step out, which"
+        " waits for the GPU in every step",
     )  # fmt: skip
     parser.add_argument(
         "--pictures", type=bool, default=True,
@@ -386,7 +392,12 @@ def make_trainer(
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.write_to(run.folder)
-    options.callbacks = [ReportData(), *as_list(options.callbacks, Callback), *callbacks]
+    options.callbacks = [
+        FiniteSteps(parsed.config.on_nonfinite),  # first: the others see no such step
+        ReportData(),
+        *as_list(options.callbacks, Callback),
+        *callbacks,
+    ]
     if fits and options.enable_checkpointing is not False:
         options.callbacks.append(RunFiles(run.folder))
         options.callbacks += checkpoint_callbacks(
