@@ -27,6 +27,7 @@ import torchvision
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from attention_vision import __version__
+from attention_vision.config.trust import trusting
 from attention_vision.errors import InputError, one_line
 from attention_vision.profiling.cost import hardware
 from attention_vision.runs.command import Work, evaluate, fit, prepare
@@ -69,6 +70,7 @@ class CheckMetric(Callback):
             raise no_metric_error(self.run, logged)
 
 
+@trusting()  # a study is trained, as by fit
 def train(run: Run, cost: dict[str, Any]) -> None:
     """Train a run from its last checkpoint or from the start, and write result.json.
 
