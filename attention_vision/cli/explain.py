@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attention_vision.cli.tool_parser import ToolParser, run_tool
+from attention_vision.cli.tool_parser import TRUST, ToolParser, run_tool
 from attention_vision.errors import InputError
 from attention_vision.report.text_table import aligned
 
@@ -59,6 +59,7 @@ def parser() -> ToolParser:
         " class token, the mean query, or for attention between pixels the center)",
     )  # fmt: skip
     options.add_argument("--out", metavar="DIR", help="folder to write to (default: RUN/explained)")
+    options.add_argument("--trust", action="store_true", help=TRUST)
     return options
 
 
@@ -106,7 +107,8 @@ def run(options: Namespace) -> None:
     config, task = read_run(folder)
     if config.get("threads"):
         torch.set_num_threads(config["threads"])
-    module, data = load_run(folder), load_data(folder)
+    trust = options.trust
+    module, data = load_run(folder, trust=trust), load_data(folder, trust)
     draw_options = DrawOptions(options.heads, tuple(options.point) if options.point else None)
     explainer = task.tools().explainer(module, class_names(data), draw_options)
     samples = find_samples(explainer, data, options)
