@@ -45,6 +45,7 @@ from attention_vision.config.parser import (
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
+from attention_vision.runs import RUN_VARIABLE
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.tasks import TASKS, Task
@@ -73,7 +74,6 @@ from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.yaml_json import read_yaml
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
-RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
 
 
 @dataclass(frozen=True)
@@ -251,11 +251,11 @@ def open_run(parsed: Parsed) -> OpenRun:
             run, there is no such checkpoint, or nothing to evaluate.
     """
     config = parsed.config
-    if rank_zero_only.rank and RUN in os.environ:
-        folder = Path(os.environ[RUN])
+    if rank_zero_only.rank and RUN_VARIABLE in os.environ:  # Lightning started it for DDP
+        folder = Path(os.environ[RUN_VARIABLE])
     else:
         folder = choose_folder(parsed)
-        os.environ[RUN] = str(folder)
+        os.environ[RUN_VARIABLE] = str(folder)
     if parsed.verb == "fit" and is_requeued() and holds_run(folder):
         config.ckpt_path = config.ckpt_path or "last"
     named, config.run = config.run is not None, str(folder)
