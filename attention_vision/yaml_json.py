@@ -88,13 +88,14 @@ class Loader(yaml.SafeLoader):
 
     def __init__(self, stream: Any):
         super().__init__(stream)
-        self.depth = 0
+        self.depth = self.nodes = 0
         self.sizes: dict[int, int] = {}  # id of a composed node -> its nodes, aliases expanded
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         """Compose a node; measure its depth and size, and check how a number is written."""
         event = self.peek_event()
         self.depth += 1
+        self.nodes += 1
         if self.depth > MAX_DEPTH:
             raise refused(event, f"more than {MAX_DEPTH} levels of lists and mappings")
         node = super().compose_node(parent, index)
@@ -106,7 +107,7 @@ class Loader(yaml.SafeLoader):
                 raise refused(event, f"*{event.anchor} contains itself")
         else:
             self.sizes[id(node)] = self._size(node)
-        if self.sizes[id(node)] > MAX_NODES:
+        if max(self.sizes[id(node)], self.nodes) > MAX_NODES:
             raise refused(event, f"more than {MAX_NODES:,} values, those of aliases included")
         return node
 
@@ -136,11 +137,13 @@ class Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Construct a value; `!!int x` and numbers of more than 4,300 digits do not parse."""
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            str(value if isinstance(value, int) else "")  # hexadecimal is read without limit
+            return value
         except (ValueError, LookupError) as error:
             text = str(node.value)
             text = text if len(text) <= 20 else f"{text[:20]}... of {len(text):,} characters"
-            raise refused(node, f"{text} is not a {node.tag.rpartition(':')[2]}") from error
+            raise refused(node, f"{text} is not of type {node.tag.rpartition(':')[2]}") from error
 
     def _size(self, node: yaml.Node) -> int:
         """Nodes below a composed node, itself included."""

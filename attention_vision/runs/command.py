@@ -27,7 +27,6 @@ from lightning.pytorch import (
 )
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
@@ -42,6 +41,7 @@ from attention_vision.config.parser import (
     kept_arguments,
     parse_words,
 )
+from attention_vision.config.trainer import check_after, check_before, refusals_of_trainer
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
@@ -404,10 +404,10 @@ def make_trainer(
     if fits and not options.fast_dev_run:
         options.callbacks.append(SaveConfig(parsed.parser, parsed.config, save_to_log_dir=False))
     options.logger, options.default_root_dir = loggers, str(run.folder)
-    try:
+    check_before(options)
+    with refusals_of_trainer():  # no such GPU, ...
         trainer = validate_at_end(Trainer(**options))
-    except (MisconfigurationException, RuntimeError, ValueError) as error:  # no such GPU, ...
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    check_after(trainer)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if trainer.is_global_zero and not options.fast_dev_run:
@@ -478,7 +478,8 @@ def running(work: Work) -> Iterator[None]:
     trainer.ckpt_path = work.run.checkpoint
     launcher = trainer.strategy.launcher
     try:
-        with attention_backend(work.parsed.config.attention_backend), signals_end_the_run():
+        backend = attention_backend(work.parsed.config.attention_backend)
+        with backend, signals_end_the_run(), refusals_of_trainer():
             yield
     except InputError:
         if launcher:
