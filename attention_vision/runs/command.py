@@ -27,7 +27,6 @@ from lightning.pytorch import (
 )
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
@@ -42,10 +41,12 @@ from attention_vision.config.parser import (
     kept_arguments,
     parse_words,
 )
+from attention_vision.config.trainer import check_after, check_before, refusals_of_trainer
 from attention_vision.config.trust import imports, trusts_everything
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
+from attention_vision.runs import RUN_VARIABLE
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.measured import identity_of, other_data_line
@@ -82,7 +83,6 @@ from attention_vision.yaml_json import read_yaml
 
 TRUST = "--trust"  # a word of the command alone: a file cannot ask to be trusted
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
-RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
 
 
 @dataclass(frozen=True)
@@ -272,11 +272,11 @@ def open_run(parsed: Parsed) -> OpenRun:
             run, there is no such checkpoint, or nothing to evaluate.
     """
     config = parsed.config
-    if rank_zero_only.rank and RUN in os.environ:
-        folder = Path(os.environ[RUN])
+    if rank_zero_only.rank and RUN_VARIABLE in os.environ:  # Lightning started it for DDP
+        folder = Path(os.environ[RUN_VARIABLE])
     else:
         folder = choose_folder(parsed)
-        os.environ[RUN] = str(folder)
+        os.environ[RUN_VARIABLE] = str(folder)
     if parsed.verb == "fit" and is_requeued() and holds_run(folder):
         config.ckpt_path = config.ckpt_path or "last"
     named, config.run = config.run is not None, str(folder)
@@ -437,10 +437,10 @@ def make_trainer(
     if fits and not options.fast_dev_run:
         options.callbacks.append(SaveConfig(parsed.parser, parsed.config, save_to_log_dir=False))
     options.logger, options.default_root_dir = loggers, str(run.folder)
-    try:
+    check_before(options)
+    with refusals_of_trainer():  # no such GPU, ...
         trainer = validate_at_end(Trainer(**options))
-    except (MisconfigurationException, RuntimeError, ValueError) as error:  # no such GPU, ...
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    check_after(trainer)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if trainer.is_global_zero and not options.fast_dev_run:
@@ -520,7 +520,8 @@ def running(work: Work) -> Iterator[None]:
     trainer.ckpt_path = work.run.checkpoint
     launcher = trainer.strategy.launcher
     try:
-        with attention_backend(work.parsed.config.attention_backend), signals_end_the_run():
+        backend = attention_backend(work.parsed.config.attention_backend)
+        with backend, signals_end_the_run(), refusals_of_trainer():
             yield
     except InputError:
         if launcher:
