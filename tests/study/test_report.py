@@ -236,7 +236,7 @@ def test_bad_folders(folder, spoil, line, capsys):
     ("changes", "line"),
     [
         ({"study": None}, "has no 'study' block: add one with metric"),
-        ({"study": {**STUDY, "metric": 3}}, "'metric' is 3, not of type str"),
+        ({"study": {**STUDY, "metric": 3}}, "'study.metric' is 3, not of type str"),
         ({"study": {"metric": "val/top1"}}, "'question' is missing"),
         ({"runs": {}}, "'runs' is {}, not of type list"),
         ({"runs": [3]}, "a run is an object with cell, seed and metrics, not 3"),
