@@ -17,7 +17,7 @@ from attention_vision.report.consistency import (
     unlike_the_others,
     unlike_the_study,
 )
-from attention_vision.report.shapes import RESULT, RESULTS_FILE, STUDY, check_shape
+from attention_vision.report.shapes import RESULT, RESULTS_FILE, STUDY, check_shape, shown
 from attention_vision.report.statistics import Expectation, Values
 from attention_vision.yaml_json import read_json, require
 
@@ -214,11 +214,13 @@ def counted_runs(
                 waiting[cell, seed] = next((line for line in lines[::-1] if line.strip()), "")
                 continue
             content = read_json(file)
+            check_shape(content, RESULT, file)
             for key, value in {"study": name, "cell": cell, "seed": seed}.items():
                 if content.get(key) != value:
                     raise InputError(
-                        f"{file} belongs to another study or run: its {key} is {content.get(key)}, "
-                        f"but {value} in {source}; move it away, or report its own folder"
+                        f"{file} belongs to another study or run: its {key} is "
+                        f"{shown(content.get(key))}, but {shown(value)} in {source}; move it away, or"
+                        " report its own folder"
                     )
             parse_result(content, file)
             contents[cell, seed] = content
@@ -347,7 +349,9 @@ def parse_result(content: Any, source: Path, folder: Path | None = None) -> Resu
         InputError: a key is missing or of another type.
     """
     if not isinstance(content, dict):
-        raise InputError(f"{source}: a run is an object with cell, seed and metrics, not {content}")
+        raise InputError(
+            f"{source}: a run is an object with cell, seed and metrics, not {shown(content)}"
+        )
     metrics = require(content, "metrics", dict, source)
     for key, value in metrics.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):

@@ -1,5 +1,6 @@
 """Shapes of the files of a study, checked before anything is computed from them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ def check_shape(content: Any, shape: Any, source: Path, key: str = "") -> None:
     """
     if content is None:
         return
+    if not key:
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # half of a pair of surrogates
+            raise InputError(f"{source}: a text in it is not valid Unicode") from None
     kind = type(shape) if isinstance(shape, list | dict) else shape
     kinds = (int, float) if kind is float else kind
     if not isinstance(content, kinds) or isinstance(content, bool) is not (kind is bool):
@@ -58,9 +64,7 @@ def check_shape(content: Any, shape: Any, source: Path, key: str = "") -> None:
             if value is None:
                 raise InputError(f"{source}: '{key}', item {number + 1} is null")
             check_shape(value, shape[0], source, f"{key}, item {number + 1}")
-    elif (
-        isinstance(content, int | float) and abs(content) > LARGEST and abs(content) < float("inf")
-    ):
+    elif isinstance(content, int | float) and LARGEST < abs(content) < float("inf"):
         raise InputError(f"{source}: '{key}' is {shown(content)}, too large for a measurement")
 
 

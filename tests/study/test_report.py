@@ -204,9 +204,15 @@ SEED = "cells/se/seed0/result.json"
         ),
         (lambda f: short(f / "study.json"), "study.json, line 1: not valid JSON: truncated"),
         (lambda f: short(f / SEED), f"{SEED}, line 1: not valid JSON: truncated or damaged"),
-        (lambda f: change(f / SEED, study="x"), "belongs to another study or run: its study is x"),
+        (
+            lambda f: change(f / SEED, study="x"),
+            "to another study or run: its study is 'x'",
+        ),
         (lambda f: change(f / SEED, seed=1), "its seed is 1, but 0 in"),
-        (lambda f: change(f / SEED, metrics={"val/top1": "x"}), "val/top1 is 'x', which is not a"),
+        (
+            lambda f: change(f / SEED, metrics={"val/top1": "x"}),
+            "val/top1' is 'x', not a number",
+        ),
         (
             lambda f: change(f / "study.json", metric="val/ap"),
             "no run logs val/ap; metrics logged: val/top1, val/loss",
