@@ -68,10 +68,10 @@ class ClaimCheck(Callback):
         file = self.run / "claim.json"
         file.write_text(json.dumps(asdict(claim) | outcome, indent=2) + "\n")
         for logger in trainer.loggers:
-            if hasattr(logger, "write_to"):  # W&B's, which is not imported here
+            if hasattr(logger, "log_summary"):  # W&B's, which is not imported here
                 numbers = {"reported": claim.reported, **outcome}
-                summary = cast(Any, logger).experiment.summary
-                summary.update({f"claim/{key}": value for key, value in numbers.items()})
+                facts = {f"claim/{key}": value for key, value in numbers.items()}
+                cast(Any, logger).log_summary(facts)
         print(f"{start}, measured {measured:.5g}: {verdict}", flush=True)
 
     @staticmethod

@@ -26,7 +26,7 @@ from attention_vision.data.splits import SPLIT_NAMES, SplitShares, divide
 from attention_vision.errors import InputError
 from attention_vision.identity import data_difference, digest
 from attention_vision.training.distributed import broadcast, gather, rank, world_size
-from attention_vision.training.steps import mix, run_seed
+from attention_vision.training.steps import adds_seeds, mix, run_seed
 
 OnBadImage = Literal["stop", "skip"]
 FindBroken = Callable[[Sequence[str]], dict[str, str]]  # images -> those that do not decode: reason
@@ -325,18 +325,26 @@ def names_digest(names: Sequence[str]) -> str:
 class EpochSampler(DistributedSampler):
     """Shuffled (epoch, index) pairs; the loader saves the position in the epoch.
 
-    A DistributedSampler, so that Lightning leaves it alone and sets its epoch. A position that was
+    A DistributedSampler, so that Lightning leaves it alone and sets its epoch. Its order is drawn
+    from seed and epoch mixed, where torch adds them: seed 1 would begin with the second order of
+    seed 0. A run that began with sums, by an early version, goes on with them. A position that was
     loaded counts for its own epoch only: loaded at an epoch's end, it is gone when the next begins.
     """
 
     def __init__(self, images: Dataset, replicas: int, rank: int, seed: int):
         super().__init__(images, replicas, rank, shuffle=True, seed=seed, drop_last=True)
         self.yielded = 0
+        self.adds = False
         self._resume: dict[int, int] = {}  # epoch -> samples to skip
 
     def order(self) -> list[int]:
         """The indices of this process in this epoch, from (seed, epoch, rank) alone."""
-        return list(super().__iter__())
+        return self.shuffled()[self.rank : self.total_size : self.num_replicas].tolist()
+
+    def shuffled(self) -> Tensor:
+        """The indices of all processes in this epoch."""
+        seed = self.seed + self.epoch if self.adds else mix(self.seed, self.epoch)
+        return torch.randperm(length(self.dataset), generator=torch.Generator().manual_seed(seed))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # A generator: nothing below runs before the first sample is asked for.
@@ -417,9 +425,7 @@ class RepeatedSampler(EpochSampler):
             )
 
     def order(self) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        images = torch.randperm(length(self.dataset), generator=generator)
-        samples = images[:, None] * self.repeats + torch.arange(self.repeats)
+        samples = self.shuffled()[:, None] * self.repeats + torch.arange(self.repeats)
         return samples.flatten()[self.rank :: self.num_replicas][: self.num_samples].tolist()
 
 
@@ -481,6 +487,7 @@ def train_loader(
     if trainer is not None:
         # Lightning tells the sampler only after the first epoch's workers have begun to load.
         epochs = trainer.fit_loop.epoch_progress.current  # annotated as its base class
+        sampler.adds = adds_seeds(trainer)
         sampler.set_epoch(epochs.processed)  # pyright: ignore[reportAttributeAccessIssue]
     return TrainLoader(sampler.dataset, sampler=sampler, drop_last=True, **loading)
 

@@ -253,7 +253,7 @@ class ReportData(Callback):
         write_atomically(run_folder(trainer) / SUMMARY, json.dumps(facts, indent=2) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.config.update({"data_summary": facts}, allow_val_change=True)
+                logger.log_hyperparams({"data_summary": facts})
 
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
