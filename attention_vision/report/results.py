@@ -219,8 +219,8 @@ def counted_runs(
                 if content.get(key) != value:
                     raise InputError(
                         f"{file} belongs to another study or run: its {key} is "
-                        f"{shown(content.get(key))}, but {shown(value)} in {source}; move it away, or"
-                        " report its own folder"
+                        f"{shown(content.get(key))}, but {shown(value)} in {source};"
+                        " move it away, or report its own folder"
                     )
             parse_result(content, file)
             contents[cell, seed] = content
