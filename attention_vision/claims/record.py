@@ -117,7 +117,7 @@ def experiment_of(outcome: dict[str, Any], run: Path, root: Path) -> Path:
 def refuse_other_checkpoints(run: Path, outcome: dict[str, Any]) -> None:
     """Refuse a claim that was compared with another checkpoint than the run now has.
 
-    Files of before version 0.3 do not say which it was; they are taken as they are.
+    Files of version 0.1 do not say which it was; they are taken as they are.
 
     Raises:
         InputError: the run was trained on since, or its files are of two checkpoints.
@@ -151,7 +151,7 @@ def last_validated(run: Path) -> int | None:
 
 
 def data_of(run: Path) -> dict[str, Any]:
-    """Return the fingerprint of the data of a run; {} of a run before version 0.3."""
+    """Return the fingerprint of the data of a run; {} of a run of version 0.1."""
     file = run / "data.json"
     found = read_json(file).get("fingerprint") if file.is_file() else None
     return found if isinstance(found, dict) else {}

@@ -186,7 +186,7 @@ def test_one_tried_cell_is_run_again(study, capsys):
     assert "4 of 4 runs finished" in printed
 
 
-def test_trial_runs_of_version_0_2_are_found_by_their_config(study, capsys):
+def test_trial_runs_of_version_0_1_are_found_by_their_config(study, capsys):
     """Their hash was that of the cell, whatever the profile."""
     study(capsys)
     cells = read_definition(study.file).cells

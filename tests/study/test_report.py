@@ -139,7 +139,8 @@ def test_gaps_are_said(tmp_path):
     (failed / "error.txt").write_text("Traceback\n  ...\nRuntimeError: out of memory\n\n")
     report = report_of(folder)
     assert report.remarks == [
-        "missing: se, seeds 1, 2: RuntimeError: out of memory",
+        "failed: se, seed 1: RuntimeError: out of memory",
+        "missing: se, seed 2",
         "missing: cbam, seed 0",
         "no interval: se against none: one seed: its spread is not known",
     ]
