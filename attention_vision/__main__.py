@@ -4,7 +4,6 @@ Also `python -m attention_vision ...`. Imports nothing heavy until a task runs: 
 takes seconds, and `--help`, `--version` and a misspelt command must not wait for it.
 """
 
-import os
 import sys
 
 from attention_vision import __version__
@@ -26,8 +25,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def choose(arguments: list[str]) -> int:
     """Runs the command that the first words name."""
-    if os.getcwd() not in sys.path:  # for `class_path: mine.Mine`; installed packages come first
-        sys.path.append(os.getcwd())
     task, verb = (*arguments[:2], "", "")[:2]
     if not task or task in ("-h", "--help"):
         print(HELP, end="")
@@ -63,6 +60,10 @@ def choose(arguments: list[str]) -> int:
     if verb not in VERBS:
         return unknown("verb", verb, VERBS)
 
+    if verb == "fit":
+        from attention_vision.training.early_signals import keep_early_signals
+
+        keep_early_signals()  # the imports take seconds
     from attention_vision.cli.task import main as run
 
     return run(task, verb, arguments[2:])

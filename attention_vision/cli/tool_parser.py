@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from attention_vision.errors import InputError, one_line
 
+TRUST = "configs may name classes outside of this package, torch and torchvision"
+
 
 class ToolParser(ArgumentParser):
     """Parser of `attention-vision NAME`; raises InputError instead of printing a usage text."""
