@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from attention_vision.errors import ConfigError, InputError, one_line
-from attention_vision.runs import RUN_VARIABLE
+from attention_vision.errors import RUN_VARIABLE, ConfigError, InputError, one_line
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = (str(Path(os.__file__).parent), "site-packages", "dist-packages")  # of others
