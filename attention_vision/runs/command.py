@@ -24,7 +24,7 @@ from lightning.pytorch import (
     Trainer,
     seed_everything,
 )
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
@@ -514,6 +514,9 @@ def make_trainer(
         ReportData(),
         *as_list(options.callbacks, Callback),
     ]
+    for one in options.callbacks:  # Lightning's place for them is a folder in the run folder
+        if isinstance(one, ModelCheckpoint) and one.dirpath is None:
+            one.dirpath = str(run.folder / "checkpoints")
     if fits and options.enable_checkpointing is not False:
         options.callbacks.append(RunFiles(run.folder))
         options.callbacks += checkpoint_callbacks(
