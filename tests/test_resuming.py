@@ -9,19 +9,19 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from attention_vision.__main__ import main
 from attention_vision.errors import InputError
-from attention_vision.runs.command import parse
 from attention_vision.runs.resume import (
-    RULES,
     differences,
     flags_of_run,
     refusal,
@@ -36,6 +36,7 @@ from attention_vision.training.run_lock import RunLock
 
 EXPERIMENT = """
 threads: 1
+pictures: false
 trainer: {accelerator: cpu, devices: 1, limit_train_batches: 4, limit_val_batches: 1,
   num_sanity_val_steps: 0, log_every_n_steps: 1, max_epochs: 1}
 data: {class_path: Digits, init_args: {image_size: 16, batch_size: 8, num_workers: 0}}
@@ -49,6 +50,7 @@ model:
 """
 GAN = """
 threads: 1
+pictures: false
 trainer: {accelerator: cpu, devices: 1, limit_train_batches: 4, limit_val_batches: 0,
   num_sanity_val_steps: 0, log_every_n_steps: 1, max_epochs: -1}
 data: {class_path: DigitImages, init_args: {size: 16, batch_size: 4, num_workers: 0}}
@@ -63,6 +65,7 @@ model:
 """
 DETECTION = """
 threads: 1
+pictures: false
 trainer: {accelerator: cpu, devices: 1, limit_train_batches: 4, limit_val_batches: 0,
   num_sanity_val_steps: 0, log_every_n_steps: 1, max_epochs: -1}
 data: {class_path: DigitScenes,
@@ -142,16 +145,6 @@ def test_the_documentation_has_the_table():
 )
 def test_the_rule_of_a_key(key, effect):
     assert rule_of(key).effect == effect
-
-
-def test_every_argument_has_a_rule_of_its_own_kind():
-    """A rule that no key meets would be a row of the documentation about nothing."""
-    keys = set()
-    for task in FILES:
-        parsed = parse(task, "fit", ["-c", f"{task}.yaml"])
-        config = yaml.safe_load(parsed.parser.dump(parsed.config, skip_link_targets=False))
-        keys |= {rule_of(key) for key in differences({}, config)}
-    assert keys == set(RULES)
 
 
 def test_effects_of_changes():
@@ -344,10 +337,11 @@ def test_other_processes_inside_an_epoch_are_refused():
 # A run that ended inside an epoch, and goes on
 
 
+IMAGES = "--data=ImageFolder --data.root=images --data.image_size=16 --data.batch_size=2"
 LONGER = [
     ("classification", "--trainer.max_epochs=-1"),
     ("classification", "--trainer.accumulate_grad_batches=2 --data.num_workers=1"),
-    ("classification", "--model.class_weights=balanced --data.split.val=0.3"),
+    ("classification", f"{IMAGES} --model.class_weights=balanced --data.split.val=0.3"),
     ("classification", "--data.balanced=true --model.ema_decay=0.9 --trainer.limit_val_batches=0"),
     ("detection", ""),
     ("generation", ""),
@@ -356,6 +350,8 @@ LONGER = [
 
 @pytest.mark.parametrize(("task", "flags"), LONGER, ids=[f"{t} {f}" for t, f in LONGER])
 def test_a_run_of_more_steps_does_those_of_one_long_run(task, flags):
+    if "images" in flags:
+        few_images()
     steps, more = ("3", "5") if "accumulate" in flags else ("6", "9")
     flags = ["--trainer.max_epochs=9", *flags.split()]
     assert fit("--run=whole", f"--trainer.max_steps={more}", *flags, task=task) == 0
@@ -365,6 +361,38 @@ def test_a_run_of_more_steps_does_those_of_one_long_run(task, flags):
     keys = ("epoch", "step", "train/loss_step", "train/lr")
     curves = [[[row.get(key) for key in keys] for row in rows(run)] for run in ("run", "whole")]
     assert curves[0] == curves[1]
+
+
+def few_images() -> None:
+    """12 images of one class and 6 of another."""
+    generator = np.random.default_rng(0)
+    for name, count in (("cat", 12), ("dog", 6)):
+        folder = Path("images/train", name)
+        folder.mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda: Path("images/train/cat/3.png").unlink(), "are not those of the training"),
+        (
+            lambda: Path("images/train/cat").rename("images/train/ant"),
+            "ant is not among the 2 classes",
+        ),
+        (lambda: None, "data.split.seed is 1 here and 0 in"),
+    ],
+)
+def test_a_run_is_not_resumed_on_other_data(change, line, capsys):
+    few_images()
+    assert fit("--run=run", *IMAGES.split(), "--data.split.val=0.3") == 0
+    before, flags = files("run"), ["--data.split.seed=1"] if "seed" in line else []
+    change()
+    assert fit(*FROM_RUN, "--trainer.max_epochs=2", *flags) == 1
+    assert line in capsys.readouterr().err
+    assert files("run") == before
 
 
 class StopAt(Callback):
