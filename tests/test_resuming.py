@@ -462,7 +462,7 @@ def test_a_run_with_best_alone_goes_on(requeued, monkeypatch, capsys):
     else:
         flags.append("--ckpt_path=last")
     assert fit(*flags, "--trainer.callbacks=null") == 0
-    assert "there is no last.ckpt yet: resumed from run/checkpoints/best.ckpt" in (
+    assert "there is no last.ckpt: resumed from run/checkpoints/best.ckpt" in (
         capsys.readouterr().out
     )
     assert not Path("run/run.lock").exists()

@@ -1,6 +1,7 @@
 """Layout of a run folder, and its checkpoints by name.
 
-RUN/config.yaml  metrics.csv  checkpoints/{last,best}.ckpt  pictures/  {validate,test}.json
+RUN/config.yaml  metrics.csv  checkpoints/{last,previous,best}.ckpt  pictures/
+RUN/{validate,test}.json; previous.ckpt is the last.ckpt before the last one
 """
 
 import os
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 from attention_vision.errors import InputError
+from attention_vision.training.checkpoint_io import check_sums
+from attention_vision.training.progress import say
 
 
 def default_run(task: str, stem: str) -> Path:
@@ -77,27 +80,55 @@ def find_checkpoint(run: Path, name: str = "best") -> Path:
 
 
 def resumable_checkpoint(run: Path, name: str) -> Path:
-    """The file that training resumes from; "last" is best.ckpt until there is a last.ckpt.
+    """The file that training resumes from; the latest other one for a last.ckpt that is not there.
 
     A run whose first validation comes before its first save of last.ckpt has best.ckpt alone.
 
     Raises:
         InputError: there is no such file.
     """
-    best, last = (run / "checkpoints" / f"{stem}.ckpt" for stem in ("best", "last"))
-    return (
-        best
-        if name == "last" and best.is_file() and not last.is_file()
-        else find_checkpoint(run, name)
-    )
+    folder = run / "checkpoints"
+    if name != "last" or (folder / "last.ckpt").is_file():
+        return find_checkpoint(run, name)
+    return latest(folder) or find_checkpoint(run, name)
+
+
+def latest(folder: Path) -> Path | None:
+    """The whole checkpoint of most steps beside last.ckpt; None without one."""
+    steps = {}
+    for other in (folder / name for name in ("previous.ckpt", "best.ckpt")):
+        with suppress(InputError, KeyError):
+            steps[other] = read_checkpoint(other)["global_step"]
+    return max(steps, key=lambda one: steps[one]) if steps else None
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Read a checkpoint, memory-mapped. Raises InputError for a damaged or other file."""
+    check_sums(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails anywhere in the unpickler
         raise InputError(f"{file} is damaged, or not a checkpoint of this command") from error
+
+
+def undamaged(file: Path) -> Path:
+    """The checkpoint, or the latest whole one beside it if it is a damaged last.ckpt; says so.
+
+    Raises:
+        InputError: the file is damaged, and there is no other for it.
+    """
+    try:
+        read_checkpoint(file)
+    except InputError as error:
+        if file.name != "last.ckpt":
+            raise
+        other = latest(file.parent)
+        if other is None:
+            raise InputError(f"{error}; {file.parent} has no other to resume from") from error
+        step = read_checkpoint(other)["global_step"]
+        say(f"{error}: resuming from {other.name}, of step {step}; later steps are repeated")
+        return other
+    return file
 
 
 def read_state(file: Path, module: nn.Module) -> dict[str, torch.Tensor]:
