@@ -402,8 +402,8 @@ def checkpoint_to_resume(parsed: Parsed, run: OpenRun) -> Path | None:
             f"{folder} continues {checkpoint}: its weights, optimizer and position; --weights"
             f" {checkpoint} would take the weights alone"
         )
-    elif config.ckpt_path == "last" and checkpoint.stem == "best":
-        parsed.notices.append(f"there is no last.ckpt yet: resumed from {checkpoint}")
+    elif config.ckpt_path == "last" and not (folder / "checkpoints" / "last.ckpt").is_file():
+        parsed.notices.append(f"there is no last.ckpt: resumed from {checkpoint}")
     return checkpoint
 
 

@@ -155,6 +155,30 @@ def flattened(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, node
 
 
+def differences(
+    config: Mapping[str, Any], now: Mapping[str, Any], same_version: bool = True
+) -> dict[str, Change]:
+    """Arguments that differ between two configs, by dotted key.
+
+    What the data or the checkpoint settles is not compared, nor are the arguments of a class that
+    is another one, nor, of a config of another version, those that only one of the two has.
+    """
+    before, after = arguments(with_current_paths(config)), arguments(now)
+    found: dict[str, Change] = {}
+    for key in [*before, *(key for key in after if key not in before)]:
+        old, new = before.get(key, ABSENT), after.get(key, ABSENT)
+        absent = old is ABSENT or new is ABSENT
+        above = [one for node, one in found.items() if key.startswith(f"{node}.")]
+        of_another_class = any(isinstance(one, str) for change in above for one in change)
+        settled = key.endswith(".num_classes") or (
+            key.startswith("data.preprocessing.") and None in (old, new)
+        )
+        unknown = absent and (above or not same_version)
+        if old != new and not (of_another_class or settled or unknown):
+            found[key] = Change(*(None if one is ABSENT else one for one in (old, new)))
+    return found
+
+
 def changed_arguments(
     record: Mapping[str, Any], config: Mapping[str, Any], checkpoint: Path, inside: bool
 ) -> dict[str, Change]:
@@ -172,25 +196,12 @@ def changed_arguments(
     Raises:
         InputError: a change that `RULES` refuse.
     """
-    before, after = arguments(with_current_paths(record["config"])), arguments(config)
-    other = record.get("version") != __version__  # whose config has other keys
-    changes: dict[str, Change] = {}
-    for key in [*before, *(key for key in after if key not in before)]:
-        old, new = before.get(key, ABSENT), after.get(key, ABSENT)
-        absent = old is ABSENT or new is ABSENT
-        above = [one for node, one in changes.items() if key.startswith(f"{node}.")]
-        of_another_class = any(isinstance(one, str) for change in above for one in change)
-        settled = key.endswith(".num_classes") or (
-            key.startswith("data.preprocessing.") and new in (None, ABSENT)
-        )  # by the data, and by the checkpoint
-        if old == new or (absent and (other or above)) or of_another_class or settled:
-            continue
-        changes[key] = Change(*(None if one is ABSENT else one for one in (old, new)))
-    for key, (old, new) in changes.items():
-        if reason := refusal(key, changes[key], inside):
-            raise InputError(
-                f"{key} is {shown(new)} here and {shown(old)} in {checkpoint}: {reason}"
-            )
+    same_version = record.get("version") == __version__
+    changes = differences(record["config"], config, same_version)
+    for key, change in changes.items():
+        if reason := refusal(key, change, inside):
+            old, new = map(shown, change)
+            raise InputError(f"{key} is {new} here and {old} in {checkpoint}: {reason}")
     return changes
 
 
