@@ -63,7 +63,7 @@ from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, RunBar, say
 from attention_vision.training.resume import checkpoint_callbacks
-from attention_vision.training.run_files import RunFiles
+from attention_vision.training.run_files import RunFiles, read_config
 from attention_vision.training.run_folder import (
     best_or_last,
     default_run,
@@ -184,7 +184,7 @@ def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]
         flag, equals, value = word.partition("=")
         value = value if equals else following
         if flag in ("-c", "--config") and Path(value).is_file():
-            yield Path(value), read_yaml(Path(value))
+            yield Path(value), read_config(Path(value))
         elif flag.startswith("--"):
             yield None, {flag[2:]: value}
 

@@ -1,17 +1,20 @@
 """Comparison of config.yaml and metrics.csv with what they were when a checkpoint was written."""
 
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from attention_vision.errors import ConfigError, InputError
 from attention_vision.training.progress import say
 from attention_vision.training.run_folder import read_checkpoint
-from attention_vision.yaml_json import write_atomically
+from attention_vision.yaml_json import read_yaml, write_atomically
 
 EARLIER = "config.earlier.yaml"
+NAMES = ("last", "previous", "best")
 
 
 class RunFiles(Callback):
@@ -46,7 +49,7 @@ class RunFiles(Callback):
 
     def differences(self, checkpoint: Path) -> list[str]:
         """One line per file that is not what it was; empty for a checkpoint of an older version."""
-        kept = read_checkpoint(checkpoint).get("callbacks", {}).get(self.state_key)
+        kept = recorded(checkpoint)
         if not kept:
             return []
         lines = []
@@ -55,8 +58,8 @@ class RunFiles(Callback):
             write_atomically(self.folder / EARLIER, kept["config"])
             changes = changed_keys(kept["config"], config.read_text())
             lines.append(
-                f"{config} was edited or damaged since {checkpoint.name} was written"
-                f" ({changes}); the earlier one is {self.folder / EARLIER}"
+                f"{config} is not the one that {checkpoint.name} was written with ({changes}); if"
+                f" that is damage and not an edit, the earlier one is {self.folder / EARLIER}"
             )
         if not metrics.is_file() or metrics.stat().st_size < kept["bytes"]:
             lines.append(f"{metrics} was cut since {checkpoint.name} was written: rows are missing")
@@ -66,6 +69,33 @@ class RunFiles(Callback):
                 " does not fit, its earlier rows may be wrong"
             )
         return lines
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a YAML file; for a damaged config.yaml of a run, write the one its checkpoints know.
+
+    Raises:
+        ConfigError: the file is not valid; the message names the earlier one.
+    """
+    try:
+        return read_yaml(file)
+    except ConfigError as error:
+        checkpoints = (file.parent / "checkpoints" / f"{name}.ckpt" for name in NAMES)
+        known = {}
+        for checkpoint in filter(Path.is_file, checkpoints if file.name == "config.yaml" else ()):
+            with suppress(InputError):
+                known[checkpoint] = recorded(checkpoint).get("config")
+        for checkpoint, text in known.items():
+            if text:
+                earlier = file.with_name(EARLIER)
+                write_atomically(earlier, text)
+                raise ConfigError(f"{error}; the one of {checkpoint.name} is {earlier}") from error
+        raise
+
+
+def recorded(checkpoint: Path) -> dict[str, Any]:
+    """What `RunFiles` recorded in a checkpoint; empty in one of an older version."""
+    return read_checkpoint(checkpoint).get("callbacks", {}).get(RunFiles.__qualname__, {})
 
 
 def crc32(file: Path, size: int = -1) -> int:
