@@ -96,7 +96,9 @@ def run(options: Namespace) -> None:
     from PIL import Image
 
     from attention_vision.runs.load import load_data, load_run, read_run
+    from attention_vision.runs.measured import add_origin, identity_of, other_data_line
     from attention_vision.training.progress import quiet
+    from attention_vision.training.run_folder import best_or_last
     from attention_vision.visualization.explainer import DrawOptions
 
     quiet()
@@ -119,6 +121,10 @@ def run(options: Namespace) -> None:
     out = Path(options.out or folder / "explained")
     out.mkdir(parents=True, exist_ok=True)
     print("layers: " + ", ".join(names))
+    source = best_or_last(folder)
+    print(f"checkpoint: {source}")
+    if not options.images and (line := other_data_line(folder, data)):
+        print(line)
     for name in names:
         if layers[name].kind == "none":
             print(f"{name}: {layers[name].title}; its weights are in the .npz")
@@ -129,6 +135,7 @@ def run(options: Namespace) -> None:
         arrays: dict[str, Any] = explained.arrays
         np.savez_compressed(out / f"{title}.npz", **arrays)
         print(f"{out / title}.png: {explained.line}", flush=True)
+    add_origin(out / "explain.json", list(samples), identity_of(source, None))
 
 
 def find_samples(

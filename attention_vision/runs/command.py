@@ -47,6 +47,7 @@ from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
+from attention_vision.runs.measured import identity_of, other_data_line
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.runs.weights import (
     labels_of,
@@ -58,6 +59,7 @@ from attention_vision.runs.weights import (
 )
 from attention_vision.training.checkpoint_io import AtomicCheckpointIO
 from attention_vision.training.heartbeat import Heartbeat
+from attention_vision.training.finite import FiniteSteps
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
@@ -74,6 +76,7 @@ from attention_vision.training.run_folder import (
     undamaged,
 )
 from attention_vision.training.signals import Stopped, signals_end_the_run
+from attention_vision.training.steps import step_number
 from attention_vision.yaml_json import read_yaml
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
@@ -216,6 +219,11 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
     parser.add_argument(
         "--checkpoint_every_n_steps", type=int | None, default=None,
         help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--on_nonfinite", type=Literal["stop", "skip"], default="stop",
+        help="at a loss or gradients that are NaN or infinite: stop, or leave the step out, which"
+        " waits for the GPU in every step",
     )  # fmt: skip
     parser.add_argument(
         "--pictures", type=bool, default=True,
@@ -384,7 +392,12 @@ def make_trainer(
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.write_to(run.folder)
-    options.callbacks = [ReportData(), *as_list(options.callbacks, Callback), *callbacks]
+    options.callbacks = [
+        FiniteSteps(parsed.config.on_nonfinite),  # first: the others see no such step
+        ReportData(),
+        *as_list(options.callbacks, Callback),
+        *callbacks,
+    ]
     if fits and options.enable_checkpointing is not False:
         options.callbacks.append(RunFiles(run.folder))
         options.callbacks += checkpoint_callbacks(
@@ -433,7 +446,8 @@ def fit(work: Work) -> None:
     with running(work):
         work.trainer.fit(module, datamodule=data, weights_only=True)
     if work.parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
-        write_json(work, "fp8.json", compare_after_fit(work.trainer, module, data))
+        step = {"step": step_number(work.trainer) - 1}
+        write_json(work, "fp8.json", step | compare_after_fit(work.trainer, module, data))
     if not work.objects.trainer.fast_dev_run:
         say(f"finished: {work.run.folder}")
 
@@ -448,7 +462,10 @@ def evaluate(work: Work) -> None:
     metrics = merged(results)
     images, total = evaluated_images(work)
     source = str(work.run.checkpoint or named_weights(parsed.config))
-    report = {"checkpoint": source, "images": images, "metrics": metrics}
+    origin = identity_of(source, work.objects.data)
+    if line := other_data_line(work.run.folder, work.objects.data):
+        say(line)
+    report = {**origin, "images": images, "metrics": metrics}
     if parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
         exact = metrics_in("fused", verb, work.objects.module, work.objects.data)
         report["metrics_fused"] = exact
@@ -461,8 +478,13 @@ def evaluate(work: Work) -> None:
 def predict(work: Work) -> None:
     """Apply the network to images; the task writes its own files."""
     say_what_is_measured(work)
+    source = work.run.checkpoint or named_weights(work.parsed.config)
+    if work.trainer.is_global_zero:  # a prediction that is stopped has not the origin of another
+        (work.run.folder / "predict.json").unlink(missing_ok=True)
     with running(work):
         work.trainer.predict(work.objects.module, datamodule=work.objects.data, weights_only=True)
+    origin = identity_of(source, None) | {"images": getattr(work.objects.data, "images", None)}
+    write_json(work, "predict.json", origin)
     files = (work.run.folder / name for name in work.parsed.task.predictions)
     say(f"written: {', '.join(str(file) for file in files if file.exists())}")
 

@@ -36,11 +36,14 @@ class StepCheckpoint(ModelCheckpoint):
 class BestCheckpoint(ModelCheckpoint):
     """Keep the best score if the run folder was moved, where Lightning would start again.
 
-    Nothing is saved if a validation does not log the key: a GAN may be trained without a score.
+    Nothing is saved if a validation does not log the key: a GAN may be trained without a score. A
+    score that is not finite is never the best one, and does not stand in the way of a better one.
     """
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
-        if self.monitor in monitor_candidates:
+        assert self.monitor is not None  # see `checkpoint_callbacks`
+        score = monitor_candidates.get(self.monitor)
+        if score is not None and torch.isfinite(score):
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -51,6 +54,7 @@ class BestCheckpoint(ModelCheckpoint):
             state_dict |= {"dirpath": self.dirpath, "best_k_models": {path: score}}
             state_dict |= {"best_model_path": path, "kth_best_model_path": path}
         super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]  # which Lightning leaves out
 
 
 def checkpoint_callbacks(
