@@ -27,7 +27,6 @@ from lightning.pytorch import (
 )
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
@@ -42,9 +41,12 @@ from attention_vision.config.parser import (
     kept_arguments,
     parse_words,
 )
+from attention_vision.config.trainer import check_after, check_before, refusals_of_trainer
+from attention_vision.config.trust import imports, trusts_everything
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
+from attention_vision.runs import RUN_VARIABLE
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.measured import identity_of, other_data_line
@@ -58,8 +60,8 @@ from attention_vision.runs.weights import (
     weights_by_flag,
 )
 from attention_vision.training.checkpoint_io import AtomicCheckpointIO
-from attention_vision.training.heartbeat import Heartbeat
 from attention_vision.training.finite import FiniteSteps
+from attention_vision.training.heartbeat import Heartbeat
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
@@ -79,8 +81,8 @@ from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.training.steps import step_number
 from attention_vision.yaml_json import read_yaml
 
+TRUST = "--trust"  # a word of the command alone: a file cannot ask to be trusted
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
-RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Parsed:
         config: of all files and flags, defaults filled in.
         notices: lines on arguments that a changed class keeps from the one before it.
         weights_by_flag: whether a flag, not a file alone, names weights.
+        trusted: whether the config may name any class: that of fit, or by --trust.
     """
 
     name: str
@@ -102,6 +105,7 @@ class Parsed:
     config: Namespace
     notices: list[str]
     weights_by_flag: bool
+    trusted: bool
 
 
 @dataclass(frozen=True)
@@ -166,16 +170,19 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
         ConfigError: they do not parse, or a file is of another task.
     """
     task = TASKS[name]
+    trusted = verb == "fit" or TRUST in words or trusts_everything()
+    words = [word for word in words if word != TRUST]
     given = list(read_words(words))
     for file, content in given:
         if file is not None and (other := content.get("task", name)) != name:
             raise ConfigError(f"{file} is for `attention-vision {other}`, not for {name}")
     parser = make_parser(name, verb, task)
     roots = {"model": task.model, "data": task.data, "trainer": Trainer}
-    config = parse_words(parser, words, roots)
+    with imports(trusted, ", ".join(str(file) for file, _ in given if file)):
+        config = parse_words(parser, words, roots)
     notices = kept_arguments((content for _, content in given), config.as_dict())
     by_flag = weights_by_flag(content for file, content in given if file is None)
-    return Parsed(name, verb, task, parser, config, notices, by_flag)
+    return Parsed(name, verb, task, parser, config, notices, by_flag, trusted)
 
 
 def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]:
@@ -197,6 +204,8 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
     parser = ArgumentParser(
         prog=f"attention-vision {name} {verb}",
         description=None,
+        epilog="--trust: configs may name classes outside of this package, torch and torchvision"
+        " (those of fit always may)",
         allow_abbrev=False,  # or `--trainer.max_epoch 3` passes for something else
         exit_on_error=False,
         dump_header=[
@@ -263,11 +272,11 @@ def open_run(parsed: Parsed) -> OpenRun:
             run, there is no such checkpoint, or nothing to evaluate.
     """
     config = parsed.config
-    if rank_zero_only.rank and RUN in os.environ:
-        folder = Path(os.environ[RUN])
+    if rank_zero_only.rank and RUN_VARIABLE in os.environ:  # Lightning started it for DDP
+        folder = Path(os.environ[RUN_VARIABLE])
     else:
         folder = choose_folder(parsed)
-        os.environ[RUN] = str(folder)
+        os.environ[RUN_VARIABLE] = str(folder)
     if parsed.verb == "fit" and is_requeued() and holds_run(folder):
         config.ckpt_path = config.ckpt_path or "last"
     named, config.run = config.run is not None, str(folder)
@@ -340,7 +349,10 @@ def build(parsed: Parsed, checkpoint: Path | None = None) -> Built:
             data.use_labels(labels)
         return data
 
-    built = instantiate(parsed.parser, config, [(with_labels, TaskData, True)])
+    if parsed.verb != "fit":
+        config.trainer.logger = None  # the curves of a run belong to its training
+    with imports(parsed.trusted, ", ".join(map(str, config.config or []))):
+        built = instantiate(parsed.parser, config, [(with_labels, TaskData, True)])
     settle_classes(parsed, built.model, built.data)
     if checkpoint:
         read_state(checkpoint, built.model)
@@ -386,7 +398,7 @@ def make_trainer(
         InputError: what the trainer refuses, such as a device that is not here.
     """
     fits, options = parsed.verb == "fit", objects.trainer
-    loggers = []  # the curves of a run belong to its training
+    loggers = []
     if fits:
         loggers = [MetricsCSV(str(run.folder)), *as_list(options.logger, Logger)]
     for logger in loggers:
@@ -425,10 +437,10 @@ def make_trainer(
     if fits and not options.fast_dev_run:
         options.callbacks.append(SaveConfig(parsed.parser, parsed.config, save_to_log_dir=False))
     options.logger, options.default_root_dir = loggers, str(run.folder)
-    try:
+    check_before(options)
+    with refusals_of_trainer():  # no such GPU, ...
         trainer = validate_at_end(Trainer(**options))
-    except (MisconfigurationException, RuntimeError, ValueError) as error:  # no such GPU, ...
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    check_after(trainer)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if trainer.is_global_zero and not options.fast_dev_run:
@@ -508,7 +520,8 @@ def running(work: Work) -> Iterator[None]:
     trainer.ckpt_path = work.run.checkpoint
     launcher = trainer.strategy.launcher
     try:
-        with attention_backend(work.parsed.config.attention_backend), signals_end_the_run():
+        backend = attention_backend(work.parsed.config.attention_backend)
+        with backend, signals_end_the_run(), refusals_of_trainer():
             yield
     except InputError:
         if launcher:

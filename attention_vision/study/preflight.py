@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Timer
 
+from attention_vision.config.trust import trusting
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import InputError
 from attention_vision.profiling.cost import Cost, macs, measure
@@ -52,6 +53,7 @@ class Preflight:
         return min(ends, default=None)
 
 
+@trusting()
 def run_preflight(task: str, config: Path, flops: float | None, without_data: bool) -> Preflight:
     """Parse and build a cell, and measure its cost.
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from attention_vision.config.trust import trusting
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import InputError, one_line
 from attention_vision.identity import code
@@ -77,6 +78,7 @@ class CheckMetric(Callback):
             raise no_metric_error(self.run, logged)
 
 
+@trusting()  # a study is trained, as by fit
 def train(run: Run, cost: dict[str, Any]) -> None:
     """Train a run from its last checkpoint or from the start, and write result.json.
 

@@ -11,7 +11,8 @@ import pytest
 from scipy import stats
 from study_folders import STUDY, VALUES, result, write, write_file, write_folder
 
-from attention_vision.cli.study_report import main, write_report
+from attention_vision.__main__ import main as command
+from attention_vision.cli.study_report import write_report
 from attention_vision.report import plots as figures
 from attention_vision.report import tables
 from attention_vision.report.results import read_study
@@ -19,6 +20,10 @@ from attention_vision.report.summary import Report
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 PARTIAL = {"none": VALUES["none"], "se": {0: 0.93}, "cbam": {1: 0.90, 2: 0.93}}
+
+
+def main(words: list[str]) -> int:
+    return command(["study", "report", *words])
 
 
 @pytest.fixture
