@@ -161,7 +161,7 @@ def flip(file: str, part: bytes = b"") -> None:
     if not part:
         state = torch.load(file, weights_only=True)["state_dict"]
         part = max(state.values(), key=torch.numel).numpy().tobytes()[:64]
-    content[content.index(part) + len(part) // 2] ^= 1
+    content[content.index(part) + len(part) - 2] ^= 1
     Path(file).write_bytes(content)
 
 
