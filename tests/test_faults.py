@@ -196,7 +196,7 @@ FAULTS = [
     Fault("flipped bits in metrics.csv", RESUME, "checksum",
           lambda: flip("run/metrics.csv", b"loss")),
     Fault("metrics.csv is cut", RESUME, "was cut", lambda: cut("run/metrics.csv")),
-    Fault("flipped bits in config.yaml", RESUME, "is not the one",
+    Fault("flipped bits in config.yaml", RESUME, "batch_size",
           lambda: flip("run/config.yaml", b"batch_size: 16\n")),
     Fault("config.yaml is not YAML", RESUME, "not valid YAML",
           lambda: Path("run/config.yaml").write_text("model: {")),
@@ -298,14 +298,13 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
-def test_a_lost_process_ends_the_others(number, tmp_path):
+def test_a_process_that_stops_ends_a_run(tmp_path):
     (tmp_path / "experiment.yaml").write_text(EXPERIMENT)
     (tmp_path / "two.py").write_text(TWO)
     flags = ["--trainer.devices=2", "--trainer.strategy=ddp", "--run=run"]
     flags += ['--trainer.callbacks=[{"class_path": "two.Fault"}]']
     environment = {key: value for key, value in os.environ.items() if "SLURM" not in key}
-    environment |= {"FAULT": str(int(number)), "FAULT_RANK": "1"}
+    environment |= {"FAULT": str(int(signal.SIGSTOP)), "FAULT_RANK": "1"}
     start = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "two.py", "classification", "fit", "-c", "experiment.yaml", *flags],
