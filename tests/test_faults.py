@@ -196,7 +196,7 @@ FAULTS = [
     Fault("flipped bits in metrics.csv", RESUME, "checksum",
           lambda: flip("run/metrics.csv", b"loss")),
     Fault("metrics.csv is cut", RESUME, "was cut", lambda: cut("run/metrics.csv")),
-    Fault("flipped bits in config.yaml", RESUME, "batch_size",
+    Fault("flipped bits in config.yaml", RESUME, "^changed on resume",
           lambda: flip("run/config.yaml", b"batch_size: 16\n")),
     Fault("config.yaml is not YAML", RESUME, "not valid YAML",
           lambda: Path("run/config.yaml").write_text("model: {")),

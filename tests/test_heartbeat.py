@@ -3,25 +3,19 @@
 import multiprocessing
 import os
 import signal
-import socket
 import time
 from types import SimpleNamespace
 
 import pytest
 
+from attention_vision.training import heartbeat
 from attention_vision.training.heartbeat import Heartbeat
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
-        link.bind(("127.0.0.1", 0))
-        return link.getsockname()[1]
 
 
 def process(rank: int, ports, seconds: float, fault: int, finishes: bool) -> None:
     """One of two processes of a run whose main thread sleeps."""
 
-    def broadcast(port: int) -> int:
+    def broadcast(port: tuple[int, bytes]) -> tuple[int, bytes]:
         if rank == 0:
             ports.put(port)
             return port
@@ -42,7 +36,7 @@ def process(rank: int, ports, seconds: float, fault: int, finishes: bool) -> Non
         os.kill(os.getpid(), fault)
     if finishes:
         beat.teardown(trainer, None, "fit")
-    time.sleep(4)
+    time.sleep(1)
     os._exit(0)
 
 
@@ -56,10 +50,11 @@ def process(rank: int, ports, seconds: float, fault: int, finishes: bool) -> Non
         (0, 0, 0),
     ],
 )
-def test_the_other_process(lost, fault, code):
+def test_the_other_process(lost, fault, code, monkeypatch):
+    monkeypatch.setattr(heartbeat, "TURN", 0.2)
     context = multiprocessing.get_context("fork")
     ports = context.Queue()
-    seconds = {lost: 2.5 if fault else 5.0, 1 - lost: 8.0 if fault else 2.0}
+    seconds = {lost: 0.6 if fault else 2.0, 1 - lost: 6.0 if fault else 0.6}
     both = [
         context.Process(
             target=process,
