@@ -48,6 +48,7 @@ from attention_vision.runs.resume import (
     flags_of_run,
     in_words,
     is_inside_epoch,
+    read_config,
     record_of,
     split_words,
     words_on_resume,
@@ -69,9 +70,9 @@ from attention_vision.training.heartbeat import Heartbeat
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
+from attention_vision.training.metrics_sum import MetricsSum
 from attention_vision.training.progress import ProgressLines, RunBar, say
 from attention_vision.training.resume import checkpoint_callbacks
-from attention_vision.training.run_files import RunFiles
 from attention_vision.training.run_folder import (
     best_or_last,
     default_run,
@@ -82,7 +83,7 @@ from attention_vision.training.run_folder import (
     read_checkpoint,
     read_state,
     resumable_checkpoint,
-    undamaged,
+    whole_checkpoint,
 )
 from attention_vision.training.run_lock import RunLock
 from attention_vision.training.signals import Stopped, signals_end_the_run
@@ -230,7 +231,7 @@ def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]
     """
     for flag, value in split_words(words):
         if flag in ("-c", "--config") and value and Path(value).is_file():
-            yield Path(value), read_yaml(Path(value))
+            yield Path(value), read_config(Path(value))
         elif flag.startswith("--"):
             yield None, {flag[2:]: value or ""}
 
@@ -391,7 +392,9 @@ def checkpoint_to_resume(parsed: Parsed, run: OpenRun) -> Path | None:
                 f"{folder} contains a run: resume it by --ckpt_path last, or give another --run"
             )
         return None
-    checkpoint = undamaged(resumable_checkpoint(folder, config.ckpt_path))
+    wanted = resumable_checkpoint(folder, config.ckpt_path)
+    checkpoint, lines = whole_checkpoint(wanted)
+    parsed.notices.extend(lines)
     if folder.resolve() not in checkpoint.resolve().parents:
         if holds:
             raise InputError(
@@ -518,7 +521,7 @@ def make_trainer(
         if isinstance(one, ModelCheckpoint) and one.dirpath is None:
             one.dirpath = str(run.folder / "checkpoints")
     if fits and options.enable_checkpointing is not False:
-        options.callbacks.append(RunFiles(run.folder))
+        options.callbacks.append(MetricsSum(run.folder))
         options.callbacks += checkpoint_callbacks(
             run.folder / "checkpoints",
             parsed.task.best,

@@ -2,17 +2,25 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from attention_vision import __version__
 from attention_vision.config.moved_paths import with_current_paths
-from attention_vision.errors import InputError
+from attention_vision.errors import ConfigError, InputError
 from attention_vision.training.changes import Change
-from attention_vision.training.run_folder import is_requeued, read_checkpoint, resumable_checkpoint
-from attention_vision.yaml_json import read_yaml
+from attention_vision.training.run_folder import (
+    is_requeued,
+    read_checkpoint,
+    resumable_checkpoint,
+    whole_checkpoint,
+)
+from attention_vision.yaml_json import read_yaml, write_atomically
 
 RECORD = "attention_vision"  # key of a checkpoint: the run that it belongs to, see `RunConfig`
 OF_THE_CALL = ("config", "ckpt_path", "run", "task")  # keys that are not arguments of the run
@@ -267,7 +275,7 @@ def words_on_resume(words: Sequence[str]) -> tuple[list[str], list[str]]:
     flags = split_words(words)
     given = {key_of(flag): value for flag, value in flags}
     files = [Path(value) for flag, value in flags if flag in FILE_FLAGS and value]
-    configs = [given, *(read_yaml(file) for file in reversed(files) if file.is_file())]
+    configs = [given, *(read_config(file) for file in reversed(files) if file.is_file())]
     run, name = (
         next((str(config[key]) for config in configs if config.get(key)), None)
         for key in ("run", "ckpt_path")
@@ -281,7 +289,8 @@ def words_on_resume(words: Sequence[str]) -> tuple[list[str], list[str]]:
     if not files:
         return ["-c", str(own), *words], [f"arguments of the run: {own}"]
     try:
-        record = record_of(read_checkpoint(resumable_checkpoint(Path(run), name)))
+        checkpoint, _ = whole_checkpoint(resumable_checkpoint(Path(run), name))
+        record = record_of(read_checkpoint(checkpoint))
     except InputError:  # which `open_run` reports
         return [*words], []
     kept = [flag for flag in split_words(record.get("flags", [])) if key_of(flag[0]) not in given]
@@ -309,3 +318,26 @@ def record_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of its run; empty where an earlier version wrote it."""
     record = checkpoint.get(RECORD)
     return record if isinstance(record, dict) else {}
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a YAML file; for a damaged config.yaml of a run, write the one its checkpoints know.
+
+    Raises:
+        ConfigError: the file is not valid; the message names the earlier one.
+    """
+    try:
+        return read_yaml(file)
+    except ConfigError as error:
+        if file.name != "config.yaml":
+            raise
+        for name in ("last", "previous", "best"):
+            config = None
+            with suppress(InputError):
+                checkpoint = read_checkpoint(file.parent / "checkpoints" / f"{name}.ckpt")
+                config = record_of(checkpoint).get("config")
+            if config:
+                earlier = file.with_name("config.earlier.yaml")
+                write_atomically(earlier, yaml.safe_dump(config, sort_keys=False))
+                raise ConfigError(f"{error}; that of {name}.ckpt is {earlier}") from error
+        raise

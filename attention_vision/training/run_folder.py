@@ -15,7 +15,6 @@ from torch import nn
 
 from attention_vision.errors import InputError
 from attention_vision.training.checkpoint_io import check_sums
-from attention_vision.training.progress import say
 
 
 def default_run(task: str, stem: str) -> Path:
@@ -111,8 +110,11 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged, or not a checkpoint of this command") from error
 
 
-def undamaged(file: Path) -> Path:
-    """The checkpoint, or the latest whole one beside it if it is a damaged last.ckpt; says so.
+def whole_checkpoint(file: Path) -> tuple[Path, list[str]]:
+    """The checkpoint, or the latest whole one beside it in the place of a damaged last.ckpt.
+
+    Returns:
+        the file, and a line on what is lost, if anything is.
 
     Raises:
         InputError: the file is damaged, and there is no other for it.
@@ -126,9 +128,9 @@ def undamaged(file: Path) -> Path:
         if other is None:
             raise InputError(f"{error}; {file.parent} has no other to resume from") from error
         step = read_checkpoint(other)["global_step"]
-        say(f"{error}: resuming from {other.name}, of step {step}; later steps are repeated")
-        return other
-    return file
+        line = f"{error}: resuming from {other.name} of step {step}, later ones are repeated"
+        return other, [line]
+    return file, []
 
 
 def read_state(file: Path, module: nn.Module) -> dict[str, torch.Tensor]:
