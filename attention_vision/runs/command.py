@@ -487,10 +487,12 @@ def running(work: Work) -> Iterator[None]:
         if work.run.is_new and trainer.is_global_zero:
             remove_start(work.run.folder)
         raise
-    except RuntimeError as error:
+    except Exception as error:
         if trainer.world_size > 1 and any(words in str(error) for words in LOST_PEER):
             line = "another process of this run has ended; its own line says why"
             raise InputError(line) from None
+        if launcher:
+            launcher.kill(signal.SIGTERM)  # most would say the same, the others wait for this one
         raise
     except SystemExit as end:  # by a signal
         if launcher and not isinstance(end, Stopped):
