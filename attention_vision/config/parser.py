@@ -99,7 +99,7 @@ class SaveConfig(SaveConfigCallback):
         if plain != yaml.safe_load(text):
             header = [line for line in text.splitlines() if line.startswith("#")]
             text = "\n".join([*header, yaml.safe_dump(plain, sort_keys=False)])
-        Path(config.run, "config.yaml").write_text(text)
+        Path(config.run, "config.yaml").write_text(text, encoding="utf-8")
         for logger in trainer.loggers:
             logger.log_hyperparams(plain)
 
