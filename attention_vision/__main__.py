@@ -10,7 +10,6 @@ import sys
 from attention_vision import __version__
 from attention_vision.cli.edge import report_failure, steady_streams
 from attention_vision.cli.help import COMMANDS, HELP, TOOLS, VERBS, table, unknown
-from attention_vision.errors import InputError
 from attention_vision.runs import RUN_VARIABLE
 
 
@@ -38,12 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def choose(arguments: list[str]) -> int:
     """Run the command that the first words name."""
-    try:
-        here = os.getcwd()
-    except FileNotFoundError:
-        raise InputError("the current folder was removed: change to another one") from None
-    if here not in sys.path:  # for `class_path: mine.Mine`; installed packages come first
-        sys.path.append(here)
     task, verb = (*arguments[:2], "", "")[:2]
     if not task or task in ("-h", "--help"):
         print(HELP, end="")
@@ -79,6 +72,10 @@ def choose(arguments: list[str]) -> int:
     if verb not in VERBS:
         return unknown("verb", verb, VERBS)
 
+    if verb == "fit":
+        from attention_vision.training.early_signals import keep_early_signals
+
+        keep_early_signals()  # the imports take seconds
     from attention_vision.cli.task import main as run
 
     return run(task, verb, arguments[2:])

@@ -71,6 +71,8 @@ def describe(error: Exception) -> tuple[str, bool]:
             " /dev/shm: lower data.num_workers, or set it to 0",
             True,
         )
+    if isinstance(error, FileNotFoundError) and not error.filename and not has_folder():
+        return "the current folder was removed: change to another one", True
     if isinstance(error, OSError) and error.errno:
         return of_the_system(error), True
     if isinstance(error, RecursionError):
@@ -102,6 +104,14 @@ def of_the_system(error: OSError) -> str:
     files = " to ".join(str(file) for file in (error.filename, error.filename2) if file)
     reason = (os.strerror(number) if number > 0 else str(error)).lower()
     return ": ".join(filter(None, (files, reason, advice.get(name))))
+
+
+def has_folder() -> bool:
+    """Whether the current folder still exists."""
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def of_a_loader(message: str, kind: str) -> tuple[str, str, str]:

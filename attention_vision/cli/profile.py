@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attention_vision.cli.tool_parser import ToolParser
+from attention_vision.cli.tool_parser import TRUST, ToolParser
 from attention_vision.errors import InputError
 from attention_vision.report.text_table import aligned
 
@@ -55,6 +55,7 @@ def parser() -> ToolParser:
     )
     options.add_argument("--csv", metavar="FILE", help="write the table in full, in plain units")
     options.add_argument("--plot", metavar="FILE.png", help="draw it")
+    options.add_argument("--trust", action="store_true", help=TRUST)
     return options
 
 
@@ -145,7 +146,7 @@ def collect(options: Namespace, device: "device") -> "tuple[list[Workload], list
     workloads, notes = [], []
     for file, stem in zip(options.experiments, stems, strict=True):
         name = stem if stems.count(stem) == 1 else file
-        experiment = load_experiment(file)
+        experiment = load_experiment(file, options.trust)
         tools, module = experiment.task.tools(), experiment.module.to(device)
         size = options.image_size or tools.image_size(experiment.data)
         size = tuple(size) * 2 if len(size) == 1 else tuple(size)

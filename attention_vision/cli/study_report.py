@@ -55,7 +55,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     report = Report.of(read_study(options.study))
     is_folder = options.study.is_dir()
-    folder = options.out or (options.study if is_folder else Path("runs/reports", report.study.name))
+    folder = options.out or (
+        options.study if is_folder else Path("runs/reports", report.study.name)
+    )
     files = write_report(report, folder)
     print((folder / "report.txt").read_text(encoding="utf-8"), end="")
     print(f"\nwritten: {', '.join(str(file) for file in files)}")

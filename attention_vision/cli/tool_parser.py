@@ -5,6 +5,8 @@ from typing import Any, NoReturn
 
 from attention_vision.errors import ConfigError
 
+TRUST = "configs may name classes outside of this package, torch and torchvision"
+
 
 class ToolParser(ArgumentParser):
     """Parser of `attention-vision NAME`; raises ConfigError instead of printing a usage text."""

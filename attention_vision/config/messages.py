@@ -20,6 +20,7 @@ from types import ModuleType
 from jsonargparse import ArgumentParser
 
 from attention_vision.config.moved_paths import RENAMED_CLASSES
+from attention_vision.config.trust import may_import, refusal
 
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")  # what a node that chooses a class may hold
 
@@ -36,6 +37,8 @@ def explain(error: ArgumentError, parser: ArgumentParser, roots: dict[str, type]
     path = key_path(text)
     return (
         unknown_flag(text, parser)
+        or untrusted(text)
+        or untrusted(str(error))
         or unimportable(text, path)
         or wrong_kind(text, path)
         or unknown_key(text, parser)
@@ -67,6 +70,12 @@ def without_other_branches(text: str) -> str:
     return text
 
 
+def untrusted(text: str) -> str | None:
+    """A class path that a config may name only if it is trusted."""
+    found = re.search(r"Importing '([\w.]+)' is not allowed", text)
+    return refusal(found[1], key_path(text[: found.start()])) if found else None
+
+
 def unimportable(text: str, path: str) -> str | None:
     """The reason why a class path of the user's own cannot be imported."""
     given = r"class_path(?:=|': | )'([\w.]+)'|(?:Got|Given) value: ([\w.]+)$"
@@ -81,6 +90,8 @@ def import_failure(class_path: str) -> str | None:
     """Why a dotted path cannot be imported, with the file that was looked for; None if it can."""
     module_path, _, name = class_path.rpartition(".")
     first = module_path.partition(".")[0]
+    if not may_import(class_path):
+        return None
     try:
         module = importlib.import_module(module_path)
     except ModuleNotFoundError as error:
@@ -307,6 +318,9 @@ def owner_class(text: str, start: int, end: int) -> type | None:
 
 
 def import_class(path: str) -> type:
+    """Import a class of a config. Raises ImportError where the config may not name it."""
+    if not may_import(path):
+        raise ImportError(path)
     module, _, name = path.rpartition(".")
     return getattr(__import__(module, fromlist=[name]), name)
 
