@@ -133,7 +133,7 @@ def test_ctrl_c_before_training(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (OSError(errno.ENOSPC, "", "run/last.ckpt"), "run/last.ckpt: no space left on device: free"),
+        (OSError(errno.ENOSPC, "", "last.ckpt"), "last.ckpt: no space left on device: free"),
         (PermissionError(errno.EACCES, "", "a.txt"), "a.txt: permission denied"),
         (MemoryError(), "out of memory: lower data.batch_size"),
         (

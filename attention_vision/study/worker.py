@@ -96,7 +96,7 @@ def train(run: Run, cost: dict[str, Any]) -> None:
     last = run.folder / "checkpoints" / "last.ckpt"
     earlier = read_result(run)
     if earlier is not None and not_finite(earlier["metrics"], run.metric):
-        put_away(last.parent)  # version 0.2 took it for a result
+        put_away(last.parent)  # version 0.1 took it for a result
     if not last.is_file():  # the attempt was killed before its first checkpoint
         remove_attempt(run.folder)
     work = prepare_run(run, "fit", ["--ckpt_path", "last"] if last.is_file() else [])
