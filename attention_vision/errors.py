@@ -2,6 +2,8 @@
 
 import re
 
+RUN_VARIABLE = "ATTENTION_VISION_RUN"  # of the environment: the run folder of this command
+
 
 class InputError(ValueError):
     """Bad input from the user: the message names the file, key or value, and what to do."""

@@ -14,9 +14,15 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from attention_vision.errors import ConfigError, InputError, one_line, out_of_memory
-from attention_vision.runs import RUN_VARIABLE
+from attention_vision.errors import (
+    RUN_VARIABLE,
+    ConfigError,
+    InputError,
+    one_line,
+    out_of_memory,
+)
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = (str(Path(os.__file__).parent), "site-packages", "dist-packages")  # of others
@@ -145,7 +151,7 @@ def failed_layer(error: BaseException) -> str:
     if torch is None:
         return ""
     owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    modules = [one for one in owners if isinstance(one, torch.nn.Module)]
+    modules: list[Any] = [one for one in owners if isinstance(one, torch.nn.Module)]
     if not modules or modules[0] is modules[-1]:
         return ""
     names = (name for name, module in modules[0].named_modules() if module is modules[-1])

@@ -7,8 +7,6 @@ if TYPE_CHECKING:
 
 __all__ = ["load_run"]
 
-RUN_VARIABLE = "ATTENTION_VISION_RUN"  # of the environment: the run folder of this command
-
 
 def __getattr__(name: str) -> Any:
     """Imports `load_run` when it is asked for: the table of tasks must not wait for torch."""

@@ -39,8 +39,7 @@ from attention_vision.config.trainer import check_after, check_before, refusals_
 from attention_vision.config.trust import imports, trusts_everything
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
-from attention_vision.errors import ConfigError, InputError
-from attention_vision.runs import RUN_VARIABLE
+from attention_vision.errors import RUN_VARIABLE, ConfigError, InputError
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.measured import identity_of, other_data_line
@@ -83,6 +82,7 @@ from attention_vision.training.run_folder import (
     read_checkpoint,
     read_state,
     resumable_checkpoint,
+    undamaged,
 )
 from attention_vision.training.run_lock import RunLock
 from attention_vision.training.signals import Stopped, signals_end_the_run
