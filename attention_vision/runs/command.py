@@ -638,10 +638,12 @@ def running(work: Work) -> Iterator[None]:
             launcher.kill(signal.SIGTERM)  # the other processes would say the same
         work.run.give_up()
         raise
-    except RuntimeError as error:
+    except Exception as error:
         if trainer.world_size > 1 and any(words in str(error) for words in LOST_PEER):
             line = "another process of this run has ended; its own line says why"
             raise InputError(line) from None
+        if launcher:
+            launcher.kill(signal.SIGTERM)  # most would say the same, the others wait for this one
         raise
     except SystemExit as end:  # by a signal
         if launcher and not isinstance(end, Stopped):
