@@ -268,7 +268,7 @@ def redirect_output(file: Path) -> None:
     """Append the output of this process and its children to a file from now on."""
     sys.stdout.flush()
     sys.stderr.flush()
-    stream = file.open("a", buffering=1)
+    stream = file.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
     for number in (1, 2):
         os.dup2(stream.fileno(), number)
     sys.stdout = sys.stderr = stream
