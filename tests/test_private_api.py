@@ -53,7 +53,12 @@ USED = {
         "_on_before_step": ["generation/gan/module.py"],
         "_save_dir": ["training/wandb_logger.py"],
         "_save_topk_checkpoint": ["training/resume.py"],
-        "_should_accumulate": ["training/logging.py", "training/resume.py", "training/signals.py"],
+        "_should_accumulate": [
+            "training/finite.py",
+            "training/logging.py",
+            "training/resume.py",
+            "training/signals.py",
+        ],
         "_should_check_val_fx": ["training/last_validation.py"],
         "_wandb_init": ["training/wandb_logger.py"],
     },
