@@ -287,10 +287,6 @@ def test_two_processes_tell_bad_data_once():
         ("--data.batch_size 0", "data.batch_size 0 is not positive"),
         ("--model.optimizer.lr=-1", "model.optimizer, model.schedule: Invalid learning rate"),
         ("--trainer.strategy dpp", "trainer: You selected an invalid strategy name"),
-        (
-            "--trainer.callbacks lightning.pytorch.callbacks.ModelCheckpoint",
-            "trainer: Found more than one stateful callback of type",
-        ),
         ("--ckpt_path last", "--ckpt_path last: of which run?"),
         ("--ckpt_path last --run nowhere", "no checkpoint nowhere/checkpoints/last.ckpt"),
         ("--run experiment.yaml", "--run experiment.yaml is a file: give the folder of the run"),

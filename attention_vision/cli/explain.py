@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attention_vision.cli.tool_parser import TRUST, ToolParser, run_tool
+from attention_vision.cli.tool_parser import TRUST, ToolParser
 from attention_vision.errors import InputError
 from attention_vision.report.text_table import aligned
 
@@ -37,7 +37,7 @@ NAME/map, what is drawn of them, at the layer's own resolution.
 
 
 def parser() -> ToolParser:
-    options = ToolParser("explain", DESCRIPTION, NOTES)
+    options = ToolParser("attention-vision explain", description=DESCRIPTION, epilog=NOTES)
     options.add_argument("run", metavar="RUN", help="a run folder, of any task")
     options.add_argument(
         "--images", metavar="PATH",
@@ -78,8 +78,9 @@ def fraction(text: str) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command and return its exit code."""
-    return run_tool(lambda: run(check(parser().parse_args(arguments))))
+    """Run the command; return 0."""
+    run(check(parser().parse_args(arguments)))
+    return 0
 
 
 def check(options: Namespace) -> Namespace:

@@ -42,7 +42,9 @@ def log_report(report: Report, folder: Path, project: str) -> Path:
     ) as run:
         logged = {
             "report/cells": wandb_table(tables.records(report)),
-            "report/page": wandb.Html((folder / "report.html").read_text(), inject=False),
+            "report/page": wandb.Html(
+                (folder / "report.html").read_text(encoding="utf-8"), inject=False
+            ),
         }
         if report.findings:
             logged["report/verdicts"] = wandb_table(tables.verdicts(report))
