@@ -94,7 +94,7 @@ class Heartbeat(Callback):
                 answer = link.recv(64)
             except OSError:
                 # Refused at once where the other process has ended, else after a turn.
-            silent = None if silent is None else silent + 1
+                silent = None if silent is None else silent + 1
                 if silent is not None and silent > self.seconds // 2:  # turns of two seconds
                     self.end(trainer, 0)
                 continue
