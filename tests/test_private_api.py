@@ -76,7 +76,10 @@ USED = {
         "_num_workers": ["data/loading.py"],
         "_snapshot": ["data/loading.py"],
     },
-    "jsonargparse": {"_actions": ["config/messages.py", "config/parser.py"]},
+    "jsonargparse": {
+        "_actions": ["config/messages.py", "config/parser.py", "config/ranges.py"],
+        "_typehint": ["config/ranges.py"],
+    },
     "argparse": {"_SubParsersAction": ["cli/study.py"]},
     "wandb": {"wbauth": ["training/wandb_mode.py"]},
 }

@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from attention_vision.config.messages import explain, import_class
 from attention_vision.config.moved_paths import with_current_paths
 from attention_vision.config.parser import ArgumentParser, input_error
+from attention_vision.config.ranges import check_ranges
 from attention_vision.errors import ConfigError, InputError
 
 
@@ -109,7 +110,7 @@ def build_nodes(
     The random state of the caller stays as it is.
 
     Raises:
-        ConfigError: the config does not parse.
+        ConfigError: the config does not parse, or a number in it is out of range.
         InputError: a constructor refuses its arguments.
     """
     parser = ArgumentParser(exit_on_error=False)
@@ -121,5 +122,6 @@ def build_nodes(
         except ArgumentError as error:
             roots = {key: node.kind for key, node in nodes.items()}
             raise ConfigError(explain(error, parser, roots)) from error
+        check_ranges(parser, parsed)
         built = instantiate(parser, parsed)
     return {key: built[key] for key in nodes}

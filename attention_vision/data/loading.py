@@ -23,6 +23,7 @@ from attention_vision.data.image_files import broken_images
 from attention_vision.data.labels import Labels, shown
 from attention_vision.data.splits import SplitShares, divide
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Seed, Workers, checked
 from attention_vision.training.distributed import broadcast, gather, rank, world_size
 from attention_vision.training.steps import mix, run_seed
 
@@ -30,6 +31,7 @@ OnBadImage = Literal["stop", "skip"]
 FindBroken = Callable[[Sequence[str]], dict[str, str]]  # images -> those that do not decode: reason
 
 
+@checked
 class TaskData(LightningDataModule):
     """Base of the data modules of all tasks: labels, splits, findings, and the loaders.
 
@@ -65,18 +67,14 @@ class TaskData(LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
+        batch_size: Count,
+        num_workers: Workers,
+        seed: Seed | None,
         images: str | None = None,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
     ):
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"data.batch_size {batch_size} is not positive")
-        if num_workers < 0:
-            raise InputError(f"data.num_workers {num_workers} is negative")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.images = seed, images
         self.split, self.on_bad_image = split or SplitShares(), on_bad_image

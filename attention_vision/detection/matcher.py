@@ -9,12 +9,14 @@ from torchvision.ops import box_convert
 
 from attention_vision.detection.boxes import giou
 from attention_vision.errors import InputError
+from attention_vision.ranges import NonNegative, checked
 
 Outputs = list[dict[str, Tensor]]
 Targets = list[dict[str, Tensor]]
 Matches = list[list[tuple[Tensor, Tensor]]]
 
 
+@checked
 class HungarianMatcher(nn.Module):
     """Assigns objects to queries at the least total cost (DETR, arXiv 2005.12872, eq. 1).
 
@@ -31,7 +33,12 @@ class HungarianMatcher(nn.Module):
     happens, a warning says so.
     """
 
-    def __init__(self, class_cost: float = 1.0, box_cost: float = 5.0, giou_cost: float = 2.0):
+    def __init__(
+        self,
+        class_cost: NonNegative = 1.0,
+        box_cost: NonNegative = 5.0,
+        giou_cost: NonNegative = 2.0,
+    ):
         super().__init__()
         self.class_cost = class_cost
         self.box_cost = box_cost

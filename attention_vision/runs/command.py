@@ -42,9 +42,11 @@ from attention_vision.config.parser import (
     kept_arguments,
     parse_words,
 )
+from attention_vision.config.ranges import check_ranges
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
+from attention_vision.ranges import Count, Seed, Threads
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.tasks import TASKS, Task
@@ -166,6 +168,7 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
     parser = make_parser(name, verb, task)
     roots = {"model": task.model, "data": task.data, "trainer": Trainer}
     config = parse_words(parser, words, roots)
+    check_ranges(parser, config)
     notices = kept_arguments((content for _, content in given), config.as_dict())
     by_flag = weights_by_flag(content for file, content in given if file is None)
     return Parsed(name, verb, task, parser, config, notices, by_flag)
@@ -210,7 +213,7 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
         help="'last', 'best' or a file: fit resumes from it, the other verbs evaluate it",
     )  # fmt: skip
     parser.add_argument(
-        "--checkpoint_every_n_steps", type=int | None, default=None,
+        "--checkpoint_every_n_steps", type=Count | None, default=None,
         help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
     )  # fmt: skip
     parser.add_argument(
@@ -227,14 +230,14 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
         " others only trace them (default: not compiled)",
     )  # fmt: skip
     parser.add_argument(
-        "--threads", type=int | None, default=None,
+        "--threads", type=Threads | None, default=None,
         help="CPU threads of each process (default: torch's own choice)",
     )  # fmt: skip
     parser.add_argument(
         "--claim", type=Claim | None, default=None, help="the number that the run reproduces"
     )
     parser.add_argument(
-        "--seed_everything", type=bool | int, default=0, help="the seed; true draws one"
+        "--seed_everything", type=bool | Seed, default=0, help="the seed; true draws one"
     )
     parser.add_lightning_class_args(Trainer, "trainer")
     add_nodes(parser, task.nodes, task.links)
