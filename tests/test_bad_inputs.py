@@ -76,7 +76,7 @@ model:
       init_args:
         head: {{class_path: PlainBoxHead, init_args: {{hidden: 16}}}}
         pyramid_channels: 16
-        anchor_sizes: [8, 16, 32, 64, 128]
+        anchor_sizes: [8, 16, 32, 64]
         backbone: {RESNET}
 """,
     "g": """

@@ -14,7 +14,7 @@ from attention_vision.checkpoints.hub import HUB_FILES, TORCHVISION, hub_file, i
 from attention_vision.checkpoints.hub import torchvision_weights as weights_of_torchvision
 from attention_vision.config.build import Node, build_nodes
 from attention_vision.errors import InputError
-from attention_vision.ranges import Share, checked
+from attention_vision.ranges import Finite, Positive, Share, checked
 from attention_vision.yaml_json import read_yaml
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -44,8 +44,8 @@ class Preprocessing:
         InputError: a number that is out of its range.
     """
 
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: tuple[Finite, Finite, Finite] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
     interpolation: Interpolation | None = None
     crop: Share | Literal["squash"] | None = None
 

@@ -13,7 +13,7 @@ import torch
 from torchvision.transforms import v2
 
 from attention_vision.checkpoints.preprocessing import Interpolation
-from attention_vision.ranges import Fraction, NonNegativeInt, Probability, Range, Share, checked
+from attention_vision.ranges import Fraction, Probability, Range, Share, checked
 
 
 class Augmentation(ABC):
@@ -61,7 +61,7 @@ class CIFARAugmentation(Augmentation):
         erasing: probability of random erasing.
     """
 
-    padding: NonNegativeInt = 4
+    padding: Annotated[int, Range(0, 256)] = 4
     flip: Probability = 0.5
     rotation: Annotated[float, Range(0, 180)] = 0.0
     shift: Probability = 0.0

@@ -198,6 +198,8 @@ class AttentionRCNN(nn.Module):
                 f"AttentionRCNN: first_stage {first_stage} is none of the backbone's maps, "
                 f"1..{len(backbone.strides)}"
             )
+        if not anchor_ratios:
+            raise InputError("AttentionRCNN: anchor_ratios is empty: name at least one")
         self.num_classes = num_classes
         self.first_stage = first_stage
         strides = backbone.strides[first_stage - 1 :]

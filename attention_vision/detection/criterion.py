@@ -10,6 +10,7 @@ from torchvision.ops import box_convert
 
 from attention_vision.detection.boxes import giou
 from attention_vision.detection.matcher import HungarianMatcher, Matches, Outputs, Targets
+from attention_vision.errors import InputError
 from attention_vision.ranges import NonNegative, NonNegativeInt, checked
 from attention_vision.training.distributed import mean_over_processes
 
@@ -56,6 +57,8 @@ class SetCriterion(nn.Module):
         sync_class_weight: bool = False,
     ):
         super().__init__()
+        if not (class_weight or box_weight or giou_weight):
+            raise InputError("model: class_weight, box_weight or giou_weight has to be above 0")
         self.num_classes = num_classes
         self.matcher = matcher
         self.weights = {"class": class_weight, "box": box_weight, "giou": giou_weight}

@@ -11,7 +11,7 @@ leaves them out of a loss. In predict a target has `path` and no objects.
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from attention_vision.data.loading import (
 from attention_vision.data.splits import SplitShares
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
-from attention_vision.ranges import Count, Seed, Size, Workers, checked
+from attention_vision.ranges import Count, Range, Seed, Workers, checked
 from attention_vision.training.steps import mix
 
 Target = dict[str, Any]
@@ -329,7 +329,7 @@ class DigitScenes(DetectionData):
         self,
         scenes: Count = 2000,
         val_scenes: Count = 200,
-        size: Size = 64,
+        size: Annotated[int, Range(16, 65_536)] = 64,
         scene_seed: Seed = 0,
         recipe: DETRAugmentation | None = None,
         batch_size: Count = 32,

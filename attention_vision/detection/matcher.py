@@ -40,6 +40,8 @@ class HungarianMatcher(nn.Module):
         giou_cost: NonNegative = 2.0,
     ):
         super().__init__()
+        if not (class_cost or box_cost or giou_cost):
+            raise InputError("model: class_cost, box_cost or giou_cost has to be above 0")
         self.class_cost = class_cost
         self.box_cost = box_cost
         self.giou_cost = giou_cost

@@ -409,7 +409,7 @@ def make_trainer(
     options.logger, options.default_root_dir = loggers, str(run.folder)
     try:
         trainer = validate_at_end(Trainer(**options))
-    except (MisconfigurationException, RuntimeError, ValueError) as error:  # no such GPU, ...
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:  # no GPU
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()

@@ -36,12 +36,16 @@ class WarmupCosine(LRScheduler):
     run resumed with more epochs follows the longer cosine.
 
     Raises:
-        InputError: `warmup_epochs` or `min_lr` is negative.
+        InputError: `min_lr` is above the learning rate.
     """
 
     def __init__(
         self, optimizer: Optimizer, warmup_epochs: NonNegative = 0.0, min_lr: NonNegative = 0.0
     ):
+        groups = optimizer.param_groups
+        rates = [group["lr"] / (group.get("lr_factor", 1.0) or 1.0) for group in groups]
+        if min_lr > max(rates):
+            raise InputError(f"min_lr {min_lr} is above the learning rate {max(rates):g}")
         self.warmup_epochs, self.min_lr = warmup_epochs, min_lr
         self.horizon: Callable[[], tuple[int, int]] | None = None  # () -> (T, steps per epoch)
         super().__init__(optimizer)

@@ -52,7 +52,7 @@ from attention_vision.generation.gan.real_statistics import (
     measure_reference,
 )
 from attention_vision.generation.gan.samples import Samples, to_uint8
-from attention_vision.ranges import Count, checked
+from attention_vision.ranges import Count, NonNegativeInt, checked
 from attention_vision.training.distributed import broadcast, rank, world_size
 
 SHUFFLE = 2020  # torch-fidelity's seed: classes that come in turn must not decide the splits
@@ -80,9 +80,14 @@ class Evaluator:
     fid: str  # name of the Frechet distance of this evaluator's features in the keys
 
     def __init__(
-        self, samples: Count, splits: Count, neighbours: Count, manifold: Count, cache: str | None
+        self,
+        samples: Count,
+        splits: Count,
+        neighbours: Count,
+        manifold: NonNegativeInt,
+        cache: str | None,
     ):
-        if samples < 2 or not 1 <= splits <= samples:
+        if samples < 2 or splits > samples:
             raise InputError(f"scorer: {samples} samples cannot be divided into {splits} splits")
         if manifold and not 1 <= neighbours < min(manifold, samples):
             raise InputError(
@@ -244,7 +249,7 @@ class InceptionEvaluator(Evaluator):
         splits: Count = 10,
         weights: str | None = None,
         neighbours: Count = 3,
-        manifold: Count = 10000,
+        manifold: NonNegativeInt = 10000,
         cache: str | None = None,
     ):
         super().__init__(samples, splits, neighbours, manifold, cache)
@@ -280,7 +285,7 @@ class ClassifierEvaluator(Evaluator):
         samples: Count = 2000,
         splits: Count = 10,
         neighbours: Count = 3,
-        manifold: Count = 10000,
+        manifold: NonNegativeInt = 10000,
         cache: str | None = None,
     ):
         super().__init__(samples, splits, neighbours, manifold, cache)

@@ -138,11 +138,8 @@ class Segmentation(nn.Module):
     def __init__(self, dice_weight: NonNegative = 1.0, cross_entropy_weight: NonNegative = 1.0):
         super().__init__()
         weights = dice_weight, cross_entropy_weight
-        if min(weights) < 0 or not max(weights):
-            raise InputError(
-                f"Segmentation: dice_weight {dice_weight} and cross_entropy_weight"
-                f" {cross_entropy_weight} must be positive, or one of them 0"
-            )
+        if not any(weights):
+            raise InputError("Segmentation: dice_weight or cross_entropy_weight has to be above 0")
         self.dice_weight, self.cross_entropy_weight = weights
 
     def check(self, num_classes: int) -> None:
