@@ -108,13 +108,15 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize("task", TASKS)
 def test_trains_loads_and_is_explained(task):
     assert main([task, "fit", "-c", f"{task}.yaml", "--run", "run"]) == 0
-    module = load_run("run", "last")
+    module = load_run("run", "last", trust=True)
     layers = [name for name, one in module.named_modules() if type(one).__name__ == "Mine"]
     assert layers
     if task == "generation":
         layers = [name for name in layers if name.startswith("average.")]
     name = layers[-1].partition(".")[2]
-    assert main(["explain", "run", "--count", "1", "--layers", name, "--out", "out"]) == 0
+    assert (
+        main(["explain", "run", "--count", "1", "--layers", name, "--out", "out", "--trust"]) == 0
+    )
     (file,) = Path("out").glob("*.npz")
     gates = np.load(file)[name]
     assert gates.ndim == 4

@@ -15,6 +15,7 @@ from attention_vision.config.messages import explain, import_class
 from attention_vision.config.moved_paths import with_current_paths
 from attention_vision.config.parser import ArgumentParser, input_error
 from attention_vision.config.ranges import check_ranges
+from attention_vision.config.trust import imports, refuse_functions, trusts_everything
 from attention_vision.errors import ConfigError, InputError
 
 
@@ -67,9 +68,11 @@ def instantiate(
             jsonargparse takes them.
 
     Raises:
-        ConfigError: a class needs an argument that was not given.
+        ConfigError: a class needs an argument that was not given, or a function stands for one in a
+            config that is not trusted.
         InputError: a constructor refuses its arguments.
     """
+    refuse_functions(config)
     if missing := missing_argument(config):
         raise ConfigError(missing)
     try:
@@ -107,16 +110,19 @@ def build_nodes(
 ) -> dict[str, Any]:
     """Build the objects behind some keys of a config that was read from a file.
 
-    The random state of the caller stays as it is.
+    Its classes have to be known ones, unless the caller is `trusting`. The random state of the
+    caller stays as it is.
 
     Raises:
-        ConfigError: the config does not parse, or a number in it is out of range.
+        ConfigError: the config does not parse, names a class that is not known, or a number that
+            is out of range.
         InputError: a constructor refuses its arguments.
     """
     parser = ArgumentParser(exit_on_error=False)
     add_nodes(parser, nodes, links)
     given = with_current_paths({key: config[key] for key in nodes})
-    with torch.random.fork_rng(devices=[]):  # building draws weights
+    # Building draws weights.
+    with torch.random.fork_rng(devices=[]), imports(trusts_everything()):
         try:
             parsed = parser.parse_object(given)
         except ArgumentError as error:

@@ -20,6 +20,7 @@ from types import ModuleType
 from jsonargparse import ArgumentParser
 
 from attention_vision.config.moved_paths import RENAMED_CLASSES
+from attention_vision.config.trust import may_import, refusal
 
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")  # what a node that chooses a class may hold
 
@@ -36,6 +37,8 @@ def explain(error: ArgumentError, parser: ArgumentParser, roots: dict[str, type]
     path = key_path(text)
     return (
         unknown_flag(text, parser)
+        or untrusted(text)
+        or untrusted(str(error))
         or unimportable(text, path)
         or wrong_kind(text, path)
         or unknown_key(text, parser)
@@ -67,6 +70,12 @@ def without_other_branches(text: str) -> str:
     return text
 
 
+def untrusted(text: str) -> str | None:
+    """A class path that a config may name only if it is trusted."""
+    found = re.search(r"Importing '([\w.]+)' is not allowed", text)
+    return refusal(found[1], key_path(text[: found.start()])) if found else None
+
+
 def unimportable(text: str, path: str) -> str | None:
     """The reason why a class path of the user's own cannot be imported."""
     given = r"class_path(?:=|': | )'([\w.]+)'|(?:Got|Given) value: ([^\W\d][\w.]*)$"
@@ -81,6 +90,8 @@ def import_failure(class_path: str) -> str | None:
     """Why a dotted path cannot be imported, with the file that was looked for; None if it can."""
     module_path, _, name = class_path.rpartition(".")
     first = module_path.partition(".")[0]
+    if not may_import(class_path):
+        return None
     try:
         module = importlib.import_module(module_path)
     except ModuleNotFoundError as error:
@@ -221,7 +232,7 @@ def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
         return None
     classes = accepted_classes(text, path, roots)
     near = nearest(found[1].rpartition(".")[2], classes)
-    number = re.search(r"Expected a <class '(int|float)'>", text)
+    number = re.search(r"Expected (?:a )?<class '(int|float)'>", text)
     if number and not near and not re.search(r"Given value: \W*class_path", text):
         return (
             None  # a word where a number was meant, in a key that takes either a number or a class
@@ -240,7 +251,8 @@ def wrong_value(text: str, path: str) -> str | None:
     cause = text[text.rfind('Parser key "') :]
     union = re.search(r"^( *)Errors:\n((?:\1  .*\n)+)", cause, re.M)
     branches = union[2] if union else cause
-    kinds = re.findall(r"Expected an? (?!path |dot )(.+?)(?:\. Got value.*)?$", branches, re.M)
+    kinds = r"Expected (?!an? path |an? dot )(?:an? )?(.+?)(?:\. Got value.*)?$"
+    kinds = re.findall(kinds, branches, re.M)
     given = re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value.*)?$", cause, re.M)
     if not kinds or not given:
         return None
@@ -252,7 +264,24 @@ def wrong_value(text: str, path: str) -> str | None:
     near = nearest(value, literals)
     hint = f"; did you mean {near}?" if near else ""
     words = ["null" if word == "NoneType" else word for word in types + literals]
+    if "str" in words and (quote := unquoted(value)):
+        hint = quote
     return f"{path}: expected {either(dict.fromkeys(words))}, got '{value}'{hint}"
+
+
+WORDS_OF_YAML = {"False": ("no, off or false", "no"), "True": ("yes, on or true", "yes")}
+
+
+def unquoted(value: str) -> str | None:
+    """The advice to quote a word of text that YAML reads as a number, a truth value or null."""
+    if value in WORDS_OF_YAML:
+        written, example = WORDS_OF_YAML[value]
+        return f', which YAML makes of {written}: quote the word, "{example}"'
+    if value == "None":
+        return ', which YAML makes of null or of nothing: quote the word, "null"'
+    if re.fullmatch(r"[-+]?(\d[\d_.]*(e[-+]?\d+)?|nan|inf)", value):
+        return f', a number in YAML: quote it where text is meant, "{value}"'
+    return None
 
 
 def known_keys(parser: ArgumentParser) -> list[str]:
@@ -289,6 +318,9 @@ def owner_class(text: str, start: int, end: int) -> type | None:
 
 
 def import_class(path: str) -> type:
+    """Import a class of a config. Raises ImportError where the config may not name it."""
+    if not may_import(path):
+        raise ImportError(path)
     module, _, name = path.rpartition(".")
     return getattr(__import__(module, fromlist=[name]), name)
 

@@ -3,6 +3,8 @@
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,24 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from attention_vision.config.messages import explain, reason_and_line
 from attention_vision.config.moved_paths import with_current_paths
 from attention_vision.errors import ConfigError, InputError
+from attention_vision.yaml_json import Loader, parse_yaml
 
 MODE = "yaml, current class paths"
 dumping = ContextVar("dumping", default=False)
 
 
 def load(text: str) -> Any:
-    """Read YAML as jsonargparse does, with class paths of older versions replaced."""
+    """Read YAML as jsonargparse does, with class paths of older versions replaced.
+
+    What is beyond the limits of this package's own loader is not read.
+    """
+    check(text)
     return with_current_paths(get_loader("yaml")(text))
+
+
+@lru_cache  # jsonargparse asks once per branch of a union
+def check(text: str) -> None:
+    yaml.load(text, Loader)
 
 
 set_loader(MODE, load, exceptions=(yaml.YAMLError,))
@@ -105,6 +117,10 @@ def parse_words(parser: ArgumentParser, words: list[str], roots: dict[str, type]
     words = [
         word.replace(short, long, 1) if word.partition("=")[0] == short else word for word in words
     ]
+    for flag, word in pairwise(["", *words]):
+        key, _, value = word.partition("=") if word.startswith("--") else (flag, "", word)
+        if value.lstrip()[:1] in ("[", "{"):
+            parse_yaml(value, key)
     try:
         return parser.parse_args(words)
     except ArgumentError as error:

@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -27,7 +27,6 @@ from lightning.pytorch import (
 )
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
@@ -43,12 +42,16 @@ from attention_vision.config.parser import (
     parse_words,
 )
 from attention_vision.config.ranges import check_ranges
+from attention_vision.config.trainer import check_after, check_before, refusals_of_trainer
+from attention_vision.config.trust import imports, trusts_everything
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.ranges import Count, Seed, Threads
+from attention_vision.runs import RUN_VARIABLE
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
+from attention_vision.runs.measured import identity_of, other_data_line
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.runs.weights import (
     labels_of,
@@ -58,11 +61,15 @@ from attention_vision.runs.weights import (
     unread_weights,
     weights_by_flag,
 )
+from attention_vision.training.checkpoint_io import AtomicCheckpointIO
+from attention_vision.training.finite import FiniteSteps
+from attention_vision.training.heartbeat import Heartbeat
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, RunBar, say
-from attention_vision.training.resume import AtomicCheckpointIO, checkpoint_callbacks
+from attention_vision.training.resume import checkpoint_callbacks
+from attention_vision.training.run_files import RunFiles
 from attention_vision.training.run_folder import (
     best_or_last,
     default_run,
@@ -70,12 +77,14 @@ from attention_vision.training.run_folder import (
     holds_run,
     is_requeued,
     read_state,
+    undamaged,
 )
 from attention_vision.training.signals import Stopped, signals_end_the_run
+from attention_vision.training.steps import step_number
 from attention_vision.yaml_json import read_yaml
 
+TRUST = "--trust"  # a word of the command alone: a file cannot ask to be trusted
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
-RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Parsed:
         config: of all files and flags, defaults filled in.
         notices: lines on arguments that a changed class keeps from the one before it.
         weights_by_flag: whether a flag, not a file alone, names weights.
+        trusted: whether the config may name any class: that of fit, or by --trust.
     """
 
     name: str
@@ -97,6 +107,7 @@ class Parsed:
     config: Namespace
     notices: list[str]
     weights_by_flag: bool
+    trusted: bool
 
 
 @dataclass(frozen=True)
@@ -161,17 +172,20 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
         ConfigError: they do not parse, or a file is of another task.
     """
     task = TASKS[name]
+    trusted = verb == "fit" or TRUST in words or trusts_everything()
+    words = [word for word in words if word != TRUST]
     given = list(read_words(words))
     for file, content in given:
         if file is not None and (other := content.get("task", name)) != name:
             raise ConfigError(f"{file} is for `attention-vision {other}`, not for {name}")
     parser = make_parser(name, verb, task)
     roots = {"model": task.model, "data": task.data, "trainer": Trainer}
-    config = parse_words(parser, words, roots)
-    check_ranges(parser, config)
+    with imports(trusted, ", ".join(str(file) for file, _ in given if file)):
+        config = parse_words(parser, words, roots)
+        check_ranges(parser, config)
     notices = kept_arguments((content for _, content in given), config.as_dict())
     by_flag = weights_by_flag(content for file, content in given if file is None)
-    return Parsed(name, verb, task, parser, config, notices, by_flag)
+    return Parsed(name, verb, task, parser, config, notices, by_flag, trusted)
 
 
 def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]:
@@ -193,6 +207,8 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
     parser = ArgumentParser(
         prog=f"attention-vision {name} {verb}",
         description=None,
+        epilog="--trust: configs may name classes outside of this package, torch and torchvision"
+        " (those of fit always may)",
         allow_abbrev=False,  # or `--trainer.max_epoch 3` passes for something else
         exit_on_error=False,
         dump_header=[
@@ -215,6 +231,11 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
     parser.add_argument(
         "--checkpoint_every_n_steps", type=Count | None, default=None,
         help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--on_nonfinite", type=Literal["stop", "skip"], default="stop",
+        help="at a loss or gradients that are NaN or infinite: stop, or leave the step out, which"
+        " waits for the GPU in every step",
     )  # fmt: skip
     parser.add_argument(
         "--pictures", type=bool, default=True,
@@ -254,11 +275,11 @@ def open_run(parsed: Parsed) -> OpenRun:
             run, there is no such checkpoint, or nothing to evaluate.
     """
     config = parsed.config
-    if rank_zero_only.rank and RUN in os.environ:
-        folder = Path(os.environ[RUN])
+    if rank_zero_only.rank and RUN_VARIABLE in os.environ:  # Lightning started it for DDP
+        folder = Path(os.environ[RUN_VARIABLE])
     else:
         folder = choose_folder(parsed)
-        os.environ[RUN] = str(folder)
+        os.environ[RUN_VARIABLE] = str(folder)
     if parsed.verb == "fit" and is_requeued() and holds_run(folder):
         config.ckpt_path = config.ckpt_path or "last"
     named, config.run = config.run is not None, str(folder)
@@ -267,6 +288,8 @@ def open_run(parsed: Parsed) -> OpenRun:
         raise InputError(f"{parsed.verb} measures --ckpt_path or --weights: leave one of them out")
     if config.ckpt_path:
         checkpoint = find_checkpoint(folder, config.ckpt_path)
+        if parsed.verb == "fit":
+            checkpoint = undamaged(checkpoint)
     elif parsed.verb != "fit":
         checkpoint = best_or_last(folder)
         if measures_weights(config, parsed.weights_by_flag, folder):
@@ -329,7 +352,10 @@ def build(parsed: Parsed, checkpoint: Path | None = None) -> Built:
             data.use_labels(labels)
         return data
 
-    built = instantiate(parsed.parser, config, [(with_labels, TaskData, True)])
+    if parsed.verb != "fit":
+        config.trainer.logger = None  # the curves of a run belong to its training
+    with imports(parsed.trusted, ", ".join(map(str, config.config or []))):
+        built = instantiate(parsed.parser, config, [(with_labels, TaskData, True)])
     settle_classes(parsed, built.model, built.data)
     if checkpoint:
         read_state(checkpoint, built.model)
@@ -375,14 +401,20 @@ def make_trainer(
         InputError: what the trainer refuses, such as a device that is not here.
     """
     fits, options = parsed.verb == "fit", objects.trainer
-    loggers = []  # the curves of a run belong to its training
+    loggers = []
     if fits:
         loggers = [MetricsCSV(str(run.folder)), *as_list(options.logger, Logger)]
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.write_to(run.folder)
-    options.callbacks = [ReportData(), *as_list(options.callbacks, Callback), *callbacks]
+    options.callbacks = [
+        FiniteSteps(parsed.config.on_nonfinite),  # first: the others see no such step
+        ReportData(),
+        *as_list(options.callbacks, Callback),
+        *callbacks,
+    ]
     if fits and options.enable_checkpointing is not False:
+        options.callbacks.append(RunFiles(run.folder))
         options.callbacks += checkpoint_callbacks(
             run.folder / "checkpoints",
             parsed.task.best,
@@ -394,6 +426,7 @@ def make_trainer(
     if not fits:
         options.enable_checkpointing = False
         options.callbacks = [one for one in options.callbacks if not isinstance(one, Checkpoint)]
+    options.callbacks.append(Heartbeat())
     if not parsed.config.pictures:
         options.callbacks.append(WithoutPictures())
     if options.enable_model_summary is None:
@@ -407,10 +440,10 @@ def make_trainer(
     if fits and not options.fast_dev_run:
         options.callbacks.append(SaveConfig(parsed.parser, parsed.config, save_to_log_dir=False))
     options.logger, options.default_root_dir = loggers, str(run.folder)
-    try:
+    check_before(options)
+    with refusals_of_trainer():  # no such GPU, ...
         trainer = validate_at_end(Trainer(**options))
-    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:  # no GPU
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    check_after(trainer)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if trainer.is_global_zero and not options.fast_dev_run:
@@ -428,7 +461,8 @@ def fit(work: Work) -> None:
     with running(work):
         work.trainer.fit(module, datamodule=data, weights_only=True)
     if work.parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
-        write_json(work, "fp8.json", compare_after_fit(work.trainer, module, data))
+        step = {"step": step_number(work.trainer) - 1}
+        write_json(work, "fp8.json", step | compare_after_fit(work.trainer, module, data))
     if not work.objects.trainer.fast_dev_run:
         say(f"finished: {work.run.folder}")
 
@@ -443,7 +477,10 @@ def evaluate(work: Work) -> None:
     metrics = merged(results)
     images, total = evaluated_images(work)
     source = str(work.run.checkpoint or named_weights(parsed.config))
-    report = {"checkpoint": source, "images": images, "metrics": metrics}
+    origin = identity_of(source, work.objects.data)
+    if line := other_data_line(work.run.folder, work.objects.data):
+        say(line)
+    report = {**origin, "images": images, "metrics": metrics}
     if parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
         exact = metrics_in("fused", verb, work.objects.module, work.objects.data)
         report["metrics_fused"] = exact
@@ -456,8 +493,13 @@ def evaluate(work: Work) -> None:
 def predict(work: Work) -> None:
     """Apply the network to images; the task writes its own files."""
     say_what_is_measured(work)
+    source = work.run.checkpoint or named_weights(work.parsed.config)
+    if work.trainer.is_global_zero:  # a prediction that is stopped has not the origin of another
+        (work.run.folder / "predict.json").unlink(missing_ok=True)
     with running(work):
         work.trainer.predict(work.objects.module, datamodule=work.objects.data, weights_only=True)
+    origin = identity_of(source, None) | {"images": getattr(work.objects.data, "images", None)}
+    write_json(work, "predict.json", origin)
     files = (work.run.folder / name for name in work.parsed.task.predictions)
     say(f"written: {', '.join(str(file) for file in files if file.exists())}")
 
@@ -481,7 +523,8 @@ def running(work: Work) -> Iterator[None]:
     trainer.ckpt_path = work.run.checkpoint
     launcher = trainer.strategy.launcher
     try:
-        with attention_backend(work.parsed.config.attention_backend), signals_end_the_run():
+        backend = attention_backend(work.parsed.config.attention_backend)
+        with backend, signals_end_the_run(), refusals_of_trainer():
             yield
     except InputError:
         if launcher:
@@ -498,7 +541,8 @@ def running(work: Work) -> Iterator[None]:
         if launcher and not isinstance(end, Stopped):
             launcher.kill(signal.SIGKILL)  # the other processes may wait for this one
         if work.parsed.verb == "fit":
-            say(how_to_resume(work))
+            with suppress(OSError):  # SIGHUP: the terminal is gone
+                say(how_to_resume(work))
         # Lightning kills the first process when another one fails: this one's code is the run's.
         raise SystemExit(0 if trainer.global_rank else end.code) from None
 

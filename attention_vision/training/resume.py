@@ -1,12 +1,10 @@
-"""Checkpoints of a run, written when a resume from them is bit-exact, and atomically."""
+"""Checkpoints of a run, written when a resume from them is bit-exact."""
 
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -39,11 +37,14 @@ class StepCheckpoint(ModelCheckpoint):
 class BestCheckpoint(ModelCheckpoint):
     """Keep the best score if the run folder was moved, where Lightning would start again.
 
-    Nothing is saved if a validation does not log the key: a GAN may be trained without a score.
+    Nothing is saved if a validation does not log the key: a GAN may be trained without a score. A
+    score that is not finite is never the best one, and does not stand in the way of a better one.
     """
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
-        if self.monitor in monitor_candidates:
+        assert self.monitor is not None  # see `checkpoint_callbacks`
+        score = monitor_candidates.get(self.monitor)
+        if score is not None and torch.isfinite(score):
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -54,6 +55,7 @@ class BestCheckpoint(ModelCheckpoint):
             state_dict |= {"dirpath": self.dirpath, "best_k_models": {path: score}}
             state_dict |= {"best_model_path": path, "kth_best_model_path": path}
         super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]  # which Lightning leaves out
 
 
 def checkpoint_callbacks(
@@ -87,20 +89,3 @@ def checkpoint_callbacks(
         ),
         SlurmRequeue(folder / "last.ckpt"),
     ]
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint to a file beside it, then rename: a kill leaves the old or the new one.
-
-    Lightning's own goes through the system's folder for temporary files; if that is on another file
-    system, the last step is a copy.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
-        path = Path(path)
-        part = path.with_suffix(".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, part)
-        os.replace(part, path)
