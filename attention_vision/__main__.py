@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     0 for success, 1 for bad input and failures, 2 for a command or config that does not parse, 130
     after Ctrl-C. A training that a signal ends raises SystemExit with 128 + its number.
 
-    A failure of any kind is one line; `--debug`, anywhere among the arguments, prints its traceback.
+    A failure of any kind is one line; `--debug`, anywhere among the words, prints its traceback.
     """
     if arguments is None:
         arguments = sys.argv[1:]

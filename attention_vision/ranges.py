@@ -17,6 +17,8 @@ from inspect import signature
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from attention_vision.errors import InputError
+
 T = TypeVar("T")
 
 
@@ -131,7 +133,7 @@ def checked(cls: type[T]) -> type[T]:
     """Refuse arguments of a constructor that are outside of their declared ranges.
 
     A class decorator; a subclass with a constructor of its own needs it again for its own
-    arguments. The constructor raises ValueError, whose text names the class and the argument.
+    arguments. The constructor raises InputError, whose text names the class and the argument.
     """
     init = cls.__init__
     names = list(signature(init).parameters)[1:]
@@ -141,7 +143,7 @@ def checked(cls: type[T]) -> type[T]:
         for name, hint in ranges_of(init).items():
             given = dict(zip(names, values, strict=False)) | named
             if name in given and (line := refusal(name, given[name], hint)):
-                raise ValueError(f"{cls.__name__}: {line}")
+                raise InputError(f"{cls.__name__}: {line}")
         init(self, *values, **named)
 
     cls.__init__ = check_and_init

@@ -13,9 +13,10 @@ FILES = {path.relative_to(ROOT): path for path in sorted((ROOT / PACKAGE).rglob(
 
 # From the lowest up. A room imports from rooms of lower floors only. A new room belongs here.
 FLOORS = (
-    {"errors", "ranges"},
+    {"errors"},
+    {"ranges", "yaml_json"},
     {"attention"},
-    {"backbones", "training", "config", "profiling", "yaml_json", "identity"},
+    {"backbones", "training", "config", "profiling", "identity"},
     {"data", "checkpoints", "visualization", "report"},
     {"classification", "detection", "generation", "claims"},
     {"runs"},
@@ -118,7 +119,7 @@ def test_every_room_has_a_floor():
     rooms = {room_of(path) for path in FILES} - {"__init__"}
     listed = [room for rooms_of_floor in FLOORS for room in rooms_of_floor]
     assert sorted(listed) == sorted(rooms)
-    assert len(FLOORS) <= 9
+    assert len(FLOORS) <= 10
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

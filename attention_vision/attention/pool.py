@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attention_vision.attention.kernel import attend, masked_softmax
 from attention_vision.attention.recording import capture
-from attention_vision.ranges import Size, checked
+from attention_vision.ranges import NonNegativeInt, Size, checked
 
 
 @checked
@@ -32,7 +32,7 @@ class AttentionPool(nn.Module):
     def __init__(
         self,
         width: Size,
-        queries: Size = 1,
+        queries: NonNegativeInt = 1,
         score: Literal["dot", "additive"] = "dot",
         hidden: Size | None = None,
     ):

@@ -1,17 +1,15 @@
-"""Config files and flags: how they are read, parsed and saved."""
+"""Config files and flags: how they are read and parsed."""
 
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from functools import lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser
 
 from attention_vision.config.messages import explain, reason_and_line
 from attention_vision.config.moved_paths import with_current_paths
@@ -80,28 +78,6 @@ class ArgumentParser(LightningArgumentParser):
             return super().dump(*arguments, **options)
         finally:
             dumping.reset(token)
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes RUN/config.yaml when training starts, and gives the config to the loggers."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        config = self.config.clone()
-        for key in ("config", "ckpt_path"):  # of this call, not of the run
-            config.pop(key, None)
-        text = self.parser.dump(config, skip_unset=False, skip_link_targets=False)
-        plain = yaml.safe_load(text)
-        # The dump drops what is linked into a model that is chosen by class_path.
-        arguments = plain["model"].get("init_args") or plain["model"]
-        for name, network in pl_module.named_children():
-            if name in arguments and hasattr(network, "num_classes"):
-                arguments[name]["init_args"].setdefault("num_classes", network.num_classes)
-        if plain != yaml.safe_load(text):
-            header = [line for line in text.splitlines() if line.startswith("#")]
-            text = "\n".join([*header, yaml.safe_dump(plain, sort_keys=False)])
-        Path(config.run, "config.yaml").write_text(text)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(plain)
 
 
 def parse_words(parser: ArgumentParser, words: list[str], roots: dict[str, type]) -> Namespace:

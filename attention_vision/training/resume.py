@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from attention_vision.training.slurm import SlurmRequeue
-from attention_vision.training.steps import is_validated_next
+from attention_vision.training.steps import ends_inside_epoch, is_validated_next
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -17,8 +17,9 @@ class StepCheckpoint(ModelCheckpoint):
 
     It never saves between a step and its validation: Lightning 2.6 resumes after the validation,
     and from the last batch of an epoch even without the epoch's row. It saves after the validation
-    instead; the epoch's end is left to a checkpoint with `every_n_epochs`. Nor does it save between
-    batches whose gradients are accumulated: gradients are not saved.
+    instead; the epoch's end is left to `EpochCheckpoint`. Nor does it save between batches whose
+    gradients are accumulated: gradients are not saved. Where the run ends inside an epoch, it
+    always saves: a longer run goes on there.
 
     To be built with save_on_train_epoch_end=False.
     """
@@ -32,6 +33,27 @@ class StepCheckpoint(ModelCheckpoint):
             self._defer_save_until_validation = True
             return
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        self._save_at_end(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_validation_end(trainer, module)
+        if not trainer.sanity_checking:
+            self._save_at_end(trainer)
+
+    def _save_at_end(self, trainer: Trainer) -> None:
+        if ends_inside_epoch(trainer) and self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """Save at the end of each epoch, but not of one that the end of the run cuts short.
+
+    The state after that would be of an epoch that is over: `StepCheckpoint` saves before it.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not ends_inside_epoch(trainer):
+            super().on_train_epoch_end(trainer, module)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -72,7 +94,7 @@ def checkpoint_callbacks(
     mode = "max" if higher_is_better else "min"
     return [
         BestCheckpoint(folder, "best", monitor=best, mode=mode, enable_version_counter=False),
-        ModelCheckpoint(
+        EpochCheckpoint(
             folder,
             "last",
             every_n_epochs=1,

@@ -35,6 +35,15 @@ def default_run(task: str, stem: str) -> Path:
     return run
 
 
+def new_run(task: str, stem: str) -> Path:
+    """Make the folder of `default_run`: of commands that start together, each has its own."""
+    while True:
+        run = default_run(task, stem)
+        with suppress(FileExistsError):  # another command was first
+            run.mkdir(parents=True, exist_ok="SLURM_JOB_ID" in os.environ)
+            return run
+
+
 def is_requeued() -> bool:
     """Whether this is a SLURM job that was requeued."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
@@ -68,6 +77,22 @@ def find_checkpoint(run: Path, name: str = "best") -> Path:
         found = f"{run} has {', '.join(kept)}" if kept else f"{run} has no checkpoint"
         raise InputError(f"no checkpoint {file}: {found}")
     return file
+
+
+def resumable_checkpoint(run: Path, name: str) -> Path:
+    """The file that training resumes from; "last" is best.ckpt until there is a last.ckpt.
+
+    A run whose first validation comes before its first save of last.ckpt has best.ckpt alone.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    best, last = (run / "checkpoints" / f"{stem}.ckpt" for stem in ("best", "last"))
+    return (
+        best
+        if name == "last" and best.is_file() and not last.is_file()
+        else find_checkpoint(run, name)
+    )
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

@@ -78,6 +78,18 @@ def is_validated_next(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._should_check_val_fx(data_fetcher)
 
 
+def ends_inside_epoch(trainer: Trainer) -> bool:
+    """Whether the run ends after the batch that just ended, and its epoch has more batches.
+
+    By `max_steps`, by `max_time`, or because a callback such as EarlyStopping asks for it.
+    """
+    fit_loop = trainer.fit_loop
+    loop = fit_loop.epoch_loop
+    steps_are_done = 0 <= loop.max_steps <= loop.global_step
+    is_over = steps_are_done or (trainer.should_stop and fit_loop._can_stop_early)
+    return is_over and not loop._num_ready_batches_reached()
+
+
 def step_number(trainer: Trainer) -> int:
     """The step number that Lightning would log now: steps finished before this one."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped

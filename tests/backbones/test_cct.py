@@ -186,7 +186,7 @@ def test_other_attention_fits(kind):
     ("mistake", "words"),
     [
         ({"heads": 3}, "width 16 is not a multiple of heads 3"),
-        ({"depth": 0}, "depth 0 is not positive"),
+        ({"depth": 0}, "depth is 0: it has to be"),
         ({"position": "relative"}, "position 'relative'"),
         ({"attention": WindowAttention, "pool": ClassToken}, "MeanPool leaves out"),
         ({"tokenizer": lambda channels, width: torch.nn.Flatten()}, "no map"),
