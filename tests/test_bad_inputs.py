@@ -168,7 +168,7 @@ FILES = {
     "says: y\nliterature: confirmed\nreason: z\n",
     "claims_broken/experiments/claims/a.yaml": "statement: {{\n",
     "bomb/Annotations/a.xml": '<!DOCTYPE a [<!ENTITY a "xxxxxxxxxx">'
-    + "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi"))
+    + "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True))
     + "]><annotation><filename>&i;</filename></annotation>",
     "coco/empty.json": "",
     "coco/cut.json": '{"images": [{"id": 1, "file_na',

@@ -799,7 +799,7 @@ def epoch_losses(run: str) -> list[float]:
 
 
 def test_progress_without_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(ProgressLines.__init__, "__defaults__", (0.0,))  # a line for each batch
+    monkeypatch.setattr(ProgressLines.__init__.__wrapped__, "__defaults__", (0.0,))  # a line for each batch
     assert fit("--run", "run", "--trainer.max_epochs=2") == 0
     output = capsys.readouterr().out
     assert "parameters: 4,554\n" in output

@@ -11,6 +11,7 @@ from attention_vision.attention import (
     AttentionPool,
     AxialAttention,
     LocalGlobalAttention,
+    SequencePool,
     WindowAttention,
     attention_backend,
 )
@@ -157,7 +158,7 @@ small = partial(CCT, 16, 16, 2, 2, 3)
 
 
 @pytest.mark.parametrize("position", ["learned", "sine", "none"])
-@pytest.mark.parametrize("pool", [CCT.__init__.__defaults__[7], ClassToken, AttentionPool])
+@pytest.mark.parametrize("pool", [SequencePool, ClassToken, AttentionPool])
 def test_other_image_sizes_and_maps(position, pool):
     network = small(position=position, pool=pool).eval()
     images = torch.randn(2, 3, 16, 24)
