@@ -138,7 +138,9 @@ class Classifier(LightningModule):
         self.train_parts = nn.ModuleDict(
             {name: ResumableMean() for name in ("loss_ce", *self.terms) if self.terms}
         )
-        self.mean_losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.mean_losses = nn.ModuleDict(
+            {split: MeanMetric(nan_strategy="ignore") for split in ("val", "test")}
+        )
         self.accuracies = nn.ModuleDict(
             {split: accuracies(split, network.num_classes) for split in ("val", "test")}
         )
@@ -236,9 +238,9 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         self.step_losses = self.losses(batch)
         loss = reduce(add, self.step_losses.values())
-        self.train_loss.update(loss.detach(), len(batch[0]))
+        self.train_loss.update(loss.detach())
         for name, mean in self._part_means().items():
-            mean.update(self.step_losses[name].detach(), len(batch[0]))
+            mean.update(self.step_losses[name].detach())
         return loss
 
     def on_train_epoch_end(self) -> None:

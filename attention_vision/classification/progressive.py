@@ -130,7 +130,10 @@ class GateScheduler(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.activation.go_to(trainer.global_step / steps_per_epoch(trainer))
+        # By epochs: a resumed run may have other batches, and other steps in an epoch.
+        per_epoch, accumulated = steps_per_epoch(trainer), trainer.accumulate_grad_batches
+        steps = trainer.current_epoch * per_epoch + batch_idx // accumulated
+        self.activation.go_to(steps / per_epoch)
         every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
         if (step_number(trainer) + 1) % every == 0:
             stages, gates = self.activation.stages, self.activation.gates.tolist()

@@ -122,7 +122,7 @@ def reason_and_line(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [one for one in frames if "site-packages" not in one.filename and one.filename[0] != "<"]
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{reason} ({own[-1].filename}, line {own[-1].lineno})"
+    return f"{reason} ({own[-1].filename}, line {own[-1].lineno})" if own else reason
 
 
 def defined_in(value: object, module: ModuleType) -> bool:

@@ -4,6 +4,7 @@ An image looks the same at any number of workers and after a resume, and evaluat
 image once at any number of processes.
 """
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -31,6 +32,17 @@ from attention_vision.training.steps import adds_seeds, mix, run_seed
 
 OnBadImage = Literal["stop", "skip"]
 FindBroken = Callable[[Sequence[str]], dict[str, str]]  # images -> those that do not decode: reason
+
+
+def check_shared_memory(num_workers: int) -> None:
+    """Raise InputError where the machine, often a container, has none for the workers."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise InputError(
+            f"data.num_workers {num_workers}: worker processes need shared memory, and /dev/shm"
+            f" cannot be written here ({error.strerror}): set data.num_workers to 0"
+        ) from error
 
 
 @checked
@@ -77,6 +89,8 @@ class TaskData(LightningDataModule):
         on_bad_image: OnBadImage = "stop",
     ):
         super().__init__()
+        if num_workers > 0:
+            check_shared_memory(num_workers)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.images = seed, images
         self.split, self.on_bad_image = split or SplitShares(), on_bad_image

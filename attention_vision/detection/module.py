@@ -139,7 +139,7 @@ class Detector(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.step_losses = losses = self.losses(batch)
         total = losses.pop("total")
-        self.train_loss.update(total.detach(), len(batch[0]))
+        self.train_loss.update(total.detach())
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
         if (step_number(self.trainer) + 1) % every == 0:
             log_now(self.trainer, {f"train/{name}": loss.item() for name, loss in losses.items()})

@@ -21,6 +21,7 @@ from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
 from attention_vision.ranges import Count, Seed, Workers, checked
 
+MAX_BYTES = 10**7  # of an XML file; one with 1,000 objects has some 300,000
 YES = {"1", "1.0", "true", "yes"}
 
 
@@ -190,8 +191,24 @@ def voc_object(
 
 
 def parsed(file: Path) -> ElementTree.Element:
+    """The root of an annotation.
+
+    Raises:
+        InputError: a damaged or other file; one that declares entities, which can expand to any
+            size; or one of more than `MAX_BYTES`.
+    """
     try:
-        root = ElementTree.parse(file).getroot()
+        if (size := file.stat().st_size) > MAX_BYTES:
+            raise InputError(
+                f"{file} has {size / 1e6:,.1f} MB: annotations are read up to"
+                f" {MAX_BYTES / 1e6:,.0f} MB"
+            )
+        content = file.read_bytes()
+        if b"<!ENTITY" in content.replace(b"\0", b""):  # of UTF-16
+            raise InputError(f"{file} declares entities, which are not read: remove its <!DOCTYPE>")
+        root = ElementTree.fromstring(content)
+    except InputError:
+        raise
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise InputError(f"{file} is not a whole XML file: {error}") from None
     if root.tag != "annotation":

@@ -142,7 +142,7 @@ def write_config(run: Run, config: Config) -> None:
 
 
 def config_sha256(run: Run) -> str | None:
-    """Read the hash in the first line of cell.yaml; None without one, as before version 0.3."""
+    """Read the hash in the first line of cell.yaml; None without one, as in version 0.1."""
     try:
         with run.config.open() as file:
             found = HEADER.match(file.readline())
@@ -167,7 +167,7 @@ def other_configuration(run: Run, study: Study) -> str:
         changes = differences(read_yaml(run.config), config, study.budget)[:3]
     if known or (run.result.is_file() and read_result(run) is None):
         return "; ".join(changes) or "other data or another budget"
-    return "; ".join(changes)  # before version 0.3 a profile was not part of the hash
+    return "; ".join(changes)  # in version 0.1 a profile was not part of the hash
 
 
 def set_aside(run: Run) -> Path:

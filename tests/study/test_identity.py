@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from studies import ONE_SEED, run, write_study
+from studies import ONE_SEED, write_study
 from study_folders import VALUES, write_folder
 
 from attention_vision.__main__ import main
@@ -16,7 +16,9 @@ from attention_vision.report.summary import Report
 from attention_vision.study import runner
 from attention_vision.study.definition import read_definition, with_profile
 from attention_vision.study.exit_code import ExitCode
-from attention_vision.study.folder import finished_result, runs_of
+from attention_vision.study.folder import finished_result, runs_of, write_config
+from attention_vision.study.runner import run_config
+from attention_vision.study.worker import train
 from attention_vision.yaml_json import read_yaml, to_json, write_atomically
 
 PROFILES = Path(__file__).parents[2] / "experiments/profiles"
@@ -184,7 +186,7 @@ def test_one_tried_cell_is_run_again(study, capsys):
     assert "4 of 4 runs finished" in printed
 
 
-def test_trial_runs_of_version_0_2_are_found_by_their_config(study, capsys):
+def test_trial_runs_of_version_0_1_are_found_by_their_config(study, capsys):
     """Their hash was that of the cell, whatever the profile."""
     study(capsys)
     cells = read_definition(study.file).cells
@@ -272,18 +274,19 @@ def test_a_result_without_a_number_is_a_failed_run(study, capsys, gone):
     assert study(capsys).count("started   se seed 1") == 1
 
 
-def test_a_run_that_diverges_has_no_result(tmp_path):
+def test_a_run_that_diverges_has_no_result(tmp_path, monkeypatch):
+    """It is a failed run, in this attempt and in the next one."""
     optimizer = "{model.optimizer: {class_path: torch.optim.SGD, init_args: {lr: 1.0e+18}}}"
     changes = ("    none:", f"    huge: {optimizer}\n    none:"), ("steps: 7", "steps: 6")
-    file = write_study(tmp_path, ONE_SEED, *changes)
-    folder = tmp_path / "folder"
-    words = ("--folder", folder, "--jobs", 1, "--only", "huge", "none")
-    code, printed = run(file, *words, output=tmp_path / "printed")
-    assert code == 1
-    assert "finite" in next(line for line in printed.splitlines() if line.startswith("failed: "))
-    assert not (folder / "cells/huge/seed0/result.json").exists()
-    assert values(folder)["huge"] == []
-    assert any(line.startswith("missing: huge, seed 0: ") for line in remarks(folder))
+    definition = read_definition(write_study(tmp_path, ONE_SEED, *changes))
+    (huge, *_) = runs_of(definition, tmp_path / "folder", [0], ["huge"])
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        write_config(huge, run_config(definition.cells["huge"].config, huge, 1))
+        with pytest.raises(InputError, match="finite"):
+            train(huge, {})
+        assert not huge.result.exists()
+        assert finished_result(huge) is None
 
 
 # Data and code
@@ -342,8 +345,6 @@ def test_other_code_is_said(study, capsys):
 
 def test_a_job_whose_config_was_replaced_ends(study, capsys):
     """A queued job starts after the study was given another configuration."""
-    from attention_vision.study.worker import train
-
     study(capsys)
     edit(study.file, "reduction: 1", "reduction: 2")
     definition = read_definition(study.file)

@@ -259,7 +259,9 @@ class ImageToImage(GenerationModule):
         self.optimizer, self.schedule, self.ema_decay = optimizer, schedule, ema_decay
         self.train_loss = ResumableMean()
         # Any: the values of a ModuleDict are typed as plain modules.
-        self.mean_losses: Any = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.mean_losses: Any = nn.ModuleDict(
+            {split: MeanMetric(nan_strategy="ignore") for split in ("val", "test")}
+        )
         self.metrics: Any = nn.ModuleDict(
             {split: objective.metrics(network.num_classes) for split in ("val", "test")}
         )
@@ -302,7 +304,7 @@ class ImageToImage(GenerationModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.step_losses = self.losses(batch)
         loss = reduce(add, self.step_losses.values())
-        self.train_loss.update(loss.detach(), len(batch[0]))
+        self.train_loss.update(loss.detach())
         return loss
 
     def on_train_epoch_end(self) -> None:
