@@ -148,8 +148,10 @@ def fit(
     data: Any,
     folder: Path,
     callbacks: list[Callback],
+    ckpt_path: Path | None = None,
     **trainer: Any,
 ) -> None:
+    """Trains 4 steps, or as `trainer` says."""
     seed_everything(0, verbose=False)
     options: dict[str, Any] = {
         "accelerator": "cpu",
@@ -162,7 +164,7 @@ def fit(
         "logger": MetricsCSV(str(folder)),
         "callbacks": callbacks,
     }
-    Trainer(**options | trainer).fit(module, data)
+    Trainer(**options | trainer).fit(module, data, ckpt_path=ckpt_path, weights_only=True)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

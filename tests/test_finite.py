@@ -25,7 +25,7 @@ from attention_vision.training.finite import (
     run_again,
 )
 from attention_vision.training.logging import ResumableMean, log_finite
-from attention_vision.training.resume import BestCheckpoint
+from attention_vision.training.resume import BestCheckpoint, checkpoint_callbacks
 
 TERMS = {  # of the loss that a broken layer makes NaN first
     "classifier": "loss_ce",
@@ -264,6 +264,35 @@ def test_the_command_stops_and_its_lines_of_python_reproduce_the_step(
     assert "'loss_ce': nan" in printed
     layer = error.split("first layer with such an output: ")[1].split(";")[0]
     assert f"'layer': '{layer}'" in printed
+
+
+def test_a_resumed_run_keeps_the_last_score(tmp_path: Path) -> None:
+    """Which Lightning leaves out, so that the next checkpoint differed from a whole run's."""
+
+    def train(folder: Path, epochs: int, checkpoint: Path | None = None) -> dict[str, Any]:
+        callbacks = checkpoint_callbacks(folder, "val/top1", True, None)
+        options = {"max_steps": -1, "max_epochs": epochs, "limit_train_batches": 2}
+        options |= {"enable_checkpointing": True, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+        module, data = MODULES["classifier"](), DATA["classifier"]()
+        fit(
+            module,
+            data,
+            folder,
+            callbacks,
+            ckpt_path=checkpoint,
+            check_val_every_n_epoch=2,
+            **options,
+        )
+        last = torch.load(folder / "last.ckpt", weights_only=True)["callbacks"]
+        return next(one for key, one in last.items() if "BestCheckpoint" in key)
+
+    train(tmp_path / "two", 2)
+    whole, resumed = (
+        train(tmp_path / "whole", 3),
+        train(tmp_path / "two", 3, tmp_path / "two" / "last.ckpt"),
+    )
+    for key in ("current_score", "best_model_score", "kth_value"):
+        assert resumed[key] == whole[key], key
 
 
 class SaveAt(Callback):

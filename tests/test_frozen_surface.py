@@ -176,11 +176,12 @@ RUNS: dict[str, dict[str, Any]] = {
         "task": "detection",
         "data": {
             "class_path": "DigitScenes",
-            "init_args": {"scenes": 4, "val_scenes": 1, "batch_size": 2},
+            "init_args": {"scenes": 4, "val_scenes": 3, "batch_size": 2},
         },
         "model": {
             "class_path": "DETRDetector",
             "init_args": {
+                "size_limits": [16, 24],  # objects of each size: an AP of none is not logged
                 "network": {
                     "class_path": "DETR",
                     "init_args": {
@@ -192,7 +193,7 @@ RUNS: dict[str, dict[str, Any]] = {
                         "hidden": 8,
                         "backbone": RESNET,
                     },
-                }
+                },
             },
         },
     },

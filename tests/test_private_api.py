@@ -87,8 +87,9 @@ USED = {
         "_snapshot": ["data/loading.py"],
     },
     "jsonargparse": {
-        "_actions": ["config/messages.py", "config/parser.py"],
+        "_actions": ["config/messages.py", "config/parser.py", "config/ranges.py"],
         "_common": ["config/trust.py"],
+        "_typehint": ["config/ranges.py"],
     },
     "argparse": {"_SubParsersAction": ["cli/study.py"]},
     "wandb": {"wbauth": ["training/wandb_mode.py"]},
