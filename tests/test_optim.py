@@ -55,7 +55,7 @@ def test_without_warmup_the_first_step_has_the_full_rate() -> None:
 
 @pytest.mark.parametrize("wrong", [{"warmup_epochs": -1}, {"min_lr": -1}])
 def test_negative_numbers(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="is negative"):
+    with pytest.raises(InputError, match="it has to be"):
         schedule(**wrong)
 
 

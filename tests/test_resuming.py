@@ -30,7 +30,7 @@ from attention_vision.runs.resume import (
     table,
 )
 from attention_vision.training.changes import ApplyChanges, Change
-from attention_vision.training.optim import WarmupCosine, configure
+from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure
 from attention_vision.training.run_folder import new_run
 from attention_vision.training.run_lock import RunLock
 
@@ -241,7 +241,9 @@ def test_workers_and_batches_change_at_the_end_of_an_epoch(ended, capsys):
 
 
 class Line(LightningModule):
-    """One parameter, with a validation loss that never falls."""
+    """A linear layer, with a score that never rises."""
+
+    monitor = "val/score"
 
     def __init__(self, schedule: partial, lr: float, momentum: float = 0.9):
         super().__init__()
@@ -257,7 +259,10 @@ class Line(LightningModule):
         return self.weight(batch).square().mean()
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("val/loss", 1.0)
+        self.log("val/score", 1.0)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [StepOnPlateau()]
 
 
 def rates(module: Line, epochs: int, *callbacks: Callback, checkpoint: str | None = None) -> list:
@@ -315,7 +320,7 @@ def test_a_longer_cosine_falls_to_its_new_end():
 
 def test_a_callback_has_the_patience_that_is_given():
     def stops(patience: int) -> EarlyStopping:
-        return EarlyStopping("val/loss", patience=patience)
+        return EarlyStopping("val/score", patience=patience)
 
     schedule = partial(lr_scheduler.ConstantLR, factor=1.0)
     assert len(rates(Line(schedule, 0.1), 9, stops(2))) == 9  # 3 epochs of 3 steps

@@ -78,7 +78,7 @@ def untrusted(text: str) -> str | None:
 
 def unimportable(text: str, path: str) -> str | None:
     """The reason why a class path of the user's own cannot be imported."""
-    given = r"class_path(?:=|': | )'([\w.]+)'|(?:Got|Given) value: ([\w.]+)$"
+    given = r"class_path(?:=|': | )'([\w.]+)'|(?:Got|Given) value: ([^\W\d][\w.]*)$"
     for found in re.finditer(given, text, re.M):
         class_path = found[1] or found[2]
         if "." in class_path and (reason := import_failure(class_path)):

@@ -26,6 +26,7 @@ from attention_vision.data.labels import Labels, shown
 from attention_vision.data.splits import SPLIT_NAMES, SplitShares, divide
 from attention_vision.errors import InputError
 from attention_vision.identity import data_difference, digest
+from attention_vision.ranges import Count, Seed, Workers, checked
 from attention_vision.training.distributed import broadcast, gather, rank, world_size
 from attention_vision.training.steps import adds_seeds, mix, run_seed
 
@@ -44,6 +45,7 @@ def check_shared_memory(num_workers: int) -> None:
         ) from error
 
 
+@checked
 class TaskData(LightningDataModule):
     """Base of the data modules of all tasks: labels, splits, findings, and the loaders.
 
@@ -79,18 +81,14 @@ class TaskData(LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
+        batch_size: Count,
+        num_workers: Workers,
+        seed: Seed | None,
         images: str | None = None,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
     ):
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"data.batch_size {batch_size} is not positive")
-        if num_workers < 0:
-            raise InputError(f"data.num_workers {num_workers} is negative")
         if num_workers > 0:
             check_shared_memory(num_workers)
         self.batch_size, self.num_workers = batch_size, num_workers

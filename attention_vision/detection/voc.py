@@ -19,11 +19,13 @@ from attention_vision.detection.instances import (
 )
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Seed, Workers, checked
 
 MAX_BYTES = 10**7  # of an XML file; one with 1,000 objects has some 300,000
 YES = {"1", "1.0", "true", "yes"}
 
 
+@checked
 class VOCFolder(AnnotatedFiles):
     """Pascal VOC: ROOT/Annotations/NAME.xml, ROOT/JPEGImages/NAME.jpg, ROOT/ImageSets/Main/*.txt.
 
@@ -48,9 +50,9 @@ class VOCFolder(AnnotatedFiles):
         self,
         root: str,
         recipe: DETRAugmentation = DETR_RECIPE,
-        batch_size: int = 2,
-        num_workers: int = 2,
-        seed: int | None = None,
+        batch_size: Count = 2,
+        num_workers: Workers = 2,
+        seed: Seed | None = None,
         images: str | None = None,
         group_by_shape: bool = False,
         split: SplitShares | None = None,

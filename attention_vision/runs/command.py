@@ -35,11 +35,13 @@ from attention_vision.claims.check import ClaimCheck
 from attention_vision.claims.claim import Claim
 from attention_vision.config.build import add_nodes, instantiate
 from attention_vision.config.parser import ArgumentParser, kept_arguments, parse_words
+from attention_vision.config.ranges import check_ranges
 from attention_vision.config.trainer import check_after, check_before, refusals_of_trainer
 from attention_vision.config.trust import imports, trusts_everything
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import RUN_VARIABLE, ConfigError, InputError
+from attention_vision.ranges import Count, Seed, Threads
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.measured import identity_of, other_data_line
@@ -218,6 +220,7 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
     roots = {"model": task.model, "data": task.data, "trainer": Trainer}
     with imports(trusted, ", ".join(str(file) for file, _ in given if file)):
         config = parse_words(parser, words, roots)
+        check_ranges(parser, config)
     lines += kept_arguments((content for _, content in given), config.as_dict())
     by_flag = weights_by_flag(content for file, content in given if file is None)
     flags = flags_of_run(words)
@@ -263,7 +266,7 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
         help="'last', 'best' or a file: fit resumes from it, the other verbs evaluate it",
     )  # fmt: skip
     parser.add_argument(
-        "--checkpoint_every_n_steps", type=int | None, default=None,
+        "--checkpoint_every_n_steps", type=Count | None, default=None,
         help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
     )  # fmt: skip
     parser.add_argument(
@@ -285,14 +288,14 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
         " others only trace them (default: not compiled)",
     )  # fmt: skip
     parser.add_argument(
-        "--threads", type=int | None, default=None,
+        "--threads", type=Threads | None, default=None,
         help="CPU threads of each process (default: torch's own choice)",
     )  # fmt: skip
     parser.add_argument(
         "--claim", type=Claim | None, default=None, help="the number that the run reproduces"
     )
     parser.add_argument(
-        "--seed_everything", type=bool | int, default=0, help="the seed; true draws one"
+        "--seed_everything", type=bool | Seed, default=0, help="the seed; true draws one"
     )
     parser.add_lightning_class_args(Trainer, "trainer")
     add_nodes(parser, task.nodes, task.links)

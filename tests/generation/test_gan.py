@@ -275,10 +275,10 @@ def test_what_it_logs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"discriminator_steps": 0}, "model.discriminator_steps 0 is not positive"),
-        ({"accumulate": 0}, "model.accumulate 0 is not positive"),
-        ({"clip": -1.0}, "model.clip -1.0 is negative"),
-        ({"ema_decay": 1.0}, "model.ema_decay 1.0 is not in 0..1, 1 excluded"),
+        ({"discriminator_steps": 0}, "discriminator_steps is 0: it has to be"),
+        ({"accumulate": 0}, "accumulate is 0: it has to be"),
+        ({"clip": -1.0}, "clip is -1.0: it has to be"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0: it has to be"),
         ({"augment": ("color",)}, "no part 'color' of DiffAugment; there are colour, translation"),
         ({"attention_points": [(0.5, 8.0)]}, "model.attention_points: x and y are fractions"),
     ],

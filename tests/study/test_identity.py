@@ -17,6 +17,7 @@ from attention_vision.study import runner
 from attention_vision.study.definition import read_definition, with_profile
 from attention_vision.study.exit_code import ExitCode
 from attention_vision.study.folder import finished_result, runs_of, write_config
+from attention_vision.study.preflight import Preflight
 from attention_vision.study.runner import run_config
 from attention_vision.study.worker import train
 from attention_vision.yaml_json import read_yaml, to_json, write_atomically
@@ -60,13 +61,17 @@ def study(tmp_path, monkeypatch):
     """Runs `study run WORDS` on a file in this folder without training; returns what it prints."""
     file = write_study(tmp_path)
     launcher = Launcher()
-    preflight = SimpleNamespace(data=DATA, parameters=1, macs=1, peak_memory=None, steps=7)
+    preflight = SimpleNamespace(data=DATA)
+    measured: list[str] = []
+
+    def preflights(study, configs, *_, **__):
+        measured.extend(configs)
+        one = Preflight(1, 1, 7, None, 32, None, None, preflight.data)
+        return dict.fromkeys(configs, one), {"commit": "c" * 40}
+
     monkeypatch.setattr(runner, "preload", lambda *_: None)
     monkeypatch.setattr(runner, "make_launcher", lambda *_: launcher)
-    monkeypatch.setattr(
-        runner, "run_preflights",
-        lambda study, configs, *_, **__: (dict.fromkeys(configs, preflight), {"commit": "c" * 40}),
-    )  # fmt: skip
+    monkeypatch.setattr(runner, "run_preflights", preflights)
     monkeypatch.chdir(tmp_path)
 
     def call(capsys, *words: str, code: int = 0) -> str:
@@ -75,7 +80,7 @@ def study(tmp_path, monkeypatch):
         printed = capsys.readouterr()
         return printed.out + printed.err
 
-    call.launcher, call.preflight, call.file = launcher, preflight, file
+    call.launcher, call.preflight, call.file, call.measured = launcher, preflight, file, measured
     return call
 
 
@@ -257,6 +262,21 @@ def test_a_metric_that_was_not_measured_is_measured(study, capsys):
     study(capsys)
     edit(study.file, "metric: val/top1", "metric: test/top1")
     assert study(capsys).count("started") == 4
+
+
+def test_a_cell_that_was_begun_is_not_measured_again(study, capsys, monkeypatch):
+    """One cell of a data set is opened anew; all are where the code has changed."""
+    study(capsys, "--seeds", "0")
+    study(capsys)
+    assert study.measured == ["none", "se", "none"]
+    monkeypatch.setattr(runner, "code", lambda: {"torch": "3"})
+    study(capsys, "--seeds", "4")
+    assert study.measured == ["none", "se", "none", "none", "se"]
+    Path("folder/cells/se/preflight.json").write_text("{")
+    study(capsys, "--seeds", "5")
+    assert study.measured[-2:] == ["none", "se"]
+    cost = json.loads(Path("folder/cells/se/seed5/result.json").read_text())["cost"]
+    assert cost["parameters"] == 1
 
 
 # Runs that diverged
