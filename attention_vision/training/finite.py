@@ -147,7 +147,7 @@ class FiniteSteps(Callback):
         gradients = [one.grad for one in parameters(optimizer) if one.grad is not None]
         if gradients and not self._scales and self._step is not None:
             # A seventh of the time of the largest value; it overflows at 1e19, which has diverged.
-            norm = get_total_norm([one.detach() for one in gradients])
+            norm = get_total_norm(gradients)
             self._pending.append(Value(self._step, norm, {}))
         if not self._reads_each:
             return
