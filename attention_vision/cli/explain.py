@@ -96,6 +96,7 @@ def run(options: Namespace) -> None:
     import torch
     from PIL import Image
 
+    from attention_vision.config.trust import refuse_links
     from attention_vision.runs.load import load_data, load_run, read_run
     from attention_vision.training.progress import quiet
     from attention_vision.visualization.explainer import DrawOptions
@@ -118,6 +119,8 @@ def run(options: Namespace) -> None:
         print(layer_table(layers))
         return
     names = shown_layers(explainer, layers, options.layers, folder)
+    if not options.out:
+        refuse_links(folder)
     out = Path(options.out or folder / "explained")
     out.mkdir(parents=True, exist_ok=True)
     print("layers: " + ", ".join(names))

@@ -42,7 +42,13 @@ from attention_vision.config.parser import (
     kept_arguments,
     parse_words,
 )
-from attention_vision.config.trust import imports, trusts_everything
+from attention_vision.config.trust import (
+    imports,
+    is_below,
+    refuse_links,
+    refuse_writes,
+    trusts_everything,
+)
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
@@ -149,11 +155,24 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
     """
     parsed = parse(name, verb, words)
     run = open_run(parsed)
+    if not parsed.trusted:
+        stay_below(parsed.config, run.folder)
     objects = build(parsed, run.checkpoint)
     parsed.notices.extend(unread_weights(parsed.config, run.folder, run.checkpoint))
     settled = settle_preprocessing(parsed.config, objects.module, objects.data, run.checkpoint)
     parsed.notices.extend(settled)
     return Work(parsed, run, objects, make_trainer(parsed, run, objects, callbacks))
+
+
+def stay_below(config: Namespace, folder: Path) -> None:
+    """Raise ConfigError for a config that is not trusted and writes where it was not told to."""
+    files = [Path(str(file)) for file in config.config or []]
+    for file in files:
+        named = read_yaml(file).get("run")
+        if named == str(folder) and not is_below(folder, Path(), file.parent):
+            raise ConfigError(f"{file}: run would write to {folder}: give --run RUN, or --trust")
+    refuse_writes(config, folder)
+    refuse_links(folder)
 
 
 def parse(name: str, verb: str, words: list[str]) -> Parsed:
