@@ -6,7 +6,6 @@ Every ending that Pillow reads is an image. Files and folders whose names begin 
 
 import io
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,10 +44,10 @@ DOCUMENTS = {
     ".emf",
 }
 UNREADABLE = Exception  # a damaged file fails anywhere in its decoder
-# Pixels of an image at most, as stored. A few bytes of PNG may stand for terabytes. Pillow warns
-# from half as many on; here there is one limit.
+# Pixels of an image at most, as stored. A few bytes of PNG may stand for terabytes. Pillow's
+# own limit warns from half as many on; here there is one.
 MOST_PIXELS = 178_956_970
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+Image.MAX_IMAGE_PIXELS = None
 
 
 @cache
@@ -144,29 +143,19 @@ def open_image(path: str | Path | io.BytesIO) -> Iterator[Image.Image]:
     """Open an image, the content of its file, or a page of a TIFF.
 
     Raises:
-        InputError: it has more than `MOST_PIXELS`.
+        ValueError: it has more than `MOST_PIXELS`.
     """
-    page, name = 0, "the image" if isinstance(path, io.BytesIO) else str(path)
+    page = 0
     if not isinstance(path, io.BytesIO):
         file = Path(path)
         if file.name.isdecimal() and file.parent.is_file():
             path, page = file.parent, int(file.name)
-    try:
-        image = Image.open(path, formats=kinds())
-    except Image.DecompressionBombError:
-        raise too_large(name) from None
-    with image:
+    with Image.open(path, formats=kinds()) as image:
         if page:
             image.seek(page)
         if image.width * image.height > MOST_PIXELS:
-            raise too_large(name, f"{image.width} x {image.height}")
+            raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
         yield image
-
-
-def too_large(name: str, size: str = "too many") -> InputError:
-    return InputError(
-        f"{name}: {size} pixels, more than {MOST_PIXELS:,}: make it smaller, cut it, or remove it"
-    )
 
 
 def eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
