@@ -4,27 +4,39 @@ Also `python -m attention_vision ...`. Imports nothing heavy until a task runs: 
 takes seconds, and `--help`, `--version` and a misspelt command must not wait for it.
 """
 
+import os
 import sys
 
 from attention_vision import __version__
+from attention_vision.cli.edge import report_failure, steady_streams
 from attention_vision.cli.help import COMMANDS, HELP, TOOLS, VERBS, table, unknown
+from attention_vision.runs import RUN_VARIABLE
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code.
+    """Run the command and return its exit code.
 
-    0 for success, 1 for bad input met while running, 2 for a command or config that does not parse,
-    130 after Ctrl-C. A training that a signal ends raises SystemExit with 128 + its number.
+    0 for success, 1 for bad input and failures, 2 for a command or config that does not parse, 130
+    after Ctrl-C. A training that a signal ends raises SystemExit with 128 + its number.
+
+    A failure of any kind is one line; `--debug`, anywhere among the words, prints its traceback.
     """
+    if arguments is None:
+        arguments = sys.argv[1:]
+        steady_streams()
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # not a process that this run started for DDP
+        os.environ.pop(RUN_VARIABLE, None)
     try:
-        return choose(sys.argv[1:] if arguments is None else arguments)
+        return choose([word for word in arguments if word != "--debug"])
     except KeyboardInterrupt:  # before training began, or a command that only reads
         print("attention-vision: stopped", file=sys.stderr)
         return 130
+    except Exception as error:
+        return report_failure(error, "--debug" in arguments)
 
 
 def choose(arguments: list[str]) -> int:
-    """Runs the command that the first words name."""
+    """Run the command that the first words name."""
     task, verb = (*arguments[:2], "", "")[:2]
     if not task or task in ("-h", "--help"):
         print(HELP, end="")
@@ -60,6 +72,10 @@ def choose(arguments: list[str]) -> int:
     if verb not in VERBS:
         return unknown("verb", verb, VERBS)
 
+    if verb == "fit":
+        from attention_vision.training.early_signals import keep_early_signals
+
+        keep_early_signals()  # the imports take seconds
     from attention_vision.cli.task import main as run
 
     return run(task, verb, arguments[2:])

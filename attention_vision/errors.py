@@ -1,5 +1,7 @@
 """The exceptions that the command prints as a single line, without a traceback."""
 
+import re
+
 
 class InputError(ValueError):
     """Bad input from the user: the message names the file, key or value, and what to do."""
@@ -9,12 +11,14 @@ class ConfigError(InputError):
     """A command or config that does not parse: exit code 2."""
 
 
-def one_line(error: InputError) -> str:
-    """The clear line of an error.
+def one_line(error: BaseException | str) -> str:
+    """The clear line of an error, safe to print on a terminal.
 
     A DataLoader worker sends its exception as text: the same class arrives with a whole traceback
-    for a message, whose last line is `attention_vision.errors.InputError: ` and the line that was
-    meant.
+    for a message, which ends with `attention_vision.errors.InputError: ` and the line that was
+    meant. A line may quote the name of a foreign file, which may contain line breaks and escape
+    sequences.
     """
-    last = str(error).strip().splitlines()[-1]
-    return last.removeprefix(f"{InputError.__module__}.{InputError.__qualname__}: ")
+    *_, text = re.split(rf"^{re.escape(__name__)}\.\w+Error: ", str(error), flags=re.MULTILINE)
+    line = " ".join(text.split())
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)

@@ -14,7 +14,7 @@ FILES = {path.relative_to(ROOT): path for path in sorted((ROOT / PACKAGE).rglob(
 # From the lowest up. A room imports from rooms of lower floors only. A new room belongs here.
 FLOORS = (
     {"errors", "attention"},
-    {"backbones", "training", "config", "profiling", "yaml_json"},
+    {"backbones", "training", "config", "profiling", "yaml_json", "identity"},
     {"data", "checkpoints", "visualization", "report"},
     {"classification", "detection", "generation", "claims"},
     {"runs"},
@@ -31,6 +31,7 @@ LIGHT = {  # start in no time: neither torch nor Lightning
         for name in ("claims", "data", "explain", "profile", "study_report", "tool_parser")
     ),
     Path(PACKAGE, "yaml_json.py"),
+    Path(PACKAGE, "identity.py"),
     Path(PACKAGE, "errors.py"),
     Path(PACKAGE, "runs", "__init__.py"),
     Path(PACKAGE, "runs", "tasks.py"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -19,6 +20,7 @@ from attention_vision.claims.ledger import ResultsFiles, combined, read_ledger, 
 from attention_vision.claims.record import differences, record_results
 from attention_vision.claims.statement import Statement, Trial
 from attention_vision.errors import InputError
+from attention_vision.identity import checkpoint_id
 from attention_vision.yaml_json import read_dataclass
 
 ROOT = Path(__file__).parents[1]
@@ -216,14 +218,59 @@ def test_recorded_runs_hold_all_that_was_measured(repository, run):
         ("claim.json", {"reported": 0.5}, "no experiment here has its claim: A paper"),
         ("config.yaml", {"trainer": {"max_epochs": 1}}, "trainer.max_epochs is 1 instead of 2"),
         ("config.yaml", {"seed_everything": None}, "'seed_everything' is None, not of type int"),
+        (
+            "config.yaml",
+            {"trainer": {"max_epochs": 2, "limit_train_batches": 1}},
+            "trainer.limit_train_batches is 1, which the experiment does not set",
+        ),
+        ("claim.json", {"measured": None}, "val/top1 is not finite: the run has diverged"),
+        ("claim.json", {"checkpoint_id": "0" * 16}, "was trained on after validate measured it"),
+        ("claim.json", {"by": "fit", "step": 4}, "was trained on after fit measured it"),
     ],
 )
 def test_what_is_not_recorded(name, changes, line, repository, run):
+    (run / "metrics.csv").write_text("step,val/top1\n4,0.5\n9,0.93\n10,\n")
     file = run / name
     file.write_text(json.dumps(yaml.safe_load(file.read_text()) | changes))
     with pytest.raises(InputError) as error:
         record_results([run], repository)
     assert line in str(error.value)
+
+
+def test_files_of_two_checkpoints_are_not_recorded(repository, run):
+    """A validate.json of an older checkpoint does not pass as that of the newer."""
+    (run / "checkpoints").mkdir()
+    torch.save({"step": 1}, run / "checkpoints/best.ckpt")
+    known = checkpoint_id(run / "checkpoints/best.ckpt")
+
+    def write(name: str, identity: str) -> None:
+        content = json.loads((run / name).read_text()) | {"checkpoint_id": identity}
+        (run / name).write_text(json.dumps(content))
+
+    write("claim.json", known)
+    write("validate.json", "0" * 16)
+    with pytest.raises(InputError, match=r"claim\.json and validate\.json are of different check"):
+        record_results([run], repository)
+    write("validate.json", known)
+    assert record_results([run], repository).is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "line"),
+    [
+        ("data.json", {"fingerprint": {"train": {"samples": 8}}}, "has other data than .*: train"),
+        ("config.yaml", {"model": {"mixup": 0.5}}, "not runs of one experiment: model is .*mixup"),
+    ],
+)
+def test_runs_that_differ_in_more_than_the_seed(name, changes, line, repository, run):
+    (run / "data.json").write_text(json.dumps({"fingerprint": {"train": {"samples": 9}}}))
+    other = run.with_name("other")
+    shutil.copytree(run, other)
+    config = yaml.safe_load((other / "config.yaml").read_text()) | {"seed_everything": 2}
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    (other / name).write_text(json.dumps(yaml.safe_load((other / name).read_text()) | changes))
+    with pytest.raises(InputError, match=line):
+        record_results([run, other], repository)
 
 
 def test_runs_are_recorded_once_and_whole(repository, run):

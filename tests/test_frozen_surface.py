@@ -144,16 +144,17 @@ CLASS_PATHS: dict[str, set[str]] = {  # in RUN/config.yaml, by run
     },
 }
 RESULT_KEYS: set[str] = {  # of cells/CELL/seedS/result.json
-    "cell", "config_sha256", "cost", "cost.images_per_second", "cost.macs", "cost.parameters",
-    "cost.peak_memory", "finished", "hardware", "metrics", "seconds", "seed", "study",
-    "versions",
+    "cell", "commit", "config_sha256", "cost", "cost.images_per_second", "cost.macs",
+    "cost.parameters", "cost.peak_memory", "data", "finished", "hardware", "metrics", "seconds",
+    "seed", "study", "versions",
 }
 SUMMARY_KEYS = {  # of data.json
     "data", "splits", "augmentation", "left_out", "broken", "repaired", "warnings", "steps",
+    "fingerprint",
 }  # fmt: skip
 STUDY_KEYS: set[str] = {  # of study.json
     "axes", "baseline", "budget", "cells", "commit", "expect", "file", "hardware",
-    "higher_is_better", "metric", "name", "question", "seeds", "task", "versions",
+    "higher_is_better", "metric", "name", "profile", "question", "seeds", "task", "versions",
 }
 VERBS: set[str] = {  # of every task
     "fit", "predict", "test", "validate",
@@ -260,10 +261,10 @@ def class_paths(config: Any) -> Iterator[str]:
 
 
 def keys(content: dict[str, Any], above: str = "") -> Iterator[str]:
-    """Dotted keys; those of metrics, versions and cells are names of their own."""
+    """Dotted keys; those of metrics, versions, cells and data are names of their own."""
     for key, value in content.items():
         yield f"{above}{key}"
-        if isinstance(value, dict) and key not in ("metrics", "versions", "cells", "axes"):
+        if isinstance(value, dict) and key not in ("metrics", "versions", "cells", "axes", "data"):
             yield from keys(value, f"{above}{key}.")
 
 

@@ -46,6 +46,7 @@ USED = {
         "_can_stop_early": ["training/last_validation.py"],
         "_data_fetcher": ["training/steps.py"],
         "_defer_save_until_validation": ["training/resume.py"],
+        "_experiment": ["training/wandb_logger.py"],
         "_id": ["training/wandb_logger.py"],
         "_num_ready_batches_reached": ["training/last_validation.py"],
         "_on_after_step": ["generation/gan/module.py"],
@@ -204,7 +205,7 @@ def test_lightnings_wandb_logger(tmp_path):
     logger = WandbLogger(project="p", save_dir=tmp_path, version="v", offline=True)
     assert logger._wandb_init.keys() >= {"name", "dir", "id", "anonymous"}
     assert (logger.save_dir, logger.version) == (logger._save_dir, logger._id)
-    assert (logger._save_dir, logger._id) == (str(tmp_path), "v")
+    assert (logger._save_dir, logger._id, logger._experiment) == (str(tmp_path), "v", None)
 
 
 def test_wandbs_authentication():

@@ -227,7 +227,7 @@ def test_mistakes_are_one_line(arguments, line, tmp_path, monkeypatch, capsys):
     }
     for name, content in files.items():
         Path(f"{name}.yaml").write_text(content)
-    assert main(["profile", *arguments]) == 2
+    assert main(["profile", *arguments]) in (1, 2)
     (said,) = capsys.readouterr().err.splitlines()
     assert re.search(line, said), said
 

@@ -9,6 +9,8 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from attention_vision.claims.claim import Claim
+from attention_vision.identity import checkpoint_id
+from attention_vision.training.steps import step_number
 
 
 class ClaimCheck(Callback):
@@ -61,15 +63,24 @@ class ClaimCheck(Callback):
             "difference": measured - claim.reported if isfinite(measured) else None,
             "verdict": verdict,
             "by": verb,
+            **self.origin(trainer),
         }
         file = self.run / "claim.json"
         file.write_text(json.dumps(asdict(claim) | outcome, indent=2) + "\n")
         for logger in trainer.loggers:
-            if hasattr(logger, "write_to"):  # W&B's, which is not imported here
+            if hasattr(logger, "log_summary"):  # W&B's, which is not imported here
                 numbers = {"reported": claim.reported, **outcome}
-                summary = cast(Any, logger).experiment.summary
-                summary.update({f"claim/{key}": value for key, value in numbers.items()})
+                facts = {f"claim/{key}": value for key, value in numbers.items()}
+                cast(Any, logger).log_summary(facts)
         print(f"{start}, measured {measured:.5g}: {verdict}", flush=True)
+
+    @staticmethod
+    def origin(trainer: Trainer) -> dict[str, Any]:
+        """Step behind which a training was measured, or the identity of an evaluated checkpoint."""
+        if trainer.state.fn == "fit":
+            return {"step": step_number(trainer) - 1}
+        found = checkpoint_id(trainer.ckpt_path) if trainer.ckpt_path else None
+        return {"checkpoint_id": found} if found else {}
 
 
 def whole(batches: list[float], loader: Any) -> bool:

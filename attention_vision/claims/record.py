@@ -1,5 +1,6 @@
 """Recording of run folders in experiments/results, which the ledger reads."""
 
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import Any
 
 from attention_vision.claims.claim import Claim
 from attention_vision.errors import InputError
+from attention_vision.identity import checkpoint_id, code_difference, data_difference
+from attention_vision.report.consistency import is_number
 from attention_vision.yaml_json import read_dataclass, read_json, read_yaml, require
 
 # Keys that may differ from the experiment file: they do not change the experiment.
@@ -18,6 +21,14 @@ IGNORED = re.compile(
     r"|trainer\.(enable_\w+|callbacks|num_sanity_val_steps)\b.*"
     r"|data\.init_args\.(root|download|num_workers|\w*(images|masks|annotations))"
 )
+
+# Limits of the trainer, with the values that limit nothing.
+LIMITS = {
+    "max_epochs": (None, -1), "max_steps": (None, -1), "max_time": (None,),
+    "limit_train_batches": (None, 1.0), "limit_val_batches": (None, 1.0),
+    "limit_test_batches": (None, 1.0), "overfit_batches": (None, 0, 0.0),
+    "fast_dev_run": (None, False, 0),
+}  # fmt: skip
 
 
 def record_results(runs: list[Path], root: Path) -> Path:
@@ -29,10 +40,12 @@ def record_results(runs: list[Path], root: Path) -> Path:
 
     Raises:
         InputError: a folder does not contain a run whose claim was evaluated on all images, belongs
-            to no experiment here or to another one than the first, or has a different config; two
-            runs have the same seed; or the results file exists.
+            to no experiment here or to another one than the first, or has a different config; it
+            was trained on since, or its files are of several checkpoints; two runs have the same
+            seed, other data or another config; or the results file exists.
     """
-    entries, versions, experiments = [], {}, set()
+    entries, notes, versions, experiments = [], [], {}, set()
+    first: tuple[Path, dict[str, Any], dict[str, Any]] | None = None
     for run in runs:
         for name in ("config.yaml", "claim.json"):
             if not (run / name).is_file():
@@ -40,16 +53,26 @@ def record_results(runs: list[Path], root: Path) -> Path:
         config, outcome = read_yaml(run / "config.yaml"), read_json(run / "claim.json")
         experiment = experiment_of(outcome, run, root)
         experiments.add(experiment)
-        for difference in differences(read_yaml(experiment), config):
+        given = read_yaml(experiment)
+        for difference in [*differences(given, config), *shortened(given, config)]:
             raise InputError(f"{run} is not a run of {experiment.relative_to(root)}: {difference}")
         if "not comparable" in require(outcome, "verdict", str, run / "claim.json"):
             raise InputError(f"{run} was evaluated on a part of the images: validate it again")
+        refuse_other_checkpoints(run, outcome)
+        data = data_of(run)
+        first = first or (run, config, data)
+        refuse_unlike(run, config, data, *first)
         seed = require(config, "seed_everything", int, run / "config.yaml")
         if seed in (entry["seed"] for entry in entries):
             raise InputError(f"{run}: two runs have seed {seed}")
         metrics = {outcome["metric"]: outcome["measured"], **evaluated_metrics(run, outcome)}
+        if not is_number(outcome["measured"]):
+            raise InputError(f"{run}: {outcome['metric']} is not finite: the run has diverged")
         entries.append({"cell": experiment.stem, "seed": seed, "metrics": metrics})
-        versions |= versions_in_header(run / "config.yaml")
+        found = versions_in_header(run / "config.yaml")
+        versions = versions or found
+        if changed := code_difference(found, versions):
+            notes.append(f"code: seed {seed} ran with {changed} as the first")
     if len(experiments) > 1:
         raise InputError(f"runs of several experiments: {', '.join(map(str, sorted(experiments)))}")
     (experiment,) = experiments
@@ -67,7 +90,7 @@ def record_results(runs: list[Path], root: Path) -> Path:
         "date": f"{date.fromtimestamp(ended)}",
         "versions": versions,
         "runs": sorted(entries, key=lambda entry: entry["seed"]),
-        "notes": [],
+        "notes": notes,
     }
     file.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     return file
@@ -83,6 +106,68 @@ def experiment_of(outcome: dict[str, Any], run: Path, root: Path) -> Path:
         if all(outcome.get(key) == getattr(claim, key) for key in ("source", "metric", "reported")):
             return file
     raise InputError(f"{run}: no experiment here has its claim: {outcome.get('source')}")
+
+
+def refuse_other_checkpoints(run: Path, outcome: dict[str, Any]) -> None:
+    """Refuse a claim that was compared with another checkpoint than the run now has.
+
+    Files of before version 0.3 do not say which it was; they are taken as they are.
+
+    Raises:
+        InputError: the run was trained on since, or its files are of two checkpoints.
+    """
+    verb, measured = outcome.get("by"), outcome.get("checkpoint_id")
+    again = f"{run}: was trained on after {verb} measured it: validate it again"
+    if verb == "fit" and "step" in outcome and last_validated(run) not in (None, outcome["step"]):
+        raise InputError(again)
+    if measured is None:
+        return
+    kept = (run / "checkpoints").glob("*.ckpt")
+    if measured not in {checkpoint_id(file) for file in kept}:
+        raise InputError(again)
+    report = run / f"{verb}.json"
+    if report.is_file() and read_json(report).get("checkpoint_id") not in (None, measured):
+        raise InputError(
+            f"{run}: claim.json and {report.name} are of different checkpoints: {verb} it again"
+        )
+
+
+def last_validated(run: Path) -> int | None:
+    """Return the step of the last validation in metrics.csv; None without one."""
+    file, step = run / "metrics.csv", None
+    if not file.is_file():
+        return None
+    with file.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            if any(key and key.startswith("val/") and cell for key, cell in row.items()):
+                step = int(row["step"])
+    return step
+
+
+def data_of(run: Path) -> dict[str, Any]:
+    """Return the fingerprint of the data of a run; {} of a run before version 0.3."""
+    file = run / "data.json"
+    found = read_json(file).get("fingerprint") if file.is_file() else None
+    return found if isinstance(found, dict) else {}
+
+
+def refuse_unlike(
+    run: Path,
+    config: dict[str, Any],
+    data: dict[str, Any],
+    first: Path,
+    of_first: dict[str, Any],
+    data_of_first: dict[str, Any],
+) -> None:
+    """Refuse a run that differs from the first in more than its seed.
+
+    Raises:
+        InputError: its data or its config differ.
+    """
+    if changed := data_difference(data_of_first, data):
+        raise InputError(f"{run} has other data than {first}: {changed}")
+    for difference in [*differences(of_first, config), *differences(config, of_first)]:
+        raise InputError(f"{run} and {first} are not runs of one experiment: {difference}")
 
 
 def evaluated_metrics(run: Path, outcome: dict[str, Any]) -> dict[str, float]:
@@ -114,6 +199,16 @@ def differences(experiment: Any, config: Any, path: str = "") -> Iterator[str]:
             yield f"{path} has {len(config)} items instead of {len(experiment)}"
     elif class_name(experiment) != class_name(config):
         yield f"{path} is {config} instead of {experiment}"
+
+
+def shortened(experiment: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each limit of the trainer that the experiment file does not have."""
+    given, trainer = experiment.get("trainer") or {}, config.get("trainer") or {}
+    for key, unlimited in LIMITS.items():
+        value = trainer.get(key)
+        limits = not any(value == one and type(value) is type(one) for one in unlimited)  # 1 != 1.0
+        if key not in given and limits:
+            yield f"trainer.{key} is {value}, which the experiment does not set"
 
 
 def class_name(value: Any) -> Any:

@@ -8,7 +8,6 @@ from typing import cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -46,8 +45,14 @@ from attention_vision.classification.progressive import (
 from attention_vision.data.labels import labels_in
 from attention_vision.data.loading import LabeledDataset, check_classes, data_of
 from attention_vision.errors import InputError
+from attention_vision.training.finite import (
+    StepAverage,
+    finite_images,
+    finite_steps,
+    require_finite,
+)
 from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean
-from attention_vision.training.optim import WarmupCosine, configure, layer_decay
+from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure, layer_decay
 from attention_vision.training.steps import SeedEveryStep
 
 
@@ -57,7 +62,8 @@ class Classifier(LightningModule):
     Args:
         network: maps images to logits (B, num_classes).
         optimizer: built with two parameter groups, see `optim.parameter_groups`.
-        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
+        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch,
+            `ReduceLROnPlateau` with every validation, by `val/top1`.
         label_smoothing: share of the target spread over all classes, also of mixed targets.
         mixup: alpha of MixUp's Beta distribution, 0 for none.
         cutmix: alpha of CutMix, 0 for none. With both on, each batch takes one, either with
@@ -134,7 +140,7 @@ class Classifier(LightningModule):
         self.train_parts = nn.ModuleDict(
             {name: ResumableMean() for name in ("loss_ce", *self.terms) if self.terms}
         )
-        self.losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.mean_losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.accuracies = nn.ModuleDict(
             {split: accuracies(split, network.num_classes) for split in ("val", "test")}
         )
@@ -143,7 +149,9 @@ class Classifier(LightningModule):
         )
         self.confusions = confusion_matrices(network.num_classes)
 
+    monitor = "val/top1"  # which ReduceLROnPlateau follows
     class_weights: ClassWeights | None
+    step_losses: dict[str, Tensor]  # of the last training step
     loss_weights: Tensor | None  # (num_classes,)
 
     def setup(self, stage: str) -> None:
@@ -183,6 +191,8 @@ class Classifier(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = [
+            *finite_steps(self.trainer),
+            StepOnPlateau(),
             SeedEveryStep(),
             StepLogger(),
             LabeledBatch(),
@@ -191,7 +201,7 @@ class Classifier(LightningModule):
             Predictions(),
         ]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
-            callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
+            callbacks.append(StepAverage(decay=self.ema_decay))
         if self.progressive:
             callbacks.append(GateScheduler(self.progressive))
         return callbacks
@@ -214,7 +224,8 @@ class Classifier(LightningModule):
         epochs = "" if self.mix_epochs is None else f", in the first {self.mix_epochs} epochs"
         return [f"{type(part).__name__}: alpha {part.alpha}{epochs}" for part in parts]
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def losses(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The terms of the loss by name, scalars, which are added up."""
         images, targets = self.mixed(*batch)
         with record_terms(self.terms, self.network) as maps:
             output = self(images)
@@ -222,11 +233,14 @@ class Classifier(LightningModule):
         logits = class_logits(output, taught > 0)
         loss = weighted_cross_entropy(logits, targets, self.loss_weights, self.label_smoothing)
         parts = {"loss_ce": (1 - taught) * loss}
-        parts |= {name: term(images, output, maps[name]) for name, term in self.terms.items()}
-        loss = reduce(add, parts.values())
-        self.train_loss.update(loss.detach(), len(images))
+        return parts | {name: term(images, output, maps[name]) for name, term in self.terms.items()}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        self.step_losses = self.losses(batch)
+        loss = reduce(add, self.step_losses.values())
+        self.train_loss.update(loss.detach(), len(batch[0]))
         for name, mean in self._part_means().items():
-            mean.update(parts[name].detach(), len(images))
+            mean.update(self.step_losses[name].detach(), len(batch[0]))
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -237,15 +251,16 @@ class Classifier(LightningModule):
     def _part_means(self) -> dict[str, ResumableMean]:
         return {name: cast(ResumableMean, mean) for name, mean in self.train_parts.items()}
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("val", *batch)
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._evaluate("val", *batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", *batch)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._evaluate("test", *batch)
 
-    def _evaluate(self, split: str, images: Tensor, labels: Tensor) -> None:
+    def _evaluate(self, split: str, images: Tensor, labels: Tensor) -> Tensor:
+        """Measure a batch; whether the logits of each image are finite, (B,)."""
         logits = self(images)
-        loss = cast(MeanMetric, self.losses[split])
+        loss = cast(MeanMetric, self.mean_losses[split])
         accuracy = cast(MetricCollection, self.accuracies[split])
         loss.update(cross_entropy(logits, labels), len(images))
         accuracy.update(logits, labels)
@@ -255,6 +270,7 @@ class Classifier(LightningModule):
         # The metrics, not their values: Lightning computes them at the end over all processes.
         self.log(f"{split}/loss", loss)
         self.log_dict(accuracy, prog_bar=True)
+        return finite_images(logits)
 
     def on_validation_epoch_end(self) -> None:
         self._log_classes("val")
@@ -276,7 +292,9 @@ class Classifier(LightningModule):
         self, batch: tuple[Tensor, list[str]], batch_idx: int
     ) -> tuple[list[str], Tensor, Tensor]:
         images, paths = batch
-        probabilities = self(images).softmax(dim=1)
+        logits = self(images)
+        require_finite(logits, paths)
+        probabilities = logits.softmax(dim=1)
         top = probabilities.topk(min(5, self.network.num_classes))
         return paths, top.indices, top.values
 

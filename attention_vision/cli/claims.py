@@ -5,23 +5,21 @@ papers) and experiments/results (measurements), and generates experiments/README
 files: neither torch nor Lightning is imported.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
 from attention_vision.claims.ledger import read_ledger
 from attention_vision.claims.page import render_page, render_text
 from attention_vision.claims.record import record_results
-from attention_vision.errors import InputError, one_line
+from attention_vision.cli.tool_parser import ToolParser
+from attention_vision.errors import InputError
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run `claims`; return 0, or 1 for an invalid file or a stale page."""
-    parser = argparse.ArgumentParser(
-        prog="attention-vision claims",
+def main(arguments: list[str]) -> int:
+    """Run `claims`; return 0. Raises InputError for an invalid file or a stale page."""
+    parser = ToolParser(
+        "attention-vision claims",
         description="Prints published claims and whether they were reproduced here, and generates "
         "experiments/README.md.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "root", type=Path, nargs="?", default=Path(),
@@ -37,18 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     options = parser.parse_args(arguments)
     file = options.root / "experiments/README.md"
-    try:
-        if options.record:
-            print(f"written: {record_results(options.record, options.root)}\n")
-        ledger = read_ledger(options.root)
-        current = file.is_file() and file.read_text() == render_page(ledger)
-        if not (options.check or current):
-            file.write_text(render_page(ledger))
-        print(render_text(ledger))
-        if options.check and not current:
-            raise InputError(f"{file} is stale: regenerate it by `attention-vision claims`")
-        print(f"{'up to date' if current else 'written'}: {file}")
-    except InputError as error:
-        print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
-        return 1
+    if options.record:
+        print(f"written: {record_results(options.record, options.root)}\n")
+    ledger = read_ledger(options.root)
+    current = file.is_file() and file.read_text(encoding="utf-8") == render_page(ledger)
+    if not (options.check or current):
+        file.write_text(render_page(ledger), encoding="utf-8")
+    print(render_text(ledger))
+    if options.check and not current:
+        raise InputError(f"{file} is stale: regenerate it by `attention-vision claims`")
+    print(f"{'up to date' if current else 'written'}: {file}")
     return 0

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attention_vision.cli.tool_parser import ToolParser, run_tool
+from attention_vision.cli.tool_parser import ToolParser
 from attention_vision.errors import InputError
 
 if TYPE_CHECKING:  # imported when a folder is looked at: `--help` must not wait for torch
@@ -27,7 +27,7 @@ laptop, which is meant to be edited.
 
 
 def parser() -> ToolParser:
-    options = ToolParser("data", DESCRIPTION, NOTES)
+    options = ToolParser("attention-vision data", description=DESCRIPTION, epilog=NOTES)
     options.add_argument("path", metavar="PATH", help="a folder, or a file of annotations in it")
     options.add_argument("-o", "--out", metavar="FILE", help="write an experiment for this data")
     options.add_argument(
@@ -38,8 +38,9 @@ def parser() -> ToolParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command and return its exit code."""
-    return run_tool(lambda: run(check(parser().parse_args(arguments))))
+    """Run the command; return 0."""
+    run(check(parser().parse_args(arguments)))
+    return 0
 
 
 def check(options: Namespace) -> Namespace:

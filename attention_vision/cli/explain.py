@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attention_vision.cli.tool_parser import TRUST, ToolParser, run_tool
+from attention_vision.cli.tool_parser import TRUST, ToolParser
 from attention_vision.errors import InputError
 from attention_vision.report.text_table import aligned
 
@@ -37,7 +37,7 @@ NAME/map, what is drawn of them, at the layer's own resolution.
 
 
 def parser() -> ToolParser:
-    options = ToolParser("explain", DESCRIPTION, NOTES)
+    options = ToolParser("attention-vision explain", description=DESCRIPTION, epilog=NOTES)
     options.add_argument("run", metavar="RUN", help="a run folder, of any task")
     options.add_argument(
         "--images", metavar="PATH",
@@ -78,8 +78,9 @@ def fraction(text: str) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command and return its exit code."""
-    return run_tool(lambda: run(check(parser().parse_args(arguments))))
+    """Run the command; return 0."""
+    run(check(parser().parse_args(arguments)))
+    return 0
 
 
 def check(options: Namespace) -> Namespace:
@@ -98,7 +99,9 @@ def run(options: Namespace) -> None:
 
     from attention_vision.config.trust import refuse_links
     from attention_vision.runs.load import load_data, load_run, read_run
+    from attention_vision.runs.measured import add_origin, identity_of, other_data_line
     from attention_vision.training.progress import quiet
+    from attention_vision.training.run_folder import best_or_last
     from attention_vision.visualization.explainer import DrawOptions
 
     quiet()
@@ -124,6 +127,10 @@ def run(options: Namespace) -> None:
     out = Path(options.out or folder / "explained")
     out.mkdir(parents=True, exist_ok=True)
     print("layers: " + ", ".join(names))
+    source = best_or_last(folder)
+    print(f"checkpoint: {source}")
+    if not options.images and (line := other_data_line(folder, data)):
+        print(line)
     for name in names:
         if layers[name].kind == "none":
             print(f"{name}: {layers[name].title}; its weights are in the .npz")
@@ -134,6 +141,7 @@ def run(options: Namespace) -> None:
         arrays: dict[str, Any] = explained.arrays
         np.savez_compressed(out / f"{title}.npz", **arrays)
         print(f"{out / title}.png: {explained.line}", flush=True)
+    add_origin(out / "explain.json", list(samples), identity_of(source, None))
 
 
 def find_samples(

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from attention_vision.errors import InputError, one_line
+from attention_vision.cli.tool_parser import ToolParser
 
 HELP = """\
 A study compares variants of an experiment over several seeds. Its file names a base experiment,
@@ -34,25 +34,20 @@ EXPORT_HELP = """\
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command; return 0, 1 for failed runs or invalid input, 2 for invalid arguments."""
+    """Run the command; return 0, or 1 for failed runs."""
     if arguments[:1] == ["report"]:
         from attention_vision.cli.study_report import main as report
 
         return report(arguments[1:])
-    parser = argparse.ArgumentParser(
-        "attention-vision study", description=HELP, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = ToolParser("attention-vision study", description=HELP)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{run,report,export}")
     add_run(verbs)
-    verbs.add_parser("report", help="mean, paired differences, verdicts: text, CSV, LaTeX, HTML")
+    text = "mean, paired differences, verdicts: text, CSV, LaTeX, HTML"
+    verbs.add_parser("report", help=text, description=text)
     add_export(verbs)
     options = parser.parse_args(arguments)
     try:
         return run(options) if options.verb == "run" else export(options)
-    except InputError as error:
-        print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped: run the same command to continue", file=sys.stderr)
         return 130
@@ -61,9 +56,8 @@ def main(arguments: list[str]) -> int:
 def add_run(verbs: argparse._SubParsersAction) -> None:
     """Add the arguments of `study run`."""
     parser = verbs.add_parser(
-        "run", help="run the unfinished runs of a study", description=RUN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+        "run", help="run the unfinished runs of a study", description=RUN_HELP
+    )
     parser.add_argument("file", type=Path, metavar="FILE", help="the study file")
     parser.add_argument("--folder", type=Path, help="default: runs/studies/NAME")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one per GPU or core)")
@@ -89,9 +83,8 @@ def add_run(verbs: argparse._SubParsersAction) -> None:
 def add_export(verbs: argparse._SubParsersAction) -> None:
     """Add the arguments of `study export`."""
     parser = verbs.add_parser(
-        "export", help="export results as one file, or a W&B sweep", description=EXPORT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+        "export", help="export results as one file, or a W&B sweep", description=EXPORT_HELP
+    )
     parser.add_argument(
         "source", type=Path, help="the study folder; for --wandb-sweep, the study file"
     )

@@ -3,11 +3,9 @@
 It only reads files: neither torch nor Lightning is imported, and the study may be unfinished.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-from attention_vision.errors import InputError, one_line
+from attention_vision.cli.tool_parser import ToolParser
 from attention_vision.report.results import read_study
 from attention_vision.report.summary import Report
 from attention_vision.yaml_json import write_atomically
@@ -37,13 +35,12 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     return files
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run `study report`; return 0, or 1 for invalid input."""
-    parser = argparse.ArgumentParser(
-        prog="attention-vision study report",
+def main(arguments: list[str]) -> int:
+    """Run `study report`; return 0."""
+    parser = ToolParser(
+        "attention-vision study report",
         description="Writes the results of a study so far as text, CSV, Markdown, LaTeX and one "
         "HTML page, and prints the text.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "study", type=Path, help="a study folder, or a file such as experiments/results/NAME.json"
@@ -58,25 +55,17 @@ def main(arguments: list[str] | None = None) -> int:
         "attention-vision)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    try:
-        report = Report.of(read_study(options.study))
-        is_folder = options.study.is_dir()
-        folder = options.out or (
-            options.study if is_folder else Path("runs/reports", report.study.name)
-        )
-        files = write_report(report, folder)
-        print((folder / "report.txt").read_text(), end="")
-        print(f"\nwritten: {', '.join(str(file) for file in files)}")
-        if options.wandb:
-            from attention_vision.cli.wandb_report import log_report
+    report = Report.of(read_study(options.study))
+    is_folder = options.study.is_dir()
+    folder = options.out or (
+        options.study if is_folder else Path("runs/reports", report.study.name)
+    )
+    files = write_report(report, folder)
+    print((folder / "report.txt").read_text(encoding="utf-8"), end="")
+    print(f"\nwritten: {', '.join(str(file) for file in files)}")
+    if options.wandb:
+        from attention_vision.cli.wandb_report import log_report
 
-            run = log_report(report, folder, options.wandb)
-            print(f"W&B: {run}")
-    except InputError as error:
-        print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
-        return 1
+        run = log_report(report, folder, options.wandb)
+        print(f"W&B: {run}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

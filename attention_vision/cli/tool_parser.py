@@ -1,34 +1,22 @@
-"""Arguments and errors of the commands without a verb. Imports nothing heavy."""
+"""Arguments of the commands without a config file. Imports nothing heavy."""
 
-import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from attention_vision.errors import InputError, one_line
+from attention_vision.errors import ConfigError
 
 TRUST = "configs may name classes outside of this package, torch and torchvision"
 
 
 class ToolParser(ArgumentParser):
-    """Parser of `attention-vision NAME`; raises InputError instead of printing a usage text."""
+    """Parser of `attention-vision NAME`; raises ConfigError instead of printing a usage text."""
 
-    def __init__(self, name: str, description: str, notes: str):
+    def __init__(self, prog: str, *, description: str, epilog: str | None = None, **options: Any):
         super().__init__(
-            f"attention-vision {name}", description=description, epilog=notes,
-            formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False,
+            prog, description=description, epilog=epilog, allow_abbrev=False,
+            formatter_class=RawDescriptionHelpFormatter, **options,
         )  # fmt: skip
-        self.name = name
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.name}: {message}; see {self.prog} --help")
-
-
-def run_tool(tool: Callable[[], None]) -> int:
-    """Run a command without a verb; return 0, or 2 after an error in one line."""
-    try:
-        tool()
-    except InputError as error:
-        print(f"attention-vision: error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+        name = self.prog.removeprefix("attention-vision ")
+        raise ConfigError(f"{name}: {message}; see {self.prog} --help")

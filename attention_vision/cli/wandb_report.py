@@ -2,39 +2,36 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import wandb
 
 from attention_vision.report import tables
 from attention_vision.report.summary import Report
-from attention_vision.training.wandb_mode import mode
+from attention_vision.training.wandb_mode import start_run
 
 
 def log_report(report: Report, folder: Path, project: str) -> Path:
     """Log tables, figures, page and verdicts of a written report; return W&B's run folder.
 
-    Without an API key the run stays offline; `wandb sync` of the returned folder uploads it later.
+    Without an API key or an answer of the server the run stays offline; `wandb sync` of the
+    returned folder uploads it later.
 
     Args:
         report: the report.
         folder: the folder to which the report was written.
         project: W&B project of the study's runs.
-
-    Raises:
-        InputError: wandb rejects the format of the credentials.
     """
     study = report.study
     earlier = sorted((folder / "wandb").glob("*run-*-*"))  # replaces the earlier report
-    with wandb.init(
+    with start_run(
+        folder,
         id=earlier[-1].name.rpartition("-")[2] if earlier else None,
         resume="allow",
         project=project,
         group=study.name,
         name=f"{study.name}-report",
         job_type="report",
-        dir=folder,
-        mode=cast(Literal["offline"] | None, mode()),
         config={
             "question": study.question,
             "metric": study.metric,
@@ -45,7 +42,9 @@ def log_report(report: Report, folder: Path, project: str) -> Path:
     ) as run:
         logged = {
             "report/cells": wandb_table(tables.records(report)),
-            "report/page": wandb.Html((folder / "report.html").read_text(), inject=False),
+            "report/page": wandb.Html(
+                (folder / "report.html").read_text(encoding="utf-8"), inject=False
+            ),
         }
         if report.findings:
             logged["report/verdicts"] = wandb_table(tables.verdicts(report))

@@ -232,7 +232,7 @@ def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
         return None
     classes = accepted_classes(text, path, roots)
     near = nearest(found[1].rpartition(".")[2], classes)
-    number = re.search(r"Expected a <class '(int|float)'>", text)
+    number = re.search(r"Expected (?:a )?<class '(int|float)'>", text)
     if number and not near and not re.search(r"Given value: \W*class_path", text):
         return (
             None  # a word where a number was meant, in a key that takes either a number or a class
@@ -251,7 +251,8 @@ def wrong_value(text: str, path: str) -> str | None:
     cause = text[text.rfind('Parser key "') :]
     union = re.search(r"^( *)Errors:\n((?:\1  .*\n)+)", cause, re.M)
     branches = union[2] if union else cause
-    kinds = re.findall(r"Expected an? (?!path |dot )(.+?)(?:\. Got value.*)?$", branches, re.M)
+    kinds = r"Expected (?!an? path |an? dot )(?:an? )?(.+?)(?:\. Got value.*)?$"
+    kinds = re.findall(kinds, branches, re.M)
     given = re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value.*)?$", cause, re.M)
     if not kinds or not given:
         return None
@@ -263,7 +264,24 @@ def wrong_value(text: str, path: str) -> str | None:
     near = nearest(value, literals)
     hint = f"; did you mean {near}?" if near else ""
     words = ["null" if word == "NoneType" else word for word in types + literals]
+    if "str" in words and (quote := unquoted(value)):
+        hint = quote
     return f"{path}: expected {either(dict.fromkeys(words))}, got '{value}'{hint}"
+
+
+WORDS_OF_YAML = {"False": ("no, off or false", "no"), "True": ("yes, on or true", "yes")}
+
+
+def unquoted(value: str) -> str | None:
+    """The advice to quote a word of text that YAML reads as a number, a truth value or null."""
+    if value in WORDS_OF_YAML:
+        written, example = WORDS_OF_YAML[value]
+        return f', which YAML makes of {written}: quote the word, "{example}"'
+    if value == "None":
+        return ', which YAML makes of null or of nothing: quote the word, "null"'
+    if re.fullmatch(r"[-+]?(\d[\d_.]*(e[-+]?\d+)?|nan|inf)", value):
+        return f', a number in YAML: quote it where text is meant, "{value}"'
+    return None
 
 
 def known_keys(parser: ArgumentParser) -> list[str]:

@@ -58,7 +58,7 @@ MOVED_PATHS = {  # below attention_vision; moved in 0.2
     "detection.transforms.Scales": "detection.DETRAugmentation",
     "callbacks.StepCheckpoint": "training.resume.StepCheckpoint",
     "callbacks.BestCheckpoint": "training.resume.BestCheckpoint",
-    "callbacks.WholeFiles": "training.resume.AtomicCheckpointIO",
+    "callbacks.WholeFiles": "training.checkpoint_io.AtomicCheckpointIO",
     "callbacks.Requeue": "training.slurm.SlurmRequeue",
     "callbacks.EpochMean": "training.logging.ResumableMean",
     "backbones.vit.TwoHeads": "backbones.vit.DistilledHead",

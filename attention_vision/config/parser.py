@@ -1,27 +1,37 @@
-"""Config files and flags: how they are read, parsed and saved."""
+"""Config files and flags: how they are read and parsed."""
 
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from pathlib import Path
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser
 
 from attention_vision.config.messages import explain, reason_and_line
 from attention_vision.config.moved_paths import with_current_paths
 from attention_vision.errors import ConfigError, InputError
+from attention_vision.yaml_json import Loader, parse_yaml
 
 MODE = "yaml, current class paths"
 dumping = ContextVar("dumping", default=False)
 
 
 def load(text: str) -> Any:
-    """Read YAML as jsonargparse does, with class paths of older versions replaced."""
+    """Read YAML as jsonargparse does, with class paths of older versions replaced.
+
+    What is beyond the limits of this package's own loader is not read.
+    """
+    check(text)
     return with_current_paths(get_loader("yaml")(text))
+
+
+@lru_cache  # jsonargparse asks once per branch of a union
+def check(text: str) -> None:
+    yaml.load(text, Loader)
 
 
 set_loader(MODE, load, exceptions=(yaml.YAMLError,))
@@ -70,28 +80,6 @@ class ArgumentParser(LightningArgumentParser):
             dumping.reset(token)
 
 
-class SaveConfig(SaveConfigCallback):
-    """Writes RUN/config.yaml when training starts, and gives the config to the loggers."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        config = self.config.clone()
-        for key in ("config", "ckpt_path"):  # of this call, not of the run
-            config.pop(key, None)
-        text = self.parser.dump(config, skip_unset=False, skip_link_targets=False)
-        plain = yaml.safe_load(text)
-        # The dump drops what is linked into a model that is chosen by class_path.
-        arguments = plain["model"].get("init_args") or plain["model"]
-        for name, network in pl_module.named_children():
-            if name in arguments and hasattr(network, "num_classes"):
-                arguments[name]["init_args"].setdefault("num_classes", network.num_classes)
-        if plain != yaml.safe_load(text):
-            header = [line for line in text.splitlines() if line.startswith("#")]
-            text = "\n".join([*header, yaml.safe_dump(plain, sort_keys=False)])
-        Path(config.run, "config.yaml").write_text(text)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(plain)
-
-
 def parse_words(parser: ArgumentParser, words: list[str], roots: dict[str, type]) -> Namespace:
     """Parse the words of a command line; `--weights` is short for `--model.weights`.
 
@@ -105,6 +93,10 @@ def parse_words(parser: ArgumentParser, words: list[str], roots: dict[str, type]
     words = [
         word.replace(short, long, 1) if word.partition("=")[0] == short else word for word in words
     ]
+    for flag, word in pairwise(["", *words]):
+        key, _, value = word.partition("=") if word.startswith("--") else (flag, "", word)
+        if value.lstrip()[:1] in ("[", "{"):
+            parse_yaml(value, key)
     try:
         return parser.parse_args(words)
     except ArgumentError as error:

@@ -17,7 +17,7 @@ from typing import Any
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._common import check_import_path, parsing_settings
 
-from attention_vision.errors import ConfigError
+from attention_vision.errors import ConfigError, InputError
 
 # Packages, modules or classes. None of their classes runs code that its arguments name, loads a
 # pickle, or writes files where an argument says, but for those in `WRITES`.
@@ -93,8 +93,12 @@ def imports(everything: bool, source: str = "") -> Iterator[None]:
 
 def find_in_current_folder() -> None:
     """Let `class_path: mine.Mine` name a class in mine.py; installed packages come first."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the current folder was removed: change to another one") from None
+    if here not in sys.path:
+        sys.path.append(here)
 
 
 def own_packages() -> list[str]:

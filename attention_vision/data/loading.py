@@ -4,13 +4,13 @@ An image looks the same at any number of workers and after a resume, and evaluat
 image once at any number of processes.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from attention_vision.data.findings import Findings
+from attention_vision.data.fingerprint import as_lines, file_columns, file_sizes, fingerprint
 from attention_vision.data.image_files import broken_images
 from attention_vision.data.labels import Labels, shown
-from attention_vision.data.splits import SplitShares, divide
+from attention_vision.data.splits import SPLIT_NAMES, SplitShares, divide
 from attention_vision.errors import InputError
+from attention_vision.identity import data_difference, digest
 from attention_vision.training.distributed import broadcast, gather, rank, world_size
-from attention_vision.training.steps import mix, run_seed
+from attention_vision.training.steps import adds_seeds, mix, run_seed
 
 OnBadImage = Literal["stop", "skip"]
 FindBroken = Callable[[Sequence[str]], dict[str, str]]  # images -> those that do not decode: reason
@@ -83,6 +85,8 @@ class TaskData(LightningDataModule):
         self.labels: Labels | None = None
         self.findings: dict[str, Findings] = {}
         self.division: dict[str, list[str]] = {}
+        self._sizes: dict[str, np.ndarray] = {}  # of the files of an opened split
+        self._fingerprints: dict[str, dict[str, Any]] = {}
 
     @property
     def num_classes(self) -> int:
@@ -135,6 +139,8 @@ class TaskData(LightningDataModule):
 
     def _opened(self, split: str) -> Dataset:
         self.findings[split] = Findings()
+        for known in (self._sizes, self._fingerprints):
+            known.pop(split, None)
         return self.dataset(split, self.order_seed)
 
     def divides(self, split: str, found: object) -> bool:
@@ -194,16 +200,35 @@ class TaskData(LightningDataModule):
         return {"images": length(getattr(self, f"{split}_images"))}
 
     def paths_of(self, split: str) -> list[str]:
-        """Image files of an opened split; empty where its images are not files.
+        """Image files of an opened split; empty where its images are not files."""
+        return file_columns(getattr(self, f"{split}_images", None))[0]
 
-        Data sets and sources that read files have them as `files`: of each the path, or a tuple
-        that begins with it. Those that wrap another have it as `source`.
+    def sizes(self, split: str) -> np.ndarray:
+        """Bytes of the image files of an opened split, then of its masks; -1 of a missing one."""
+        if split not in self._sizes:
+            columns = file_columns(getattr(self, f"{split}_images", None))
+            self._sizes[split] = file_sizes([file for column in columns for file in column])
+        return self._sizes[split]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Identity of the classes and of the opened splits, which `data_difference` compares.
+
+        The same data has the same one on every machine, see `data.fingerprint`. It costs a stat of
+        each file, once.
         """
-        images: Any = getattr(self, f"{split}_images", None)
-        while images is not None and not hasattr(images, "files"):
-            images = getattr(images, "source", None)
-        entries = images.files if images is not None else ()
-        return [str(entry[0] if isinstance(entry, tuple) else entry) for entry in entries]
+        found: dict[str, Any] = {}
+        if self.num_classes:
+            names = digest([as_lines(map(str, self.class_names))])
+            found["classes"] = {"count": self.num_classes, "names": names}
+        for split in SPLIT_NAMES:
+            images: Any = getattr(self, f"{split}_images", None)
+            if images is None:
+                continue
+            if split not in self._fingerprints:
+                columns = file_columns(images)
+                self._fingerprints[split] = fingerprint(images, columns, self.sizes(split))
+            found[split] = self._fingerprints[split]
+        return found
 
     def augmentation(self) -> list[str]:
         """What changes the training images, a line each."""
@@ -216,7 +241,9 @@ class TaskData(LightningDataModule):
         state: dict[str, Any] = {}
         if self.num_classes:
             state["class_names"] = [str(name) for name in self.class_names]
-        state["division"] = {key: fingerprint(part) for key, part in self.division.items()}
+        state["division"] = {key: names_digest(part) for key, part in self.division.items()}
+        if rank() == 0 and hasattr(self, "train_images"):  # the process that writes it
+            state["fingerprint"] = self.fingerprint()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,12 +255,19 @@ class TaskData(LightningDataModule):
                     f"the checkpoint was trained on the classes {shown(trained)}, the data has"
                     f" {shown(here)}"
                 )
-        now = {key: fingerprint(part) for key, part in self.division.items()}
+        now = {key: names_digest(part) for key, part in self.division.items()}
         if now and now != state.get("division", now):  # before 0.2 it was not kept
             raise InputError(
                 "the images, or data.split, are not those of the training: images that were"
                 " trained on may now be held out; restore them, or train anew"
             )
+        if rank() == 0 and hasattr(self, "train_images"):  # other data may be evaluated
+            changed = data_difference(state.get("fingerprint", {}), self.fingerprint())
+            if changed:
+                raise InputError(
+                    f"the data is not that of the checkpoint: {changed}; restore it, or start a run"
+                    " of its own by --weights"
+                )
 
     def sampler(self) -> "EpochSampler":
         """The order of the training samples of this process."""
@@ -284,26 +318,33 @@ def all_broken(files: Sequence[str], broken_of: FindBroken = broken_images) -> d
     return dict(sorted(found))
 
 
-def fingerprint(names: Sequence[str]) -> str:
-    text = "\n".join(sorted(names))
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+def names_digest(names: Sequence[str]) -> str:
+    return digest(["\n".join(sorted(names)).encode(errors="surrogateescape")])
 
 
 class EpochSampler(DistributedSampler):
     """Shuffled (epoch, index) pairs; the loader saves the position in the epoch.
 
-    A DistributedSampler, so that Lightning leaves it alone and sets its epoch. A position that was
+    A DistributedSampler, so that Lightning leaves it alone and sets its epoch. Its order is drawn
+    from seed and epoch mixed, where torch adds them: seed 1 would begin with the second order of
+    seed 0. A run that began with sums, by an early version, goes on with them. A position that was
     loaded counts for its own epoch only: loaded at an epoch's end, it is gone when the next begins.
     """
 
     def __init__(self, images: Dataset, replicas: int, rank: int, seed: int):
         super().__init__(images, replicas, rank, shuffle=True, seed=seed, drop_last=True)
         self.yielded = 0
+        self.adds = False
         self._resume: dict[int, int] = {}  # epoch -> samples to skip
 
     def order(self) -> list[int]:
         """The indices of this process in this epoch, from (seed, epoch, rank) alone."""
-        return list(super().__iter__())
+        return self.shuffled()[self.rank : self.total_size : self.num_replicas].tolist()
+
+    def shuffled(self) -> Tensor:
+        """The indices of all processes in this epoch."""
+        seed = self.seed + self.epoch if self.adds else mix(self.seed, self.epoch)
+        return torch.randperm(length(self.dataset), generator=torch.Generator().manual_seed(seed))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         # A generator: nothing below runs before the first sample is asked for.
@@ -384,9 +425,7 @@ class RepeatedSampler(EpochSampler):
             )
 
     def order(self) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        images = torch.randperm(length(self.dataset), generator=generator)
-        samples = images[:, None] * self.repeats + torch.arange(self.repeats)
+        samples = self.shuffled()[:, None] * self.repeats + torch.arange(self.repeats)
         return samples.flatten()[self.rank :: self.num_replicas][: self.num_samples].tolist()
 
 
@@ -448,6 +487,7 @@ def train_loader(
     if trainer is not None:
         # Lightning tells the sampler only after the first epoch's workers have begun to load.
         epochs = trainer.fit_loop.epoch_progress.current  # annotated as its base class
+        sampler.adds = adds_seeds(trainer)
         sampler.set_epoch(epochs.processed)  # pyright: ignore[reportAttributeAccessIssue]
     return TrainLoader(sampler.dataset, sampler=sampler, drop_last=True, **loading)
 

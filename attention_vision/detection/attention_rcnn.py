@@ -129,7 +129,7 @@ class AttentionRCNN(nn.Module):
     In training `model(images, padding_mask, targets)` returns the losses `total` and its parts
     `rpn_class`, `rpn_box`, `class`, `box`. In evaluation `model(images, padding_mask)` returns for
     every image `boxes` (k, 4) xyxy in 0..1 of the image without its padding, `scores` (k,), and
-    `labels` (k,) in 0..num_classes - 1, best first.
+    `labels` (k,) in 0..num_classes - 1, best first, which do not depend on the other images.
 
     The numbers are torchvision's recipe. Levels have the strides S of the backbone's maps, and one
     more with twice the last; a proposal is pooled from the map in which its side, the root of its
@@ -247,20 +247,18 @@ class AttentionRCNN(nn.Module):
             ValueError: no targets in training.
         """
         sizes = unpadded_sizes(padding_mask)
-        wanted = None
-        if self.training:
-            if targets is None:
-                raise ValueError("AttentionRCNN: targets are needed in training")
-            wanted = self.to_torchvision(targets, sizes)
-        images = pad_to_stride(images, self.backbone.strides[-1])
-        batch = ImageList(images, [tuple(size) for size in sizes.tolist()])
-        maps = self.pyramid_levels(images)
-        proposals, of_proposals = self.rpn(batch, maps, wanted)
-        detections, of_head = self.roi_heads(maps, proposals, batch.image_sizes, wanted)
         if not self.training:
-            return [
-                from_torchvision(one, size) for one, size in zip(detections, sizes, strict=True)
-            ]
+            return self.detect(images, sizes)
+        if targets is None:
+            raise ValueError("AttentionRCNN: targets are needed in training")
+        wanted = self.to_torchvision(targets, sizes)
+        batch, maps = self.encode(images, sizes)
+        proposals, of_proposals = self.rpn(batch, maps, wanted)
+        if any(len(one) for one in proposals) or any(len(one["labels"]) for one in wanted):
+            _, of_head = self.roi_heads(maps, proposals, batch.image_sizes, wanted)
+        else:  # torchvision's means over no proposals would be 0 / 0
+            nothing = 0 * reduce(add, (level.sum() for level in maps.values()))
+            of_head = {"loss_classifier": nothing, "loss_box_reg": nothing}
         losses = {
             "rpn_class": of_proposals["loss_objectness"],
             "rpn_box": of_proposals["loss_rpn_box_reg"],
@@ -268,6 +266,33 @@ class AttentionRCNN(nn.Module):
             "box": of_head["loss_box_reg"],
         }
         return {"total": reduce(add, losses.values()), **losses}
+
+    def detect(self, images: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
+        """Detections of each image, whatever the batch: images of one size go together, unpadded.
+
+        The zeros of the padding would spread through the norms' shifts into the maps. An image
+        whose maps are not finite has one detection that is not finite either; torchvision would
+        drop all of them in silence, as scores below the threshold.
+        """
+        found: dict[int, dict[str, Tensor]] = {}
+        heights_widths = [(int(height), int(width)) for height, width in sizes.tolist()]
+        for height, width in dict.fromkeys(heights_widths):
+            of_size = [i for i, size in enumerate(heights_widths) if size == (height, width)]
+            batch, maps = self.encode(images[of_size, :, :height, :width], sizes[of_size])
+            proposals, _ = self.rpn(batch, maps)
+            detections, _ = self.roi_heads(maps, proposals, batch.image_sizes)
+            finite = [level.flatten(1).isfinite().all(1) for level in maps.values()]
+            sound = torch.stack(finite).all(0).tolist()
+            for index, one, is_finite in zip(of_size, detections, sound, strict=True):
+                one = one if is_finite else not_a_detection(images)
+                found[index] = from_torchvision(one, sizes[index])
+        return [found[index] for index in range(len(images))]
+
+    def encode(self, images: Tensor, sizes: Tensor) -> tuple[ImageList, dict[str, Tensor]]:
+        """Torchvision's batch of images (B, 3, H, W) of sizes (B, 2), and its pyramid."""
+        images = pad_to_stride(images, self.backbone.strides[-1])
+        batch = ImageList(images, [tuple(size) for size in sizes.tolist()])
+        return batch, self.pyramid_levels(images)
 
     def compile(self, backend: str = "inductor") -> None:
         """Compiles `pyramid_levels`, whose shapes are fixed; the rest varies with the objects."""
@@ -313,6 +338,12 @@ class AttentionRCNN(nn.Module):
             f"image {image}: the box {boxes[first].tolist()} (cxcywh) is not finite or has no "
             "area; correct the annotations"
         )
+
+
+def not_a_detection(images: Tensor) -> dict[str, Tensor]:
+    """One detection of NaN, in torchvision's format."""
+    nan = images.new_full((1, 4), torch.nan, dtype=torch.float32)
+    return {"boxes": nan, "scores": nan[:, 0], "labels": images.new_ones(1, dtype=torch.int64)}
 
 
 def from_torchvision(detections: dict[str, Tensor], size: Tensor) -> dict[str, Tensor]:

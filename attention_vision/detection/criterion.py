@@ -23,8 +23,9 @@ class SetCriterion(nn.Module):
     * box: L1 distance of matched boxes (cxcywh), and giou: 1 - GIoU, both summed over pairs and
       divided by the number of objects, averaged over processes and at least 1.
 
-    Crowds are not trained on. A batch without objects has box terms of 0 that still have a
-    gradient, so that data-parallel training does not wait for it.
+    Crowds are not trained on. A batch without objects has box terms of 0, and a class term of 0 if
+    `no_object_weight` is 0, that still have a gradient, so that data-parallel training does not
+    wait for it.
 
     Hugging Face with `auxiliary_loss=True` has another loss, because it has another network (see
     `Transformer`); the formula of each layer is the same.
@@ -120,7 +121,8 @@ class SetCriterion(nn.Module):
         overlap = giou(*corners)
         per_layer = (len(outputs), len(query) // len(outputs))
         return {
-            "class": errors.unflatten(0, (len(outputs), -1)).sum(1) / weights,
+            # Without objects and with a no-object weight of 0 nothing weighs: 0, not 0 / 0.
+            "class": errors.unflatten(0, (len(outputs), -1)).sum(1) / weights.where(weights > 0, 1),
             "box": distance.view(per_layer).sum(1) / count,
             "giou": (1 - overlap).view(per_layer).sum(1) / count,
         }

@@ -349,6 +349,7 @@ class DrawnScenes:
     def __init__(self, split: str, count: int, size: int, seed: int):
         self.scenes = [scene(split, index, size, seed) for index in range(count)]
         self.sizes = np.full((count, 2), size)
+        self.targets = [label for drawn in self.scenes for label in drawn.labels]
 
     def __len__(self) -> int:
         return len(self.scenes)

@@ -10,6 +10,7 @@ from torchvision.ops import box_convert
 from attention_vision.detection.boxes import giou
 from attention_vision.errors import InputError
 
+LARGE = 1e9  # a cost beyond all others
 Outputs = list[dict[str, Tensor]]
 Targets = list[dict[str, Tensor]]
 Matches = list[list[tuple[Tensor, Tensor]]]
@@ -51,12 +52,15 @@ class HungarianMatcher(nn.Module):
             queries in ascending order.
 
         Raises:
-            InputError: a cost is not finite, or a label is outside the classes; names the image.
+            InputError: a label is outside the classes, or a box not finite; names the image.
         """
         counts = [len(target["labels"]) for target in targets]
         costs = self.costs(outputs, targets, max(counts)).cpu()
         if not costs.isfinite().all():  # perhaps only where padded
             self.refuse(costs, outputs, targets)
+            # The network's own numbers: such queries are matched first, so that the loss is not
+            # finite either, which `FiniteSteps` looks at.
+            costs = costs.nan_to_num(-LARGE, -LARGE, -LARGE)
         self.warn(counts, costs.shape[-1], targets)
         matches = []
         for layer in costs.numpy():
@@ -99,13 +103,12 @@ class HungarianMatcher(nn.Module):
         return self.box_cost * distance - self.class_cost * probability - self.giou_cost * overlap
 
     def refuse(self, costs: Tensor, outputs: Outputs, targets: Targets) -> None:
-        """Raise one line that names the first image with a cost that is not finite, and why."""
+        """Raise one line that names the first image whose annotations have no cost, and why."""
         for image, target in enumerate(targets):
             labels, objects = target["labels"], target["boxes"]
             bad = ~costs[:, image, : len(labels)].isfinite()
             if not bad.any():
                 continue
-            layer = int(bad.flatten(1).any(1).nonzero()[0])
             classes = outputs[0]["logits"].shape[-1] - 1
             outside = labels[(labels < 0) | (labels >= classes)]
             if len(outside):
@@ -113,10 +116,7 @@ class HungarianMatcher(nn.Module):
             elif not objects.isfinite().all():
                 reason = "a box of its annotations is not finite; correct the annotations"
             else:
-                reason = (
-                    f"decoder layer {layer} predicts numbers that are not finite; "
-                    "lower the learning rate or clip gradients"
-                )
+                continue
             raise InputError(f"image {image_name(target, image)}: no matching cost, {reason}")
 
     def warn(self, counts: list[int], queries: int, targets: Targets) -> None:

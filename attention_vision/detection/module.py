@@ -21,8 +21,15 @@ from attention_vision.detection.detr import DETR
 from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.detection.panel import DetectionPanel
 from attention_vision.detection.predictions import DetectionResults
-from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean, log_now
-from attention_vision.training.optim import WarmupCosine, configure, horizon
+from attention_vision.training.finite import finite_steps
+from attention_vision.training.logging import (
+    ResumableMean,
+    StepLogger,
+    log_epoch_mean,
+    log_finite,
+    log_now,
+)
+from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure, horizon
 from attention_vision.training.steps import SeedEveryStep, step_number
 
 Detections = dict[str, Tensor]
@@ -35,13 +42,15 @@ class Detector(LightningModule):
     """Base of all detectors: batches, predictions, the metric, the optimizer.
 
     A subclass defines `losses` and `detect`, with a criterion of its own. Batches are those of
-    `DetectionData`. Logs what `COCOAveragePrecision` measures, as `val/ap` and so on; of up to 100
-    classes each one's AP too, as `val/ap_of/NAME`.
+    `DetectionData`. Logs what `COCOAveragePrecision` measures, as `val/ap` and so on, but the
+    numbers without ground truth, which COCO writes as -1; of up to 100 classes each one's AP too,
+    as `val/ap_of/NAME`.
 
     Args:
         network: has `num_classes` and a `backbone`.
         optimizer: built with groups of parameters, see `optim.parameter_groups`.
-        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
+        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch,
+            `ReduceLROnPlateau` with every validation, by `val/ap`.
         backbone_lr_factor: the backbone's learning rate over that of the rest.
         weights: state dict of the whole network to start from, as `load_official` reads it; with
             `fine_tune` what belongs to its classes is left out, so that they may be others.
@@ -78,6 +87,8 @@ class Detector(LightningModule):
             }
         )
 
+    monitor = "val/ap"  # which ReduceLROnPlateau follows
+    step_losses: dict[str, Tensor]  # of the last training step, without the total
     of_classes: tuple[str, ...]  # starts of the keys that belong to the classes, for `fine_tune`
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> list[Detections]:
@@ -109,14 +120,22 @@ class Detector(LightningModule):
             load_backbone(network.backbone, self.backbone_weights)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [SeedEveryStep(), StepLogger(), BoxedBatch(), DetectionPanel(), DetectionResults()]
+        return [
+            *finite_steps(self.trainer),
+            StepOnPlateau(),
+            SeedEveryStep(),
+            StepLogger(),
+            BoxedBatch(),
+            DetectionPanel(),
+            DetectionResults(),
+        ]
 
     def configure_optimizers(self) -> dict:
         factors = {"backbone.": self.backbone_lr_factor}
         return configure(self, self.network, self.optimizer, self.schedule, factors)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses = self.losses(batch)
+        self.step_losses = losses = self.losses(batch)
         total = losses.pop("total")
         self.train_loss.update(total.detach(), len(batch[0]))
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
@@ -145,8 +164,8 @@ class Detector(LightningModule):
     def _log_average_precision(self, split: str) -> None:
         metric = self._metric(split)
         numbers = metric.compute()  # of all processes
-        for name, value in numbers.items():
-            self.log(f"{split}/{name}", value, prog_bar=name in ("ap", "ap50"))
+        measured = {f"{split}/{name}": value for name, value in numbers.items() if value >= 0}
+        log_finite(self, measured, prog_bar=(f"{split}/ap", f"{split}/ap50"))
         per_class = metric.per_class()
         if len(per_class) <= MOST_CLASSES:
             self.log_dict({f"{split}/ap_of/{name}": ap for name, ap in per_class.items()})

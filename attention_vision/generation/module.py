@@ -3,22 +3,31 @@
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from attention_vision.data.loading import check_classes
+from attention_vision.training.finite import finite_steps
 from attention_vision.training.logging import StepLogger
+from attention_vision.training.optim import StepOnPlateau
 from attention_vision.training.steps import SeedEveryStep
 
 
 class GenerationModule(LightningModule):
     """Base of every module of this task: the check of classes and the callbacks of steps.
 
-    A subclass returns its `networks`, adds its pictures to `configure_callbacks`, and logs
-    `val/score`, which chooses the best checkpoint: more is better. Without it there is none.
+    A subclass returns its `networks` and `losses`, adds its pictures to `configure_callbacks`, and
+    logs `val/score`, which chooses the best checkpoint: more is better. Without it there is none.
     """
+
+    monitor = "val/score"  # which ReduceLROnPlateau follows
+    step_losses: dict[str, Tensor]  # of the last backward pass
 
     def networks(self) -> list[nn.Module]:
         """The networks whose `num_classes` must be that of the data."""
+        raise NotImplementedError
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """The terms of the loss of a training batch by name, scalars; nothing is changed."""
         raise NotImplementedError
 
     @property
@@ -32,4 +41,4 @@ class GenerationModule(LightningModule):
             check_classes(network, self.datamodule)
 
     def configure_callbacks(self) -> list[Callback]:
-        return [SeedEveryStep(), StepLogger()]
+        return [*finite_steps(self.trainer), StepOnPlateau(), SeedEveryStep(), StepLogger()]

@@ -5,7 +5,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 from attention_vision.report import tables
-from attention_vision.report.plots import as_svg
+from attention_vision.report.plots import MOST, as_svg
 from attention_vision.report.statistics import standard_deviation
 from attention_vision.report.summary import Report
 
@@ -179,6 +179,8 @@ def figure_row(report: Report, figures: dict[str, Figure]) -> str:
     for name, figure in figures.items():
         title, caption = CAPTIONS[name]
         caption = "One dot for each cell." if report.study.exact else caption
+        if len(report.study.cells) > MOST:
+            caption += f" The first {MOST} of {len(report.study.cells)} cells."
         parts.append(
             f'<figure aria-label="{title}">\n<h2>{title}</h2>\n{as_svg(figure)}\n'
             f"<figcaption>{escape(caption)}</figcaption>\n</figure>"

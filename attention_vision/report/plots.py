@@ -22,6 +22,7 @@ from attention_vision.report.summary import CellSummary, Report
 # Okabe and Ito's palette, which color-blind readers can distinguish.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 STYLES = ("-", "--", ":", "-.")  # for more cells than colors
+MOST = len(COLORS) * len(STYLES)  # cells of a figure, the first ones: more would look alike
 INK = "#010203"  # replaced by currentColor in the page
 WIDTH = 4.4  # inches
 SETTINGS: dict[Any, Any] = {  # Matplotlib's stubs want a Literal of all its keys
@@ -46,15 +47,23 @@ def draw(report: Report) -> dict[str, Figure]:
     with rc_context(SETTINGS):
         if compared(report):
             figures["differences"] = differences(report)
-        if any(report.study.curves(cell, report.study.metric) for cell in report.study.cells):
-            figures["curves"] = learning_curves(report)
+        if curves := curves_of(report):
+            figures["curves"] = learning_curves(report, curves)
     return figures
 
 
 def compared(report: Report) -> list[tuple[CellSummary, Difference]]:
-    """Cells that have a difference from the baseline, with that difference."""
+    """The first cells that have a difference from the baseline, with that difference."""
     pairs = ((row, row.difference) for row in report.rows)
-    return [(row, difference) for row, difference in pairs if difference and difference.values]
+    found = [(row, difference) for row, difference in pairs if difference and difference.values]
+    return found[:MOST]
+
+
+def curves_of(report: Report) -> dict[str, tuple[list[int], np.ndarray]]:
+    """Steps and values of the first cells that have learning curves, see `common_steps`."""
+    study = report.study
+    found = {cell: common_steps(study.curves(cell, study.metric)) for cell in study.cells[:MOST]}
+    return {cell: (steps, values) for cell, (steps, values) in found.items() if steps}
 
 
 def color(report: Report, cell: str) -> str:
@@ -89,25 +98,23 @@ def draw_difference(axes: Axes, position: int, difference: Difference, color: st
     axes.plot(mean, [position], "o", markersize=5, color=color)
 
 
-def learning_curves(report: Report) -> Figure:
+def learning_curves(report: Report, curves: dict[str, tuple[list[int], np.ndarray]]) -> Figure:
     """Draw the metric over steps: the mean over seeds with a band of ± one standard deviation."""
     study = report.study
-    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    lines_of_legend = -(-len(curves) // 2)
+    figure = Figure(figsize=(WIDTH, 2.9 + 0.17 * max(0, lines_of_legend - 3)), layout="constrained")
     axes = figure.subplots()
-    for number, cell in enumerate(study.cells):
-        steps, values = common_steps(study.curves(cell, study.metric))
-        if not steps:
-            continue
-        line: dict[str, Any] = {
-            "color": color(report, cell),
-            "linestyle": STYLES[number // len(COLORS) % 4],
-        }
+    for cell, (steps, values) in curves.items():
+        paint = color(report, cell)
+        style = STYLES[study.cells.index(cell) // len(COLORS) % 4]
         mean = values.mean(0)
         mark = "o" if len(steps) == 1 else ""
-        axes.plot(steps, mean, linewidth=1.4, label=cell, marker=mark, markersize=4, **line)
-        if len(values) > 1:
+        axes.plot(
+            steps, mean, style, color=paint, linewidth=1.4, label=cell, marker=mark, markersize=4
+        )
+        if len(values) > 1:  # without a style: an edge of no width has no dashes
             half = values.std(0, ddof=1)
-            axes.fill_between(steps, mean - half, mean + half, alpha=0.18, lw=0, **line)
+            axes.fill_between(steps, mean - half, mean + half, alpha=0.18, lw=0, color=paint)
     axes.set_xlabel("step")
     axes.set_ylabel(study.metric)
     figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)

@@ -4,10 +4,19 @@ import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from attention_vision.errors import InputError
+from attention_vision.report.consistency import (
+    RunKey,
+    by_other_code,
+    changed_since,
+    of_a_profile,
+    unlike_the_others,
+    unlike_the_study,
+)
 from attention_vision.report.statistics import Expectation, Values
 from attention_vision.yaml_json import read_json, require
 
@@ -45,6 +54,8 @@ class MeasuredStudy:
         waiting: runs without a result: (cell, seed) -> last line of the error, or an empty text.
         facts: hardware, versions, budget and the like, as text by title.
         notes: sentences from the results file.
+        left_out: runs whose result does not count: (cell, seed) -> the reason.
+        remarks: sentences on the study as a whole: its profile, its code, its file.
     """
 
     name: str
@@ -57,9 +68,19 @@ class MeasuredStudy:
     seeds: list[int | None]
     cells: list[str]
     results: list[Result]
-    waiting: dict[tuple[str, int | None], str] = field(default_factory=dict)
+    waiting: dict[RunKey, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    left_out: dict[RunKey, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    @cached_property
+    def of_cell(self) -> dict[str, list[Result]]:
+        """The results of each cell that has some."""
+        found: dict[str, list[Result]] = {}
+        for result in self.results:
+            found.setdefault(result.cell, []).append(result)
+        return found
 
     @property
     def exact(self) -> bool:
@@ -69,12 +90,12 @@ class MeasuredStudy:
     def values(self, cell: str, metric: str | None = None) -> Values:
         """Values of a metric by seed, without those that are missing or not finite."""
         metric = metric or self.metric
-        numbers = {one.seed: one.metrics.get(metric) for one in self.results if one.cell == cell}
+        numbers = {one.seed: one.metrics.get(metric) for one in self.of_cell.get(cell, ())}
         return {seed: value for seed, value in numbers.items() if defined(value)}
 
     def cost(self, cell: str, name: str) -> float | None:
         """Mean of a cost over the runs of a cell that report it; None if none does."""
-        values = [result.cost.get(name) for result in self.results if result.cell == cell]
+        values = [result.cost.get(name) for result in self.of_cell.get(cell, ())]
         known = [value for value in values if defined(value)]
         return sum(known) / len(known) if known else None
 
@@ -85,9 +106,7 @@ class MeasuredStudy:
     def curves(self, cell: str, metric: str) -> dict[int | None, list[tuple[int, float]]]:
         """Learning curves by seed, as (step, value), of runs with this metric in metrics.csv."""
         curves = {
-            result.seed: read_curve(result.folder, metric)
-            for result in self.results
-            if result.cell == cell
+            result.seed: read_curve(result.folder, metric) for result in self.of_cell.get(cell, ())
         }
         return {seed: points for seed, points in curves.items() if points}
 
@@ -123,38 +142,77 @@ def read_folder(folder: Path) -> MeasuredStudy:
     name = require(plan, "name", str, source)
     cells = require(plan, "cells", dict, source)
     seeds = require(plan, "seeds", list, source)
-    results, waiting, hardware, versions = [], {}, {}, {}
+    kept, left_out, waiting = counted_runs(folder, plan, source)
+    results = [
+        parse_result(content, run_folder(folder, *run) / "result.json", run_folder(folder, *run))
+        for run, content in kept.items()
+    ]
+    unknown = sorted({path.name for path in (folder / "cells").glob("*/")} - set(cells))
+    remarks = [f"left out: cells/{cell} is not a cell of {source}" for cell in unknown]
+    remarks += [*changed_since(plan), *of_a_profile(plan), *by_other_code(kept)]
+    hardware = dict.fromkeys(str(content.get("hardware", "")) for content in kept.values())
+    versions = dict.fromkeys(as_text(content.get("versions")) for content in kept.values())
+    facts = {
+        "file": str(plan.get("file") or ""),
+        "budget": as_text(plan.get("budget")),
+        "profile": as_text(plan.get("profile") or None),
+        "hardware": "; ".join(filter(None, hardware)) or str(plan.get("hardware") or ""),
+        "versions": "; ".join(filter(None, versions)) or as_text(plan.get("versions")),
+    }
+    return measured_study(
+        plan, source, name, list(cells), seeds, results, waiting, facts, [], left_out, remarks
+    )
+
+
+def run_folder(folder: Path, cell: str, seed: int | None) -> Path:
+    """The folder of a run in that of its study."""
+    return folder / "cells" / cell / f"seed{seed}"
+
+
+def counted_runs(
+    folder: Path, plan: dict[str, Any], source: Path
+) -> tuple[dict[RunKey, dict[str, Any]], dict[RunKey, str], dict[RunKey, str]]:
+    """Read the results of a study folder.
+
+    Args:
+        folder: the study folder.
+        plan: content of its study.json.
+        source: path of that file.
+
+    Returns:
+        The results that count, as they were written; the reason of those that do not; of runs
+        without a result, the last line of their error.
+
+    Raises:
+        InputError: a result is damaged, or belongs to another study or run.
+    """
+    name = require(plan, "name", str, source)
+    cells, seeds = require(plan, "cells", dict, source), require(plan, "seeds", list, source)
+    contents: dict[RunKey, dict[str, Any]] = {}
+    waiting: dict[RunKey, str] = {}
     for cell in cells:
         for seed in seeds:
-            run = folder / "cells" / cell / f"seed{seed}"
+            run = run_folder(folder, cell, seed)
             file = run / "result.json"
             if not file.is_file():
                 error = run / "error.txt"
-                lines = error.read_text().split("\n") if error.is_file() else []
+                lines = error.read_text(errors="replace").split("\n") if error.is_file() else []
                 waiting[cell, seed] = next((line for line in lines[::-1] if line.strip()), "")
                 continue
             content = read_json(file)
-            expected = {"study": name, "cell": cell, "seed": seed}
-            expected["config_sha256"] = (cells[cell] or {}).get("config_sha256")
-            for key, value in expected.items():
-                if value is not None and content.get(key) != value:
+            for key, value in {"study": name, "cell": cell, "seed": seed}.items():
+                if content.get(key) != value:
                     raise InputError(
                         f"{file} belongs to another study or run: its {key} is {content.get(key)}, "
                         f"but {value} in {source}; move it away, or report its own folder"
                     )
-            results.append(parse_result(content, file, run))
-            hardware[str(content.get("hardware", ""))] = None
-            versions |= content.get("versions") or {}
-    unknown = sorted({path.name for path in (folder / "cells").glob("*/")} - set(cells))
-    if unknown:
-        raise InputError(f"{folder}/cells/{unknown[0]} is not a cell of {source}: move it away")
-    facts = {
-        "file": str(plan.get("file") or ""),
-        "budget": as_text(plan.get("budget")),
-        "hardware": "; ".join(filter(None, hardware)) or str(plan.get("hardware") or ""),
-        "versions": as_text(versions or plan.get("versions")),
-    }
-    return measured_study(plan, source, name, list(cells), seeds, results, waiting, facts, [])
+            parse_result(content, file)
+            contents[cell, seed] = content
+    left_out = dict(unlike_the_study(contents, cells, str(plan.get("metric"))))
+    kept = {run: content for run, content in contents.items() if run not in left_out}
+    left_out |= dict(unlike_the_others(kept, cells))
+    kept = {run: content for run, content in kept.items() if run not in left_out}
+    return kept, left_out, waiting
 
 
 def read_results_file(file: Path) -> MeasuredStudy:
@@ -193,8 +251,10 @@ def read_results_file(file: Path) -> MeasuredStudy:
         "commands": "\n".join(content.get("command") or []),
     }
     facts = {title: str(text) for title, text in facts.items()}
-    notes = content.get("notes") or []
-    return measured_study(plan, file, file.stem, cells, seeds, results, waiting, facts, notes)
+    notes, remarks = content.get("notes") or [], list(of_a_profile(plan))
+    return measured_study(
+        plan, file, file.stem, cells, seeds, results, waiting, facts, notes, remarks=remarks
+    )
 
 
 def measured_study(
@@ -204,9 +264,11 @@ def measured_study(
     cells: list[str],
     seeds: list[int | None],
     results: list[Result],
-    waiting: dict[tuple[str, int | None], str],
+    waiting: dict[RunKey, str],
     facts: dict[str, str],
     notes: list[str],
+    left_out: dict[RunKey, str] | None = None,
+    remarks: list[str] | None = None,
 ) -> MeasuredStudy:
     """Build the study; question, metric, baseline and expectations have the same keys in both."""
     try:
@@ -227,6 +289,8 @@ def measured_study(
         waiting=waiting,
         facts={title: text for title, text in facts.items() if text},
         notes=notes,
+        left_out=left_out or {},
+        remarks=remarks or [],
     )
 
 
@@ -253,6 +317,7 @@ def check(study: MeasuredStudy, path: Path) -> None:
             )
     if not study.results:
         errors = [line for line in study.waiting.values() if line]
+        errors += [f"{cell} seed {seed} {why}" for (cell, seed), why in study.left_out.items()]
         hint = f"; the last error: {errors[-1]}" if errors else ""
         raise InputError(f"{path}: no run of this study has finished yet{hint}")
     if study.metric not in study.metrics():

@@ -1,9 +1,9 @@
 """Summary of a study: statistics per cell, verdicts, and remarks on missing numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from attention_vision.report.results import COSTS, MeasuredStudy, defined
+from attention_vision.report.results import COSTS, MeasuredStudy, RunKey, defined
 from attention_vision.report.statistics import (
     BOOTSTRAP_FROM,
     LEVEL,
@@ -84,7 +84,8 @@ class Report:
 
 
 def remarks(study: MeasuredStudy, rows: list[CellSummary]) -> Iterator[str]:
-    """Yield one sentence per missing result, missing number or missing interval."""
+    """Yield one sentence per missing or left out result, missing number or missing interval."""
+    yield from study.remarks
     for cell in study.cells:
         gone = {seed: line for (name, seed), line in study.waiting.items() if name == cell}
         if gone:
@@ -92,6 +93,9 @@ def remarks(study: MeasuredStudy, rows: list[CellSummary]) -> Iterator[str]:
             errors = list(dict.fromkeys(filter(None, gone.values())))
             why = f": {'; '.join(errors)}" if errors else ""
             yield f"missing: {cell}, {'seeds' if len(gone) > 1 else 'seed'} {numbers}{why}"
+    for (cell, why), seeds in grouped(study.left_out).items():
+        numbers = ", ".join(map(str, seeds))
+        yield f"left out: {cell}, {'seeds' if len(seeds) > 1 else 'seed'} {numbers} {why}"
     for result in study.results:
         if not defined(result.metrics.get(study.metric)):
             problem = "does not log" if study.metric not in result.metrics else "has no finite"
@@ -106,6 +110,14 @@ def remarks(study: MeasuredStudy, rows: list[CellSummary]) -> Iterator[str]:
                     f"fewer pairs: {row.cell} has {len(row.values)} seeds, "
                     f"{shared} of them in common with {study.baseline}"
                 )
+
+
+def grouped(left_out: Mapping[RunKey, str]) -> dict[tuple[str, str], list[int | None]]:
+    """Group runs that are left out by cell and reason."""
+    groups: dict[tuple[str, str], list[int | None]] = {}
+    for (cell, seed), why in left_out.items():
+        groups.setdefault((cell, why), []).append(seed)
+    return groups
 
 
 EXACT = "Exact numbers, which do not depend on a seed: they are compared as they are."

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attention_vision.runs.load import load_run
 
-__all__ = ["load_run"]
+__all__ = ["RUN_VARIABLE", "load_run"]
+
+RUN_VARIABLE = "ATTENTION_VISION_RUN"  # of the environment: the run folder of this command
 
 
 def __getattr__(name: str) -> Any:

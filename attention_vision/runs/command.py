@@ -6,11 +6,10 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +26,6 @@ from lightning.pytorch import (
 )
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
@@ -36,12 +34,8 @@ from attention_vision.attention import attention_backend
 from attention_vision.claims.check import ClaimCheck
 from attention_vision.claims.claim import Claim
 from attention_vision.config.build import add_nodes, instantiate
-from attention_vision.config.parser import (
-    ArgumentParser,
-    SaveConfig,
-    kept_arguments,
-    parse_words,
-)
+from attention_vision.config.parser import ArgumentParser, kept_arguments, parse_words
+from attention_vision.config.trainer import check_after, check_before, refusals_of_trainer
 from attention_vision.config.trust import (
     imports,
     is_below,
@@ -52,8 +46,20 @@ from attention_vision.config.trust import (
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
+from attention_vision.runs import RUN_VARIABLE
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
+from attention_vision.runs.measured import identity_of, other_data_line
+from attention_vision.runs.resume import (
+    changed_arguments,
+    flags_of_run,
+    in_words,
+    is_inside_epoch,
+    record_of,
+    split_words,
+    words_on_resume,
+)
+from attention_vision.runs.run_config import RunConfig, plain_config
 from attention_vision.runs.tasks import TASKS, Task
 from attention_vision.runs.weights import (
     labels_of,
@@ -63,25 +69,35 @@ from attention_vision.runs.weights import (
     unread_weights,
     weights_by_flag,
 )
+from attention_vision.training.changes import ApplyChanges
+from attention_vision.training.checkpoint_io import AtomicCheckpointIO
+from attention_vision.training.finite import FiniteSteps
+from attention_vision.training.heartbeat import Heartbeat
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.progress import ProgressLines, RunBar, say
-from attention_vision.training.resume import AtomicCheckpointIO, checkpoint_callbacks
+from attention_vision.training.resume import checkpoint_callbacks
+from attention_vision.training.run_files import RunFiles
 from attention_vision.training.run_folder import (
     best_or_last,
     default_run,
     find_checkpoint,
     holds_run,
     is_requeued,
+    new_run,
+    read_checkpoint,
     read_state,
+    resumable_checkpoint,
+    undamaged,
 )
+from attention_vision.training.run_lock import RunLock
 from attention_vision.training.signals import Stopped, signals_end_the_run
+from attention_vision.training.steps import step_number
 from attention_vision.yaml_json import read_yaml
 
 TRUST = "--trust"  # a word of the command alone: a file cannot ask to be trusted
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
-RUN = "ATTENTION_VISION_RUN"  # tells the processes that Lightning starts for DDP the run folder
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,8 @@ class Parsed:
         name: a key of `TASKS`.
         verb: fit, validate, test or predict.
         config: of all files and flags, defaults filled in.
-        notices: lines on arguments that a changed class keeps from the one before it.
+        notices: lines on what the arguments do not say by themselves.
+        flags: that hold on when the run is resumed.
         weights_by_flag: whether a flag, not a file alone, names weights.
         trusted: whether the config may name any class: that of fit, or by --trust.
     """
@@ -103,21 +120,41 @@ class Parsed:
     parser: ArgumentParser
     config: Namespace
     notices: list[str]
+    flags: list[str]
     weights_by_flag: bool
     trusted: bool
 
 
 @dataclass(frozen=True)
 class OpenRun:
-    """Folder of a run, and the checkpoint it starts from; None for fresh or named weights.
+    """Folder of a run, and the checkpoint it starts from.
 
-    `displaced` is the run's own checkpoint where named weights are measured in its place.
+    Args:
+        folder: the run folder.
+        is_new: whether it was not there before this command.
+        lock: of the folder while it is trained in; None for the other verbs and processes.
+        checkpoint: None for fresh or named weights.
+        displaced: the run's own checkpoint where named weights are measured in its place.
     """
 
     folder: Path
-    checkpoint: Path | None
     is_new: bool
+    lock: RunLock | None
+    checkpoint: Path | None = None
     displaced: Path | None = None
+
+    def close(self) -> None:
+        """Let others train in the folder."""
+        if self.lock:
+            self.lock.release()
+
+    def give_up(self) -> None:
+        """Close, and remove a new folder that contains only what a failed start wrote."""
+        self.close()
+        own = ("config.yaml", *DATA_FILES)
+        failed = self.is_new and all(path.name in own for path in self.folder.glob("*"))
+        if failed and not rank_zero_only.rank:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -155,13 +192,19 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
     """
     parsed = parse(name, verb, words)
     run = open_run(parsed)
-    if not parsed.trusted:
-        stay_below(parsed.config, run.folder)
-    objects = build(parsed, run.checkpoint)
-    parsed.notices.extend(unread_weights(parsed.config, run.folder, run.checkpoint))
-    settled = settle_preprocessing(parsed.config, objects.module, objects.data, run.checkpoint)
-    parsed.notices.extend(settled)
-    return Work(parsed, run, objects, make_trainer(parsed, run, objects, callbacks))
+    try:
+        if not parsed.trusted:
+            stay_below(parsed.config, run.folder)
+        if verb == "fit" and run.checkpoint:
+            callbacks = [take_over(parsed, run.checkpoint), *callbacks]
+        objects = build(parsed, run.checkpoint)
+        parsed.notices.extend(unread_weights(parsed.config, run.folder, run.checkpoint))
+        settled = settle_preprocessing(parsed.config, objects.module, objects.data, run.checkpoint)
+        parsed.notices.extend(settled)
+        return Work(parsed, run, objects, make_trainer(parsed, run, objects, callbacks))
+    except BaseException:
+        run.give_up()
+        raise
 
 
 def stay_below(config: Namespace, folder: Path) -> None:
@@ -181,9 +224,11 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
     Raises:
         ConfigError: they do not parse, or a file is of another task.
     """
-    task = TASKS[name]
+    task, lines = TASKS[name], []
     trusted = verb == "fit" or TRUST in words or trusts_everything()
     words = [word for word in words if word != TRUST]
+    if verb == "fit":
+        words, lines = words_on_resume(words)
     given = list(read_words(words))
     for file, content in given:
         if file is not None and (other := content.get("task", name)) != name:
@@ -192,9 +237,10 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
     roots = {"model": task.model, "data": task.data, "trainer": Trainer}
     with imports(trusted, ", ".join(str(file) for file, _ in given if file)):
         config = parse_words(parser, words, roots)
-    notices = kept_arguments((content for _, content in given), config.as_dict())
+    lines += kept_arguments((content for _, content in given), config.as_dict())
     by_flag = weights_by_flag(content for file, content in given if file is None)
-    return Parsed(name, verb, task, parser, config, notices, by_flag, trusted)
+    flags = flags_of_run(words)
+    return Parsed(name, verb, task, parser, config, lines, flags, by_flag, trusted)
 
 
 def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]:
@@ -202,13 +248,11 @@ def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]
 
     Yields the file, None for a flag, and what it says.
     """
-    for word, following in pairwise([*words, ""]):
-        flag, equals, value = word.partition("=")
-        value = value if equals else following
-        if flag in ("-c", "--config") and Path(value).is_file():
+    for flag, value in split_words(words):
+        if flag in ("-c", "--config") and value and Path(value).is_file():
             yield Path(value), read_yaml(Path(value))
         elif flag.startswith("--"):
-            yield None, {flag[2:]: value}
+            yield None, {flag[2:]: value or ""}
 
 
 def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
@@ -242,6 +286,11 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
         help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
     )  # fmt: skip
     parser.add_argument(
+        "--on_nonfinite", type=Literal["stop", "skip"], default="stop",
+        help="at a loss or gradients that are NaN or infinite: stop, or leave the step out, which"
+        " waits for the GPU in every step",
+    )  # fmt: skip
+    parser.add_argument(
         "--pictures", type=bool, default=True,
         help="draw pictures: in training in RUN/pictures and W&B, and those of predict",
     )  # fmt: skip
@@ -270,63 +319,133 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
 
 
 def open_run(parsed: Parsed) -> OpenRun:
-    """Choose the run folder and the checkpoint to start from; nothing is written.
+    """Choose the run folder and the checkpoint to start from.
 
-    The folder is that of `--run`, of the config, of the config's own place, or a new one.
+    The folder is that of `--run`, of the config, of the config's own place, or a new one. It is
+    made here, and locked for `fit`: of several commands one has it.
 
     Raises:
-        InputError: `--run` is a file, `fit` without `--ckpt_path` into a folder that contains a
-            run, there is no such checkpoint, or nothing to evaluate.
+        InputError: `--run` is a file, another process trains in it, `fit` without `--ckpt_path`
+            into a folder that contains a run, there is no such checkpoint or it is of another run
+            than the folder's, or nothing to evaluate.
     """
-    config = parsed.config
-    if rank_zero_only.rank and RUN in os.environ:
-        folder = Path(os.environ[RUN])
-    else:
-        folder = choose_folder(parsed)
-        os.environ[RUN] = str(folder)
-    if parsed.verb == "fit" and is_requeued() and holds_run(folder):
-        config.ckpt_path = config.ckpt_path or "last"
-    named, config.run = config.run is not None, str(folder)
-    checkpoint = displaced = None
-    if parsed.verb != "fit" and config.ckpt_path and parsed.weights_by_flag:
-        raise InputError(f"{parsed.verb} measures --ckpt_path or --weights: leave one of them out")
-    if config.ckpt_path:
-        checkpoint = find_checkpoint(folder, config.ckpt_path)
-    elif parsed.verb != "fit":
-        checkpoint = best_or_last(folder)
-        if measures_weights(config, parsed.weights_by_flag, folder):
-            checkpoint, displaced = None, checkpoint
-        if checkpoint is None and named_weights(config) is None:
-            run = "give -c RUN/config.yaml"
-            if named:
-                run = f"{folder} does not contain one, train it to its first one by fit"
-            raise InputError(
-                f"no checkpoint to {parsed.verb}: {run}, --ckpt_path FILE or --weights FILE"
-            )
-    return OpenRun(folder, checkpoint, not folder.exists(), displaced)
+    run = claim_folder(parsed)
+    try:
+        checkpoint, displaced = choose_checkpoint(parsed, run)
+    except BaseException:
+        run.give_up()
+        raise
+    return replace(run, checkpoint=checkpoint, displaced=displaced)
 
 
-def choose_folder(parsed: Parsed) -> Path:
-    """The run folder of this command on rank zero; see `open_run`."""
+def claim_folder(parsed: Parsed) -> OpenRun:
+    """Choose the folder; make it, and lock it to train, in the first process."""
     config = parsed.config
-    files = [Path(str(path)) for path in config.config or []]
+    first, writes = rank_zero_only.rank == 0, not config.trainer.fast_dev_run
+    folder = (
+        choose_folder(parsed)
+        if first or RUN_VARIABLE not in os.environ
+        else Path(os.environ[RUN_VARIABLE])
+    )
+    is_new = folder is None or not folder.exists()
+    if folder is None:
+        stem = Path(str(config.config[0])).stem if config.config else parsed.name
+        folder = (new_run if first and writes else default_run)(parsed.name, stem)
+    if first:
+        os.environ[RUN_VARIABLE] = str(folder)
+    lock = None
+    if parsed.verb == "fit" and first and writes:
+        with suppress(OSError):  # which the lock reports
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
+    return OpenRun(folder, is_new, lock)
+
+
+def choose_folder(parsed: Parsed) -> Path | None:
+    """The run folder that this command names; None for a new one."""
+    config = parsed.config
     run = Path(config.run) if config.run else None
-    for file in files:
+    for file in (Path(str(path)) for path in config.config or []):
         if file.name == "config.yaml" and read_yaml(file).get("run") == config.run:
             run = file.parent  # the same folder, unless it was moved
     if run is None and config.ckpt_path in ("best", "last"):
         raise InputError(f"--ckpt_path {config.ckpt_path}: of which run? give --run RUN")
-    if run is None:
-        run = default_run(parsed.name, files[0].stem if files else parsed.name)
-    if run.is_file():
+    if run is not None and run.is_file():
         raise InputError(f"--run {run} is a file: give the folder of the run")
-    fresh = not (config.ckpt_path or config.trainer.fast_dev_run)
-    first = rank_zero_only.rank == 0  # the others may come when rank zero has begun to write
-    if parsed.verb == "fit" and first and fresh and not is_requeued() and holds_run(run):
-        raise InputError(
-            f"{run} contains a run: resume it by --ckpt_path last, or give another --run"
-        )
     return run
+
+
+def choose_checkpoint(parsed: Parsed, run: OpenRun) -> tuple[Path | None, Path | None]:
+    """The checkpoint to start from, and the one that named weights displace; see `OpenRun`."""
+    config, folder = parsed.config, run.folder
+    named, config.run = config.run is not None, str(folder)
+    if parsed.verb == "fit":
+        return checkpoint_to_resume(parsed, run), None
+    if config.ckpt_path and parsed.weights_by_flag:
+        raise InputError(f"{parsed.verb} measures --ckpt_path or --weights: leave one of them out")
+    if config.ckpt_path:
+        return find_checkpoint(folder, config.ckpt_path), None
+    checkpoint = best_or_last(folder)
+    if measures_weights(config, parsed.weights_by_flag, folder):
+        return None, checkpoint
+    if checkpoint is None and named_weights(config) is None:
+        where = "give -c RUN/config.yaml"
+        if named:
+            where = f"{folder} does not contain one, train it to its first one by fit"
+        raise InputError(
+            f"no checkpoint to {parsed.verb}: {where}, --ckpt_path FILE or --weights FILE"
+        )
+    return checkpoint, None
+
+
+def checkpoint_to_resume(parsed: Parsed, run: OpenRun) -> Path | None:
+    """The checkpoint that `fit` goes on from; None for a run from its start."""
+    config, folder = parsed.config, run.folder
+    if is_requeued() and holds_run(folder):
+        config.ckpt_path = config.ckpt_path or "last"
+    # The other processes may come when the first one has begun to write.
+    holds = rank_zero_only.rank == 0 and not config.trainer.fast_dev_run and holds_run(folder)
+    if not config.ckpt_path:
+        if holds:
+            raise InputError(
+                f"{folder} contains a run: resume it by --ckpt_path last, or give another --run"
+            )
+        return None
+    checkpoint = undamaged(resumable_checkpoint(folder, config.ckpt_path))
+    if folder.resolve() not in checkpoint.resolve().parents:
+        if holds:
+            raise InputError(
+                f"{folder} contains a run, and {checkpoint} is of another: give a new --run to"
+                " continue that one there"
+            )
+        parsed.notices.append(
+            f"{folder} continues {checkpoint}: its weights, optimizer and position; --weights"
+            f" {checkpoint} would take the weights alone"
+        )
+    elif config.ckpt_path == "last" and checkpoint.stem == "best":
+        parsed.notices.append(f"there is no last.ckpt yet: resumed from {checkpoint}")
+    return checkpoint
+
+
+def take_over(parsed: Parsed, checkpoint: Path) -> ApplyChanges:
+    """Compare the arguments with those of the run to resume; see `runs.resume.RULES`.
+
+    Raises:
+        InputError: an argument changed that may not.
+    """
+    state, config = read_checkpoint(checkpoint), parsed.config
+    record: dict[str, Any] = record_of(state)
+    beside = checkpoint.parents[1] / "config.yaml"
+    if not record and beside.is_file():  # by an earlier version
+        record = {"config": read_yaml(beside)}
+    inside = "loops" in state and is_inside_epoch(state)
+    changes = {}
+    if record:
+        if config.seed_everything is True:  # a resume does not draw another one
+            config.seed_everything = record["config"].get("seed_everything", True)
+        changes = changed_arguments(record, plain_config(parsed.parser, config), checkpoint, inside)
+    parsed.notices.extend(in_words(changes))
+    return ApplyChanges(changes, inside, record.get("processes"))
 
 
 def build(parsed: Parsed, checkpoint: Path | None = None) -> Built:
@@ -409,8 +528,14 @@ def make_trainer(
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.write_to(run.folder)
-    options.callbacks = [ReportData(), *as_list(options.callbacks, Callback), *callbacks]
+    options.callbacks = [
+        FiniteSteps(parsed.config.on_nonfinite),  # first: the others see no such step
+        *callbacks,
+        ReportData(),
+        *as_list(options.callbacks, Callback),
+    ]
     if fits and options.enable_checkpointing is not False:
+        options.callbacks.append(RunFiles(run.folder))
         options.callbacks += checkpoint_callbacks(
             run.folder / "checkpoints",
             parsed.task.best,
@@ -422,6 +547,7 @@ def make_trainer(
     if not fits:
         options.enable_checkpointing = False
         options.callbacks = [one for one in options.callbacks if not isinstance(one, Checkpoint)]
+    options.callbacks.append(Heartbeat())
     if not parsed.config.pictures:
         options.callbacks.append(WithoutPictures())
     if options.enable_model_summary is None:
@@ -433,12 +559,12 @@ def make_trainer(
         options.enable_progress_bar = shows_bar
         options.callbacks.append(RunBar() if shows_bar else ProgressLines())
     if fits and not options.fast_dev_run:
-        options.callbacks.append(SaveConfig(parsed.parser, parsed.config, save_to_log_dir=False))
+        options.callbacks.append(RunConfig(parsed.parser, parsed.config, parsed.flags))
     options.logger, options.default_root_dir = loggers, str(run.folder)
-    try:
+    check_before(options)
+    with refusals_of_trainer():  # no such GPU, ...
         trainer = validate_at_end(Trainer(**options))
-    except (MisconfigurationException, RuntimeError, ValueError) as error:  # no such GPU, ...
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    check_after(trainer)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not a plugin of the config
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if trainer.is_global_zero and not options.fast_dev_run:
@@ -456,7 +582,8 @@ def fit(work: Work) -> None:
     with running(work):
         work.trainer.fit(module, datamodule=data, weights_only=True)
     if work.parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
-        write_json(work, "fp8.json", compare_after_fit(work.trainer, module, data))
+        step = {"step": step_number(work.trainer) - 1}
+        write_json(work, "fp8.json", step | compare_after_fit(work.trainer, module, data))
     if not work.objects.trainer.fast_dev_run:
         say(f"finished: {work.run.folder}")
 
@@ -471,7 +598,10 @@ def evaluate(work: Work) -> None:
     metrics = merged(results)
     images, total = evaluated_images(work)
     source = str(work.run.checkpoint or named_weights(parsed.config))
-    report = {"checkpoint": source, "images": images, "metrics": metrics}
+    origin = identity_of(source, work.objects.data)
+    if line := other_data_line(work.run.folder, work.objects.data):
+        say(line)
+    report = {**origin, "images": images, "metrics": metrics}
     if parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
         exact = metrics_in("fused", verb, work.objects.module, work.objects.data)
         report["metrics_fused"] = exact
@@ -484,8 +614,13 @@ def evaluate(work: Work) -> None:
 def predict(work: Work) -> None:
     """Apply the network to images; the task writes its own files."""
     say_what_is_measured(work)
+    source = work.run.checkpoint or named_weights(work.parsed.config)
+    if work.trainer.is_global_zero:  # a prediction that is stopped has not the origin of another
+        (work.run.folder / "predict.json").unlink(missing_ok=True)
     with running(work):
         work.trainer.predict(work.objects.module, datamodule=work.objects.data, weights_only=True)
+    origin = identity_of(source, None) | {"images": getattr(work.objects.data, "images", None)}
+    write_json(work, "predict.json", origin)
     files = (work.run.folder / name for name in work.parsed.task.predictions)
     say(f"written: {', '.join(str(file) for file in files if file.exists())}")
 
@@ -509,13 +644,13 @@ def running(work: Work) -> Iterator[None]:
     trainer.ckpt_path = work.run.checkpoint
     launcher = trainer.strategy.launcher
     try:
-        with attention_backend(work.parsed.config.attention_backend), signals_end_the_run():
+        backend = attention_backend(work.parsed.config.attention_backend)
+        with backend, signals_end_the_run(), refusals_of_trainer():
             yield
     except InputError:
         if launcher:
             launcher.kill(signal.SIGTERM)  # the other processes would say the same
-        if work.run.is_new and trainer.is_global_zero:
-            remove_start(work.run.folder)
+        work.run.give_up()
         raise
     except RuntimeError as error:
         if trainer.world_size > 1 and any(words in str(error) for words in LOST_PEER):
@@ -526,15 +661,12 @@ def running(work: Work) -> Iterator[None]:
         if launcher and not isinstance(end, Stopped):
             launcher.kill(signal.SIGKILL)  # the other processes may wait for this one
         if work.parsed.verb == "fit":
-            say(how_to_resume(work))
+            with suppress(OSError):  # SIGHUP: the terminal is gone
+                say(how_to_resume(work))
         # Lightning kills the first process when another one fails: this one's code is the run's.
         raise SystemExit(0 if trainer.global_rank else end.code) from None
-
-
-def remove_start(folder: Path) -> None:
-    """Remove a run folder that contains only what a failed start wrote."""
-    if all(path.name in ("config.yaml", *DATA_FILES) for path in folder.glob("*")):
-        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        work.run.close()
 
 
 def how_to_resume(work: Work) -> str:

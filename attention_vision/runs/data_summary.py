@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -19,6 +19,7 @@ from attention_vision.data.image_files import image_size, largest_values
 from attention_vision.data.labels import shown
 from attention_vision.data.loading import TaskData, data_of
 from attention_vision.data.samples import evenly_spaced
+from attention_vision.identity import code, code_difference
 from attention_vision.report.text_table import aligned
 from attention_vision.training.logging import run_folder
 from attention_vision.training.optim import horizon
@@ -45,6 +46,7 @@ class DataSummary:
         broken: image that does not decode -> reason.
         repaired: lines that count what was repaired.
         warnings: lines on what looks wrong.
+        fingerprint: identity of the data, see `TaskData.fingerprint`.
         steps: optimizer steps of the whole run, once it is known.
         seconds_per_step: of the first steps of this process, without validation.
     """
@@ -56,13 +58,16 @@ class DataSummary:
     broken: dict[str, str] = field(default_factory=dict)
     repaired: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    fingerprint: dict[str, Any] = field(default_factory=dict)
     steps: int | None = None
     seconds_per_step: float | None = None
 
 
 def summarize(data: TaskData, splits: tuple[str, ...] = ("train", "val")) -> DataSummary:
     """The summary of the splits that were opened, which `setup` did."""
-    summary = DataSummary(type(data).__name__, augmentation=data.augmentation())
+    summary = DataSummary(
+        type(data).__name__, augmentation=data.augmentation(), fingerprint=data.fingerprint()
+    )
     for split in splits:
         summary.splits[split] = data.facts(split) | sizes_of(data.paths_of(split))
         findings = data.findings.get(split, Findings())
@@ -72,8 +77,9 @@ def summarize(data: TaskData, splits: tuple[str, ...] = ("train", "val")) -> Dat
         summary.repaired += findings.repaired
         summary.warnings += findings.warnings
     files = {split: data.paths_of(split) for split in splits}
+    sizes = {split: data.sizes(split)[: len(paths)] for split, paths in files.items()}
     summary.warnings += [
-        *warn_of_shared_images(files),
+        *warn_of_shared_images(files, sizes),
         *warn_of_classes(summary.splits.get("train", {}).get("classes", {})),
         *warn_of_sizes(files.get("train", []), getattr(data, "image_size", 0)),
     ]
@@ -100,8 +106,10 @@ def by(width: int, height: int) -> str:
     return f"{width}x{height}"
 
 
-def warn_of_shared_images(files: Mapping[str, Sequence[str]]) -> list[str]:
-    pairs = shared_images(files)
+def warn_of_shared_images(
+    files: Mapping[str, Sequence[str]], sizes: Mapping[str, Iterable[int]]
+) -> list[str]:
+    pairs = shared_images(files, sizes)
     if not pairs:
         return []
     one, other = pairs[0]
@@ -245,7 +253,19 @@ class ReportData(Callback):
         write_atomically(run_folder(trainer) / SUMMARY, json.dumps(facts, indent=2) + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.experiment.config.update({"data_summary": facts}, allow_val_change=True)
+                logger.log_hyperparams({"data_summary": facts})
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["code"] = code()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        changed = code_difference(checkpoint.get("code", {}), code())
+        if changed and trainer.is_global_zero:
+            say(f"code: {changed} as where the checkpoint was written")
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
         data = data_of(trainer)

@@ -1,12 +1,13 @@
 """Study files, and their expansion to one complete config per cell; imports nothing heavy."""
 
 import copy
+import dataclasses
 import hashlib
 import itertools
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,16 @@ KEYS = ("question", "metric", "higher_is_better", "baseline", "expect", "seeds",
 NAME = re.compile(r"[\w.+][\w.+-]*", re.ASCII)  # valid as a folder name, too
 METRIC = re.compile(r"(val|test)/\S+")
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}  # of a class and its arguments
+# Keys that change a run's numbers by rounding at most. All others change the training.
+HARDWARE = (
+    r"task|run|threads|pictures|compile|claim|checkpoint_every_n_steps|seed_everything"
+    r"|trainer\.(accelerator|strategy|logger|log_every_n_steps|num_sanity_val_steps|benchmark"
+    r"|enable_\w+|profiler|default_root_dir)|data\.(num_workers|download)"
+)
+# Of a profile, where a machine has the data; of an experiment, which data it is.
+PLACES = r"|data\.(root|csv|(train|val|test)_(images|masks|annotations|csv))"
+LENGTHS = ("max_epochs", "max_steps")
+ONE_PROCESS = (None, "auto", 1, "1", [0], -1, "-1")  # `study run` shows a worker one device
 
 
 @dataclass(frozen=True)
@@ -30,13 +41,16 @@ class Cell:
         values: name of its value on each axis.
         paths: full paths of the config at which it differs from its base.
         config: complete except for the seed, and for the steps of a budget in FLOPs.
-        sha256: hash of config and budget, which identifies the results of the cell.
+        sha256: hash of budget and config without `HARDWARE`, which identifies the results of the
+            cell; see `with_profile`.
+        earlier_sha256: hash of the whole config, as results of before version 0.3 have it.
     """
 
     values: dict[str, str]
     paths: tuple[str, ...]
     config: Config
     sha256: str
+    earlier_sha256: str
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,7 @@ class Study:
         budget: at most one of `BUDGETS` with its number, see `with_budget`.
         axes: names of the values by name of the axis, in the order of the file.
         cells: all cells by name.
+        profile: value by dotted key of what a profile changes in the training.
     """
 
     name: str
@@ -64,6 +79,7 @@ class Study:
     budget: dict[str, float]
     axes: dict[str, tuple[str, ...]]
     cells: dict[str, Cell]
+    profile: dict[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """Return the content of study.json."""
@@ -79,8 +95,14 @@ class Study:
             "budget": self.budget or None,
             "file": str(self.file),
             "axes": {axis: list(values) for axis, values in self.axes.items()},
+            "profile": self.profile,
             "cells": {
-                name: {"values": cell.values, "config_sha256": cell.sha256}
+                name: {
+                    "values": cell.values,
+                    "config_sha256": cell.sha256,
+                    "earlier_sha256": cell.earlier_sha256,
+                    "data_sha256": sha256({"data": cell.config.get("data")}, {}),
+                }
                 for name, cell in self.cells.items()
             },
         }
@@ -171,7 +193,8 @@ def expand(
                     raise InputError(f"{file}: axes.{axis}.{value}: {error}") from None
                 paths.append(path)
         config = with_budget(config, budget)
-        cells[name] = Cell(values, tuple(paths), config, sha256(config, budget))
+        hashes = identity_sha256(config, budget), sha256(config, budget)
+        cells[name] = Cell(values, tuple(paths), config, *hashes)
     return cells
 
 
@@ -246,9 +269,17 @@ def flops_to_steps(flops: float, macs: int, images: int) -> int:
 
 
 def sha256(config: Config, budget: dict[str, float]) -> str:
-    """Hash of a config and its budget; results of existing studies depend on it."""
+    """Hash of a config and its budget; results of before version 0.3 depend on it."""
     text = json.dumps({"config": config, "budget": budget}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity_sha256(config: Config, budget: dict[str, float]) -> str:
+    """Hash of a budget and of what changes the training; results of studies depend on it."""
+    part = training_part(config, re.compile(HARDWARE))
+    if "flops" in budget:  # which sets the length of a run
+        part["trainer"] = {k: v for k, v in part.get("trainer", {}).items() if k not in LENGTHS}
+    return sha256(part, budget)
 
 
 def merge(config: Config, more: Config) -> Config:
@@ -258,6 +289,75 @@ def merge(config: Config, more: Config) -> Config:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merge(merged[key], value) if both else copy.deepcopy(value)
     return merged
+
+
+def with_profile(study: Study, profile: Config) -> Study:
+    """Return the study with a profile merged into all cells.
+
+    What a profile changes in the training belongs to the identity of a cell's results: to its hash,
+    and to `Study.profile`. Hardware, logging and places of data do not.
+    """
+    part = training_part(profile, re.compile(HARDWARE + PLACES))
+    cells = {}
+    for name, cell in study.cells.items():
+        found = identity_sha256(merge(cell.config, part), study.budget)
+        before = cell.earlier_sha256 if found == cell.sha256 else ""
+        cells[name] = Cell(cell.values, cell.paths, merge(cell.config, profile), found, before)
+    changed = any(cells[name].sha256 != cell.sha256 for name, cell in study.cells.items())
+    return dataclasses.replace(study, cells=cells, profile=dict(flattened(part)) if changed else {})
+
+
+def training_part(config: Config, outside: re.Pattern, above: str = "") -> Config:
+    """Return the part of a config that changes the training.
+
+    Args:
+        config: the config, or a node of it.
+        outside: matches dotted keys, without `init_args`, that do not.
+        above: key of the node.
+    """
+    part = {}
+    for key, value in config.items():
+        path = above if key == "init_args" else f"{above}.{key}".lstrip(".")
+        if outside.fullmatch(path):
+            continue
+        if path in ("trainer.devices", "trainer.num_nodes") and value in ONE_PROCESS:
+            continue
+        if path == "trainer.plugins" and "Environment" in str(value):  # which finds a job's ranks
+            continue
+        if isinstance(value, dict) and value:
+            value = training_part(value, outside, path)
+            if not value:
+                continue
+        part[key] = value
+    return part
+
+
+def flattened(config: Config, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted key, without `init_args`, and value of all leaves of a config."""
+    for key, value in config.items():
+        path = above if key == "init_args" else f"{above}.{key}".lstrip(".")
+        if isinstance(value, dict) and value:
+            yield from flattened(value, path)
+        else:
+            yield path, value
+
+
+def differences(there: Config, here: Config, budget: dict[str, float]) -> list[str]:
+    """Words on how the training differs in two configs: "trainer.max_epochs 1, not 6".
+
+    Args:
+        there: config that a run had.
+        here: config that it should have.
+        budget: of the study; one in FLOPs sets the length of a run itself.
+    """
+    outside = re.compile(HARDWARE + PLACES)
+    before, now = (dict(flattened(training_part(one, outside))) for one in (there, here))
+    counted = {f"trainer.{key}" for key in LENGTHS} if "flops" in budget else set()
+    return [
+        f"{key} {before.get(key, 'unset')}, not {now.get(key, 'unset')}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key) and key not in counted
+    ]
 
 
 def read_bases(file: Path, base: Any) -> dict[str, Config]:

@@ -7,15 +7,20 @@ from typing import Any
 import yaml
 
 from attention_vision.errors import InputError
+from attention_vision.report.consistency import most_common
+from attention_vision.report.results import counted_runs, read_study
 from attention_vision.study.definition import read_definition
 from attention_vision.yaml_json import read_json, to_json, write_atomically
 
 PROFILE = "experiments/profiles/wandb.yaml"
-ABOUT = ("question", "task", "metric", "higher_is_better", "baseline", "expect")
+ABOUT = ("question", "task", "metric", "higher_is_better", "baseline", "expect", "profile")
+RUN_KEYS = ("cell", "seed", "metrics", "seconds", "cost", "data")
 
 
 def export_results(folder: Path, file: Path) -> None:
     """Write the finished runs of a folder in the format of experiments/results/README.md.
+
+    Those that a report leaves out are left out here too; the notes say which, and why.
 
     Raises:
         InputError: the folder does not contain a study, no run has finished, a result is damaged,
@@ -25,16 +30,12 @@ def export_results(folder: Path, file: Path) -> None:
         raise InputError(f"{file} exists: give a new file, results are not overwritten")
     if not (folder / "study.json").is_file():
         raise InputError(f"{folder} is not a study folder: give one that `study run` wrote")
+    study = read_study(folder)  # with the messages of a report
     plan = read_json(folder / "study.json")
-    finished = [
-        read_json(result)
-        for cell in plan["cells"]
-        for seed in plan["seeds"]
-        if (result := folder / "cells" / cell / f"seed{seed}" / "result.json").is_file()
-    ]
-    if not finished:
-        raise InputError(f"{folder}: no run has finished yet")
-    write_atomically(file, to_json(results_content(plan, folder, finished)))
+    kept, left_out, _ = counted_runs(folder, plan, folder / "study.json")
+    notes = [*study.remarks, *(f"left out: {c} seed {s} {why}" for (c, s), why in left_out.items())]
+    content = results_content(plan, folder, list(kept.values())) | {"notes": notes}
+    write_atomically(file, to_json(content))
 
 
 def results_content(
@@ -47,26 +48,19 @@ def results_content(
     )
     data = config["data"]
     name = data["class_path"] if isinstance(data, dict) else data
-    versions: dict[str, str] = {}
-    for result in finished:
-        versions |= result["versions"]
-    about = {key: plan[key] for key in ABOUT}
+    about = {key: plan[key] for key in ABOUT if plan.get(key) not in (None, {})}
     if any(cell not in {one["cell"] for one in finished} for cell in plan["cells"]):
         about["cells"] = list(plan["cells"])  # expectations may name those without a result
     content = {
         "what": {"title": plan["question"], "experiment": plan["file"], "data": name},
         "command": [f"attention-vision study run {plan['file']}"],
-        "commit": plan.get("commit"),
+        "commit": most_common([one.get("commit") or plan.get("commit") for one in finished]),
         "date": max(datetime.fromisoformat(one["finished"]) for one in finished).date().isoformat(),
         "hardware": "; ".join(dict.fromkeys(one["hardware"] for one in finished)),
-        "versions": versions,
+        "versions": most_common([one["versions"] for one in finished]),
         "study": about,
         "budget": plan["budget"],
-        "runs": [
-            {key: one[key] for key in ("cell", "seed", "metrics", "seconds", "cost")}
-            for one in finished
-        ],
-        "notes": [],
+        "runs": [{key: one[key] for key in RUN_KEYS if key in one} for one in finished],
     }
     return {key: value for key, value in content.items() if value is not None}
 

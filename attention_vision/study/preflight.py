@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Timer
 
 from attention_vision.config.trust import trusting
+from attention_vision.data.loading import TaskData
 from attention_vision.errors import InputError
 from attention_vision.profiling.cost import Cost, macs, measure
 from attention_vision.runs.command import build, parse
@@ -31,6 +32,7 @@ class Preflight:
         images: images per optimizer step.
         step_seconds: time of the forward and backward passes of a step on this machine.
         peak_memory: bytes of such a step; None if it was measured with fewer images.
+        data: fingerprint of the data, see `TaskData.fingerprint`; empty if it is not here.
     """
 
     parameters: int
@@ -40,6 +42,7 @@ class Preflight:
     images: int
     step_seconds: float | None
     peak_memory: int | None
+    data: dict[str, Any]
 
     @property
     def seconds(self) -> float | None:
@@ -69,6 +72,7 @@ def run_preflight(task: str, config: Path, flops: float | None, without_data: bo
     module, data, trainer = objects.module, objects.data, parsed.config.trainer
     images, accumulate = batch_size(data), trainer.accumulate_grad_batches
     costs = costs_of(parsed.task, module, data, device_of(trainer.accelerator))
+    batches, identity = open_data(data, without_data)
     if flops is not None:
         if len(costs) != 1:
             raise InputError(
@@ -76,14 +80,6 @@ def run_preflight(task: str, config: Path, flops: float | None, without_data: bo
             )
         steps = flops_to_steps(flops, costs[0].macs, images * accumulate)
     else:
-        try:
-            data.prepare_data()
-            data.setup("fit")
-            batches = len(data.train_dataloader())
-        except InputError:
-            if not without_data:
-                raise
-            batches = None
         steps = steps_of(batches, trainer)
     return Preflight(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
@@ -96,7 +92,25 @@ def run_preflight(task: str, config: Path, flops: float | None, without_data: bo
         if costs
         else None,
         peak_memory=costs[0].peak_memory if [cost.images for cost in costs] == [images] else None,
+        data=identity,
     )
+
+
+def open_data(data: LightningDataModule, without_data: bool) -> tuple[int | None, dict[str, Any]]:
+    """Open the data for training; return the batches of an epoch and the fingerprint.
+
+    Raises:
+        InputError: the data is missing, unless `without_data` accepts that: None and {} then.
+    """
+    try:
+        data.prepare_data()
+        data.setup("fit")
+        batches = len(data.train_dataloader())
+    except InputError:
+        if not without_data:
+            raise
+        return None, {}
+    return batches, data.fingerprint() if isinstance(data, TaskData) else {}
 
 
 def steps_of(batches: int | None, trainer: Namespace) -> int | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attention_vision.report.text_table import aligned
 from attention_vision.study.definition import Study
-from attention_vision.study.folder import Run, last_error, read_progress, read_result
+from attention_vision.study.folder import Run, finished_result, last_error, read_progress
 from attention_vision.training.pace import clock
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class ProgressTable:
 
     def __init__(self, study: Study, runs: Iterable[Run], jobs: int):
         self.study, self.runs, self.jobs = study, list(runs), jobs
-        results = {run: read_result(run) for run in self.runs}
+        results = {run: finished_result(run) for run in self.runs}
         self.results: dict[Run, dict[str, Any]] = {run: one for run, one in results.items() if one}
         self.running: set[Run] = set()
         self.held: set[Run] = set()
@@ -56,7 +56,7 @@ class ProgressTable:
 
     def finished(self, run: Run) -> None:
         self.running.discard(run)
-        result = read_result(run)
+        result = finished_result(run)
         assert result is not None, f"{run} has finished without a result"
         self.results[run] = result
         self._say(f"finished  {run}: {self.number(run)}, {clock(result['seconds'])}")

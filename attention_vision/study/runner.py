@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,14 +20,20 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import yaml
 
 from attention_vision.errors import InputError
-from attention_vision.study.definition import Study, merge, read_definition
+from attention_vision.identity import data_difference
+from attention_vision.study.definition import Study, merge, read_definition, with_profile
 from attention_vision.study.exit_code import ExitCode
 from attention_vision.study.folder import (
     Run,
+    begun,
+    bring_back,
     check_same_study,
+    finished_result,
     last_error,
-    read_result,
+    other_configuration,
     runs_of,
+    set_aside,
+    write_config,
     write_study,
 )
 from attention_vision.study.progress_table import ProgressTable, cost_table
@@ -145,8 +151,9 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
     """Run all unfinished runs of a study; return 0, or 1 if runs failed.
 
     Every config is parsed and built, and the folder is compared with the study, before anything is
-    written. Finished runs are skipped, others resume from their last checkpoint. A run that another
-    runner holds is left to it.
+    written. Finished runs are skipped, others resume from their last checkpoint. Those of another
+    configuration are set aside, and run again; they return with their configuration. A run that
+    another runner holds is left to it.
 
     Args:
         request: the study file and the options of the command.
@@ -155,20 +162,26 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
     Raises:
         InputError: a mistake in the study file, its folder or the request.
     """
-    study = read_definition(request.file)
+    profile: Config = {}
+    for file in request.profiles:
+        profile = merge(profile, read_yaml(file))
+    study = with_profile(read_definition(request.file), profile)
     folder = request.folder or Path("runs/studies") / study.name
     check_same_study(study, folder)
     seeds, cells = select_runs(study, request)
     runs = list(runs_of(study, folder, seeds, cells))
-    waiting = [run for run in runs if read_result(run) is None]
+    others = {run: words for run in runs if (words := other_configuration(run, study))}
+    back = [run for run in runs if run.aside.folder.is_dir() and (run in others or not begun(run))]
+    places = {run: run for run in runs if run not in others} | {run: run.aside for run in back}
+    results = {run: finished_result(place) for run, place in places.items()}
+    waiting = [run for run in runs if results.get(run) is None]
     if not waiting and not dry_run:
+        settle_folder(study, folder, others, back)
+        announce(write_study(study, folder, seeds, {}))
         print(f"all {len(runs)} runs of {study.name} are finished: {folder}")
         return 0
 
-    profile: Config = {}
-    for file in request.profiles:
-        profile = merge(profile, read_yaml(file))
-    configs = {name: merge(study.cells[name].config, profile) for name in cells}
+    configs = {name: study.cells[name].config for name in cells}
     jobs, threads, gpus = share_machine(configs.values(), request.jobs, len(waiting))
     preload(study.task, threads)
     needed = cells if dry_run else [name for name in cells if any(name == r.cell for r in waiting)]
@@ -178,20 +191,80 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
         print(cost_table(study, needed, preflights, seeds, waiting, jobs))
         return 0
 
+    refuse_other_data(study, results, {name: one.data for name, one in preflights.items()})
+    settle_folder(study, folder, others, back)
     costs = {}
     for name, preflight in preflights.items():
         if "flops" in study.budget:
             configs[name]["trainer"] |= {"max_epochs": -1, "max_steps": preflight.steps}
         keys = ("parameters", "macs", "peak_memory")
         costs[name] = {key: getattr(preflight, key) for key in keys}
-    write_study(study, folder, seeds, facts)
+    announce(write_study(study, folder, seeds, facts))
     for run in waiting:
-        config = run_config(configs[run.cell], run, threads)
-        write_atomically(run.config, yaml.safe_dump(config, sort_keys=False))
+        write_config(run, run_config(configs[run.cell], run, threads))
     launcher = make_launcher(request, folder, jobs, threads, gpus)
     code = execute_runs(launcher, ProgressTable(study, runs, jobs), waiting, costs)
     print(f"tables, intervals, verdicts: attention-vision study report {folder}")
     return code
+
+
+def settle_folder(study: Study, folder: Path, others: dict[Run, str], back: list[Run]) -> None:
+    """Set aside the runs of other configurations, bring back those of this one, and say so."""
+    by_words: dict[str, list[Run]] = {}
+    for run, words in others.items():
+        by_words.setdefault(words, []).append(run)
+        set_aside(run)
+    for words, runs in by_words.items():
+        print(
+            f"{listed(runs)}: another configuration ({words}); kept in {folder / 'earlier'}",
+            flush=True,
+        )
+    for run in back:
+        bring_back(run)
+    if back:
+        print(f"{listed(back)}: back from {folder / 'earlier'}, of this configuration", flush=True)
+    if study.profile:
+        changes = ", ".join(f"{key} {value}" for key, value in study.profile.items())
+        print(f"the profile changes the training, which the report says: {changes}", flush=True)
+
+
+def announce(changes: str) -> None:
+    """Print what the study file asks for now, if it is something else than before."""
+    if changes:
+        print(f"the study file asks for {changes}: the report follows it", flush=True)
+
+
+def listed(runs: Sequence[Run], shown: int = 4) -> str:
+    """Name the first of several runs."""
+    more = f" and {len(runs) - shown} more" if len(runs) > shown else ""
+    return ", ".join(map(str, runs[:shown])) + more
+
+
+def refuse_other_data(
+    study: Study, results: dict[Run, dict[str, Any] | None], data: dict[str, dict[str, Any]]
+) -> None:
+    """Refuse to run cells on other data than their study's finished runs had.
+
+    Args:
+        study: the expanded study file.
+        results: by run, None before it has finished.
+        data: fingerprint of the data at hand, by the name of each cell that is to run.
+
+    Raises:
+        InputError: the data of a cell is not that of finished runs with the same data config.
+    """
+    for name, here in data.items():
+        node, differing = study.cells[name].config.get("data"), {}
+        for run, result in results.items():
+            if result is None or study.cells[run.cell].config.get("data") != node:
+                continue
+            if words := data_difference(result.get("data") or {}, here):
+                differing.setdefault(words, []).append(run)
+        for words, runs in differing.items():
+            raise InputError(
+                f"{study.file}: cell {name}: the data is not that of finished runs"
+                f" ({listed(runs)}): {words}; restore it, or give another --folder"
+            )
 
 
 def select_runs(study: Study, request: StudyRequest) -> tuple[tuple[int, ...], list[str]]:

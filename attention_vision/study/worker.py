@@ -5,10 +5,8 @@ import fcntl
 import json
 import math
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,18 +19,24 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import lightning
 import torch
-import torchvision
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from attention_vision import __version__
 from attention_vision.config.trust import trusting
+from attention_vision.data.loading import TaskData
 from attention_vision.errors import InputError, one_line
+from attention_vision.identity import code
 from attention_vision.profiling.cost import hardware
+from attention_vision.report.consistency import not_finite
 from attention_vision.runs.command import Work, evaluate, fit, prepare
 from attention_vision.study.exit_code import ExitCode
-from attention_vision.study.folder import Run, read_progress
+from attention_vision.study.folder import (
+    Run,
+    config_sha256,
+    finished_result,
+    read_progress,
+    read_result,
+)
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.pace import finished_share
 from attention_vision.training.progress import quiet
@@ -40,6 +44,10 @@ from attention_vision.training.steps import step_number
 from attention_vision.yaml_json import to_json, write_atomically
 
 LEFT_BY_FIT = ("config.yaml", "metrics.csv", "checkpoints", "pictures", "validate.json")
+
+
+class NotFinite(InputError):
+    """The run has diverged: a failed run, which has no result."""
 
 
 class NoMetric(InputError):
@@ -80,9 +88,15 @@ def train(run: Run, cost: dict[str, Any]) -> None:
 
     Raises:
         NoMetric: the run does not log the study's metric.
+        NotFinite: the metric, or a loss, is not finite in the end.
     """
     quiet()
+    if config_sha256(run) != run.sha256:
+        raise InputError(f"{run.config} has another configuration by now: run the study again")
     last = run.folder / "checkpoints" / "last.ckpt"
+    earlier = read_result(run)
+    if earlier is not None and not_finite(earlier["metrics"], run.metric):
+        put_away(last.parent)  # version 0.2 took it for a result
     if not last.is_file():  # the attempt was killed before its first checkpoint
         remove_attempt(run.folder)
     work = prepare_run(run, "fit", ["--ckpt_path", "last"] if last.is_file() else [])
@@ -98,9 +112,13 @@ def train(run: Run, cost: dict[str, Any]) -> None:
             metrics |= evaluated_metrics(run, "test", [])
     if run.metric not in metrics:
         raise no_metric_error(run, metrics)
+    if key := not_finite(metrics, run.metric):
+        put_away(last.parent)
+        raise NotFinite(f"{key} is not finite behind step {final}: the run has diverged")
     cost = cost | {"images_per_second": images_per_second(run.folder)}
     if torch.cuda.is_initialized():
         cost["peak_memory"] = torch.cuda.max_memory_allocated()
+    data = work.objects.data
     result = {
         "study": run.study,
         "cell": run.cell,
@@ -109,8 +127,8 @@ def train(run: Run, cost: dict[str, Any]) -> None:
         "metrics": {key: finite_or_none(value) for key, value in metrics.items()},
         "seconds": read_progress(run)["seconds"],
         "cost": cost,
-        "versions": versions(),
-        "hardware": hardware(),
+        "data": data.fingerprint() if isinstance(data, TaskData) else {},
+        **facts(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_atomically(run.result, to_json(result))
@@ -172,30 +190,18 @@ def remove_attempt(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of this package and of the libraries that decide the numbers."""
-    return {
-        "attention_vision": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "lightning": lightning.__version__,
-    }
+def put_away(checkpoints: Path) -> None:
+    """Rename the checkpoints of a run that has diverged, so that the next attempt starts anew."""
+    place = checkpoints.with_name("checkpoints_diverged")
+    if checkpoints.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+        checkpoints.rename(place)
 
 
 def facts() -> dict[str, Any]:
     """Return versions, hardware and commit, as study.json records them."""
-    return {"versions": versions(), "hardware": hardware(), "commit": commit()}
-
-
-def commit() -> str | None:
-    """Return the commit of the repository that contains this package; None without one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
-        return None
-    return found.stdout.strip() or None
+    versions = dict(code())
+    return {"commit": versions.pop("commit", None), "versions": versions, "hardware": hardware()}
 
 
 @contextmanager
@@ -239,7 +245,7 @@ def run_worker(run: Run, cost: dict[str, Any], environment: dict[str, str]) -> E
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return ExitCode.LOCKED
-        if run.result.is_file():
+        if finished_result(run) is not None:
             return ExitCode.FINISHED
         redirect_output(run.folder / "log.txt")
         try:

@@ -1,11 +1,14 @@
 """Logging that a resumed run continues without a gap or a repeated row."""
 
+import math
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from attention_vision.training.metrics_csv import MetricsCSV
@@ -58,11 +61,18 @@ class ResumableMean(MeanMetric):
     `state_dict` holds the sum over all processes (a collective, as Lightning's saving is), and
     loading returns it to rank zero alone: after a resume the processes together have the sum that
     they had, bit-exact in one process, up to the order of the sum in several.
+
+    A value that is not finite is left out: `FiniteSteps` stops at it, or counts it.
     """
 
     def __init__(self) -> None:
         super().__init__(nan_strategy="disable")  # a check would wait for the GPU at every step
         self.persistent(True)
+
+    def update(self, value: Tensor, weight: float = 1.0) -> None:
+        """Add a value, which stands for `weight` samples. Shape: ()"""
+        finite = value.isfinite()
+        super().update(value.where(finite, 0.0), weight * finite)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         with self.sync_context(should_sync=not self._is_synced):
@@ -146,17 +156,43 @@ def ends_epoch(trainer: Trainer) -> bool:
 
 
 def log_now(trainer: Trainer, metrics: dict[str, float], step: int | None = None) -> None:
-    """Log metrics to all loggers at once, with epoch and step number as Lightning does."""
+    """Log metrics to all loggers at once, with epoch and step number as Lightning does.
+
+    A number that is not finite is left out: a curve has a gap there.
+    """
     step = step_number(trainer) if step is None else step
+    metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
     for logger in trainer.loggers:
         logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=step)
         logger.save()
+
+
+def log_finite(
+    module: LightningModule, metrics: Mapping[str, Tensor | float], prog_bar: Collection[str] = ()
+) -> None:
+    """Log the metrics of an evaluation but those that are not finite, which measure nothing.
+
+    A mean over no classes, say: neither best.ckpt nor a schedule or a results file may take it for
+    a number. All processes call it, with the same numbers.
+
+    Args:
+        module: logs them.
+        metrics: numbers by key.
+        prog_bar: keys that the progress bar shows.
+    """
+    for key, value in metrics.items():
+        if math.isfinite(value):
+            module.log(key, value, prog_bar=key in prog_bar)
+        elif module.trainer.is_global_zero:
+            print(f"{key} is not finite: nothing was measured, and it is not logged", flush=True)
 
 
 def log_epoch_mean(module: LightningModule, key: str, mean: ResumableMean) -> None:
     """Log an epoch's mean and reset it; for `on_train_epoch_end`."""
     value = mean.compute().item()
     mean.reset()
+    if not math.isfinite(value):  # every step was left out
+        return
     module.log(key, value, logger=False)  # for callbacks that monitor it
     # The checkpoint of the epoch's end comes before Lightning's own row.
     log_now(module.trainer, {key: value}, step_number(module.trainer) - 1)

@@ -7,8 +7,10 @@ a killed and resumed run continues the same file, and ends with the file of an u
 import csv
 import io
 import os
+import warnings
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from math import inf
 from pathlib import Path
@@ -19,6 +21,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image, PngImagePlugin
 from torch import Tensor
+
+from attention_vision.errors import InputError
 
 
 class MetricsCSV(Logger):
@@ -38,6 +42,7 @@ class MetricsCSV(Logger):
         self.file = self.folder / "metrics.csv"
         self._columns = ["epoch", "step"]
         self._last: dict[str, str] | None = None  # the last row; rank zero reads it on first use
+        self._warned: set[str] = set()
         self._start = 0  # where the last row begins in the file, in bytes
 
     @property
@@ -58,11 +63,31 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write the values into the row of their step.
+
+        Raises:
+            InputError: the file cannot be written; its former rows stay.
+        """
+        try:
+            self._log(metrics, step)
+        except OSError as error:
+            with suppress(OSError):
+                self.file.with_suffix(".csv.part").unlink()
+            reason = f"cannot be written: {error.strerror or error}; its rows so far stay"
+            if self._last and not self.folder.is_dir():
+                reason = "was removed with its folder while the run was training"
+            raise InputError(f"{self.file} {reason}") from error
+
+    def _log(self, metrics: dict[str, float], step: int | None) -> None:
         last = self._last_step()
         step = max(last, 0) if step is None else int(step)
         row = {key: _cell(key, value) for key, value in metrics.items()} | {"step": str(step)}
         new_columns = [key for key in row if key not in self._columns]
         self._columns += new_columns
+        if self._last and self.folder.is_dir() and not self.file.exists():
+            warnings.warn(
+                f"{self.file} was removed: rows before step {step} are lost", stacklevel=2
+            )
         if new_columns or step < last or not self.file.exists():
             self._rewrite(step, row)
         elif step > last:
@@ -89,9 +114,22 @@ class MetricsCSV(Logger):
         An image is a PIL image, a path, a matplotlib figure, an array (H, W[, 3]) or a tensor
         (1 or 3, H, W); floats are in 0..1. The default step is that of the last row.
         """
+        try:
+            self._write_images(key, images, step, caption)
+        except OSError as error:
+            reason = f"{error.strerror or error}"
+            if reason not in self._warned:  # one picture less is no reason to end a training
+                self._warned.add(reason)
+                warnings.warn(
+                    f"{self.folder}/pictures: {reason}; pictures are missing", stacklevel=2
+                )
+
+    def _write_images(
+        self, key: str, images: list[Any], step: int | None, caption: list[str] | None
+    ) -> None:
         step = max(self._last_step(), 0) if step is None else step
         folder = self.folder / "pictures"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=not self._last, exist_ok=True)
         for number, image in enumerate(images):
             stem = f"{key.replace('/', '_')}_{step:06d}" + (f"_{number}" if len(images) > 1 else "")
             text = PngImagePlugin.PngInfo()
@@ -129,7 +167,8 @@ class MetricsCSV(Logger):
         self, step: int = -1, added: dict[str, str] | None = None, keep_below: float = inf
     ) -> None:
         """Write the file anew, row by row: with one row more or changed, or without later rows."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._last:
+            self.folder.mkdir(parents=True, exist_ok=True)
         part = self.file.with_suffix(".csv.part")
         self._last, self._start = {}, 0
         with part.open("wb") as new:

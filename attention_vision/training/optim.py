@@ -5,13 +5,15 @@ every optimiser step, not every epoch, and norms, biases and position tables hav
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from attention_vision.errors import InputError
 
@@ -133,6 +135,36 @@ def steps_per_epoch(trainer: Trainer) -> int:
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
+class StepOnPlateau(Callback):
+    """Moves torch's `ReduceLROnPlateau` after each validation, by the score of best.ckpt.
+
+    The module has the key of this score in `monitor`; more is better. Lightning would move the
+    schedule in every epoch, also without a validation.
+
+    Raises:
+        InputError: from `on_train_start`, a run without validation.
+    """
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        if plateaus(trainer) and not trainer.enable_validation:
+            raise InputError(
+                f"model.schedule ReduceLROnPlateau follows {module.monitor}, and this run has no"
+                " validation: set trainer.limit_val_batches, or take another schedule"
+            )
+
+    def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+        score = trainer.callback_metrics.get(module.monitor)
+        if trainer.sanity_checking or score is None:
+            return
+        for schedule in plateaus(trainer):
+            schedule.step(float(score))
+
+
+def plateaus(trainer: Trainer) -> list[ReduceLROnPlateau]:
+    schedules = (config.scheduler for config in trainer.lr_scheduler_configs)
+    return [one for one in schedules if isinstance(one, ReduceLROnPlateau)]
+
+
 def configure(
     module: LightningModule,
     network: nn.Module,
@@ -142,7 +174,9 @@ def configure(
 ) -> dict:
     """Build the result of `module.configure_optimizers` for the parameters of `network`.
 
-    `WarmupCosine` steps with the optimiser, torch's own schedulers once per epoch.
+    `WarmupCosine` steps with the optimiser, torch's own schedulers once per epoch, and
+    `ReduceLROnPlateau` with each validation, see `StepOnPlateau`: its mode is "max" whatever was
+    given.
 
     Raises:
         InputError: the optimiser or the schedule refuses a value.
@@ -158,11 +192,9 @@ def configure(
     per_step = isinstance(scheduler, WarmupCosine)
     if per_step:
         scheduler.horizon = lambda: horizon(module.trainer)
-    return {
-        "optimizer": built,
-        "lr_scheduler": {
-            "scheduler": scheduler,
-            "interval": "step" if per_step else "epoch",
-            "monitor": "val/loss",  # read by ReduceLROnPlateau alone
-        },
-    }
+    timing: dict[str, Any] = {"interval": "step" if per_step else "epoch"}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.mode, scheduler.mode_worse, scheduler.best = "max", -math.inf, -math.inf
+        # Lightning wants a monitor, and must not move it.
+        timing |= {"monitor": getattr(module, "monitor", None), "frequency": sys.maxsize}
+    return {"optimizer": built, "lr_scheduler": {"scheduler": scheduler, **timing}}

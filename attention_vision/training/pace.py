@@ -58,7 +58,8 @@ class Pace:
     def add(self, trainer: Trainer, outputs: Any, batch: Any) -> None:
         """Count a batch, whose first item is taken to be its images."""
         # Lightning divided the loss by the accumulated batches.
-        self._loss = self._loss + outputs["loss"].detach() * trainer.accumulate_grad_batches
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
+        self._loss = self._loss + loss.nan_to_num(0.0, 0.0, 0.0)  # such a step may be left out
         self._batches += 1
         self._images += len(batch[0]) * trainer.world_size
 

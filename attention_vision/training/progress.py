@@ -197,6 +197,7 @@ def quiet() -> None:
         r"Be aware that when using `ckpt_path`",  # validate needs none of fit's callbacks
         r"It is recommended to use `self.log.*sync_dist=True",  # torchmetrics did it
         r"The number of training batches .* is smaller than the logging interval",  # see StepLogger
+        r"The `srun` command is available",  # a run on one machine of a cluster is meant
         r".* does not have many workers",  # the recipe chose their number
         r"Using ModelCheckpoint with manual optimization",  # weights after the step are meant
         r"This DataLoader will create \d+ worker processes",  # likewise

@@ -1,17 +1,15 @@
-"""Checkpoints of a run, written when a resume from them is bit-exact, and atomically."""
+"""Checkpoints of a run, written when a resume from them is bit-exact."""
 
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from attention_vision.training.slurm import SlurmRequeue
-from attention_vision.training.steps import is_validated_next
+from attention_vision.training.steps import ends_inside_epoch, is_validated_next
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -19,8 +17,9 @@ class StepCheckpoint(ModelCheckpoint):
 
     It never saves between a step and its validation: Lightning 2.6 resumes after the validation,
     and from the last batch of an epoch even without the epoch's row. It saves after the validation
-    instead; the epoch's end is left to a checkpoint with `every_n_epochs`. Nor does it save between
-    batches whose gradients are accumulated: gradients are not saved.
+    instead; the epoch's end is left to `EpochCheckpoint`. Nor does it save between batches whose
+    gradients are accumulated: gradients are not saved. Where the run ends inside an epoch, it
+    always saves: a longer run goes on there.
 
     To be built with save_on_train_epoch_end=False.
     """
@@ -34,16 +33,40 @@ class StepCheckpoint(ModelCheckpoint):
             self._defer_save_until_validation = True
             return
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        self._save_at_end(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_validation_end(trainer, module)
+        if not trainer.sanity_checking:
+            self._save_at_end(trainer)
+
+    def _save_at_end(self, trainer: Trainer) -> None:
+        if ends_inside_epoch(trainer) and self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """Save at the end of each epoch, but not of one that the end of the run cuts short.
+
+    The state after that would be of an epoch that is over: `StepCheckpoint` saves before it.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not ends_inside_epoch(trainer):
+            super().on_train_epoch_end(trainer, module)
 
 
 class BestCheckpoint(ModelCheckpoint):
     """Keep the best score if the run folder was moved, where Lightning would start again.
 
-    Nothing is saved if a validation does not log the key: a GAN may be trained without a score.
+    Nothing is saved if a validation does not log the key: a GAN may be trained without a score. A
+    score that is not finite is never the best one, and does not stand in the way of a better one.
     """
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
-        if self.monitor in monitor_candidates:
+        assert self.monitor is not None  # see `checkpoint_callbacks`
+        score = monitor_candidates.get(self.monitor)
+        if score is not None and torch.isfinite(score):
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -54,6 +77,7 @@ class BestCheckpoint(ModelCheckpoint):
             state_dict |= {"dirpath": self.dirpath, "best_k_models": {path: score}}
             state_dict |= {"best_model_path": path, "kth_best_model_path": path}
         super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]  # which Lightning leaves out
 
 
 def checkpoint_callbacks(
@@ -70,7 +94,7 @@ def checkpoint_callbacks(
     mode = "max" if higher_is_better else "min"
     return [
         BestCheckpoint(folder, "best", monitor=best, mode=mode, enable_version_counter=False),
-        ModelCheckpoint(
+        EpochCheckpoint(
             folder,
             "last",
             every_n_epochs=1,
@@ -87,20 +111,3 @@ def checkpoint_callbacks(
         ),
         SlurmRequeue(folder / "last.ckpt"),
     ]
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint to a file beside it, then rename: a kill leaves the old or the new one.
-
-    Lightning's own goes through the system's folder for temporary files; if that is on another file
-    system, the last step is a copy.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
-        path = Path(path)
-        part = path.with_suffix(".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, part)
-        os.replace(part, path)

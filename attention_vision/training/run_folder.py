@@ -1,9 +1,11 @@
 """Layout of a run folder, and its checkpoints by name.
 
-RUN/config.yaml  metrics.csv  checkpoints/{last,best}.ckpt  pictures/  {validate,test}.json
+RUN/config.yaml  metrics.csv  checkpoints/{last,previous,best}.ckpt  pictures/
+RUN/{validate,test}.json; previous.ckpt is the last.ckpt before the last one
 """
 
 import os
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import torch
 from torch import nn
 
 from attention_vision.errors import InputError
+from attention_vision.training.checkpoint_io import check_sums
+from attention_vision.training.progress import say
 
 
 def default_run(task: str, stem: str) -> Path:
@@ -29,6 +33,15 @@ def default_run(task: str, stem: str) -> Path:
         copies += 1
         run = parent / f"{name}-{copies}"
     return run
+
+
+def new_run(task: str, stem: str) -> Path:
+    """Make the folder of `default_run`: of commands that start together, each has its own."""
+    while True:
+        run = default_run(task, stem)
+        with suppress(FileExistsError):  # another command was first
+            run.mkdir(parents=True, exist_ok="SLURM_JOB_ID" in os.environ)
+            return run
 
 
 def is_requeued() -> bool:
@@ -66,12 +79,54 @@ def find_checkpoint(run: Path, name: str = "best") -> Path:
     return file
 
 
+def resumable_checkpoint(run: Path, name: str) -> Path:
+    """The file that training resumes from; "last" is best.ckpt until there is a last.ckpt.
+
+    A run whose first validation comes before its first save of last.ckpt has best.ckpt alone.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    best, last = (run / "checkpoints" / f"{stem}.ckpt" for stem in ("best", "last"))
+    return (
+        best
+        if name == "last" and best.is_file() and not last.is_file()
+        else find_checkpoint(run, name)
+    )
+
+
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """Read a checkpoint, memory-mapped. Raises InputError for a damaged or other file."""
+    check_sums(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails anywhere in the unpickler
         raise InputError(f"{file} is damaged, or not a checkpoint of this command") from error
+
+
+def undamaged(file: Path) -> Path:
+    """The checkpoint, or the latest whole one beside it if it is a damaged last.ckpt; says so.
+
+    Raises:
+        InputError: the file is damaged, and there is no other for it.
+    """
+    try:
+        read_checkpoint(file)
+    except InputError as error:
+        if file.name != "last.ckpt":
+            raise
+        steps = {}
+        for other in (file.with_name(name) for name in ("previous.ckpt", "best.ckpt")):
+            with suppress(InputError):
+                steps[other] = read_checkpoint(other)["global_step"]
+        if not steps:
+            raise InputError(f"{error}; {file.parent} has no other to resume from") from error
+        other = max(steps, key=lambda one: steps[one])
+        say(
+            f"{error}: resuming from {other.name}, of step {steps[other]}; later steps are repeated"
+        )
+        return other
+    return file
 
 
 def read_state(file: Path, module: nn.Module) -> dict[str, torch.Tensor]:

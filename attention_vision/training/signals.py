@@ -14,9 +14,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from attention_vision.training.early_signals import KEPT
 from attention_vision.training.steps import is_validated_next
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 NOTICE = b"\nstopping: last.ckpt is saved after this step (Ctrl-C again ends at once)\n"
 
 
@@ -43,8 +44,9 @@ class EndAtOnce:
 def signals_end_the_run() -> Iterator[None]:
     """Context in which signals of default effect raise SystemExit.
 
-    SIGTERM and SIGUSR1 would kill the process without its clean-up, and leave loaders behind. A
-    signal that is ignored (nohup, a study's worker) or has a handler (submitit) is left alone.
+    SIGTERM, SIGHUP and SIGUSR1 would kill the process without its clean-up, and leave loaders
+    behind. A signal that is ignored (nohup, a study's worker), has a handler (submitit), or is kept
+    until training begins is left alone.
     """
     taken = {}
     if threading.current_thread() is threading.main_thread():  # others cannot set handlers
@@ -80,13 +82,18 @@ class StopAtStep(Checkpoint):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self.received, self.end_at_once = None, EndAtOnce()
-        self.signals = [one for one in SIGNALS if isinstance(signal.getsignal(one), EndAtOnce)]
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        ours = (KEPT, *(one for one in handlers.values() if isinstance(one, EndAtOnce)))
+        self.signals = [number for number, handler in handlers.items() if handler in ours]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Not before: until training begins there is nothing to save. Lightning restores the
         # handlers at its end.
         for number in self.signals:
             signal.signal(number, self._request)
+        if KEPT.received is not None:
+            number, KEPT.received = KEPT.received, None
+            self._request(number, None)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.end_at_once.process:

@@ -8,6 +8,7 @@ that is cut in two (`ResumableMean`), and the curves on disk (`StepLogger`).
 
 import os
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,18 @@ class SeedEveryStep(Callback):
 
     MixUp, dropout and stochastic depth then depend on the step, not on what the process did before.
     A run that resumes at the end of an epoch starts the next one, where Lightning 2.6 would take
-    another batch first.
+    another batch first. Its state tells `adds_seeds` how the run draws its orders.
     """
+
+    order: str = "mixed"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self.order}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.order = checkpoint["callbacks"].get(self.state_key, {}).get("order", "summed")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Under `max_steps` Lightning 2.6 resumes a finished epoch as if it were running, and takes
@@ -54,6 +65,12 @@ class SeedEveryStep(Callback):
         random.seed(seed)
 
 
+def adds_seeds(trainer: Trainer | None) -> bool:
+    """Whether the run began with orders of the data drawn from seed + epoch, as before 0.2."""
+    callbacks: list[Any] = [] if trainer is None else trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return any(isinstance(one, SeedEveryStep) and one.order == "summed" for one in callbacks)
+
+
 def is_validated_next(trainer: Trainer) -> bool:
     """Whether a validation follows the batch that just ended."""
     data_fetcher = trainer.fit_loop._data_fetcher
@@ -61,6 +78,27 @@ def is_validated_next(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._should_check_val_fx(data_fetcher)
 
 
+def ends_inside_epoch(trainer: Trainer) -> bool:
+    """Whether the run ends after the batch that just ended, and its epoch has more batches.
+
+    By `max_steps`, by `max_time`, or because a callback such as EarlyStopping asks for it.
+    """
+    fit_loop = trainer.fit_loop
+    loop = fit_loop.epoch_loop
+    steps_are_done = 0 <= loop.max_steps <= loop.global_step
+    is_over = steps_are_done or (trainer.should_stop and fit_loop._can_stop_early)
+    return is_over and not loop._num_ready_batches_reached()
+
+
 def step_number(trainer: Trainer) -> int:
     """The step number that Lightning would log now: steps finished before this one."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def last_step(checkpoint: Mapping[str, Any]) -> int | None:
+    """The number of the last step before a checkpoint, as logged; None without a training."""
+    try:
+        loop = checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]
+    except (KeyError, TypeError):
+        return None
+    return loop["_batches_that_stepped"] - 1

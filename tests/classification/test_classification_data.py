@@ -3,8 +3,9 @@
 import re
 import struct
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ from attention_vision.classification import (
 )
 from attention_vision.classification.data import EpochSampler, RepeatedSampler
 from attention_vision.config.parser import ArgumentParser, parse_words
+from attention_vision.detection.data import GroupedSampler
 from attention_vision.errors import ConfigError, InputError, one_line
+from attention_vision.training.steps import mix
 
 STRONG = CIFARAugmentation(
     padding=2, rotation=10.0, shift=0.1, zoom=0.1, randaugment=2, erasing=0.5
@@ -127,7 +130,7 @@ def test_repeated_augmentation_draws_as_deit(replicas: int) -> None:
             assert len(samples) == len(part) == 1280 // replicas
             assert {number for number, _ in samples} == {epoch}
             images = [sample // 3 for _, sample in samples]
-            assert images == of_deit(1442, replicas, rank, 7 + epoch)
+            assert images == of_deit(1442, replicas, rank, mix(7, epoch))
             drawn += [sample for _, sample in samples]
         assert len(set(drawn)) == len(drawn)
         times = Counter(sample // 3 for sample in drawn)
@@ -161,6 +164,24 @@ def test_a_place_among_repeats_is_resumed() -> None:
     resumed.load_state_dict(place)
     resumed.set_epoch(2)
     assert list(resumed) == samples[10:]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        EpochSampler,
+        partial(RepeatedSampler, repeats=3),
+        partial(GroupedSampler, groups=[0, 1] * 150, batch_size=4),
+    ],
+)
+def test_every_seed_and_epoch_has_an_order_of_its_own(kind: Callable) -> None:
+    """A sum of both would give five seeds of 60 epochs 64 orders."""
+    samplers = [kind(range(300), 1, 0, seed) for seed in range(5)]
+    orders = set()
+    for sampler, number in product(samplers, range(60)):
+        sampler.set_epoch(number)
+        orders.add(tuple(sampler.order()))
+    assert len(orders) == 300
 
 
 def test_processes_share_an_epoch_without_overlap() -> None:

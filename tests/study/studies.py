@@ -61,18 +61,20 @@ def write_study(folder: Path, *changes: tuple[str, str]) -> Path:
     return folder / "study.yaml"
 
 
-def command(*words: object, output: Path) -> BaseProcess:
+def command(*words: object, output: Path, environment: dict[str, str] | None = None) -> BaseProcess:
     """Start `attention-vision study WORDS`; its output goes to the file `output`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["attention_vision.study.worker", "attention_vision.classification", "sklearn.datasets"]
     )
-    process = context.Process(target=call, args=([str(word) for word in words], str(output)))
+    arguments = [str(word) for word in words], str(output), environment or {}
+    process = context.Process(target=call, args=arguments)
     process.start()
     return process
 
 
-def call(arguments: list[str], output: str) -> None:
+def call(arguments: list[str], output: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     stream = Path(output).open("w", buffering=1)  # noqa: SIM115 (for the rest of the process)
     sys.stdout = sys.stderr = stream
     for number in (1, 2):

@@ -1,6 +1,7 @@
 """A study folder and a results file as the runner writes them, with known numbers."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ def result(cell: str, seed: int, value: float) -> dict[str, Any]:
     return {"cell": cell, "seed": seed, "metrics": metrics, "seconds": 60.0 + seed, "cost": COST}
 
 
-def write_folder(folder: Path, values: dict[str, dict[int, float]] = VALUES) -> Path:
+def write_folder(
+    folder: Path, values: dict[str, dict[int, float]] = VALUES, names: Iterable[str] = VALUES
+) -> Path:
     """Write a study folder; learning curves have three points, the last one is the value."""
-    cells = {cell: {"values": {"attention": cell}, "config_sha256": cell} for cell in VALUES}
+    cells = {cell: {"values": {"attention": cell}, "config_sha256": cell} for cell in names}
     plan = {"name": "channel_attention", **STUDY, "seeds": [0, 1, 2], "cells": cells}
     folder.mkdir(parents=True)
     write(folder / "study.json", plan | {"budget": {"epochs": 3}, "file": "study.yaml"})

@@ -298,10 +298,7 @@ def test_runs_go_seed_by_seed():
     [
         ('{"study": "study", "metr', "is truncated or damaged: delete it"),
         ("{}", "is truncated or damaged: delete it"),
-        (
-            '{"metrics": {}, "config_sha256": "x"}',
-            "belongs to another configuration of cell none-deep",
-        ),
+        ('{"metrics": [], "config_sha256": "x"}', "is truncated or damaged: delete it"),
     ],
 )
 def test_damaged_result(text, line):
@@ -357,20 +354,7 @@ def test_a_study_may_grow():
 
 def test_folder_of_another_study():
     folder = folder_of_the_study()
-    same_study()
-    with pytest.raises(InputError, match=r"its budget is None, not \{'epochs': 2\}; give another"):
-        same_study(study={"budget": {"epochs": 2}})
-
-    axes = yaml.safe_load(STUDY)["axes"]
-    axes["attention"]["se"][ATTENTION]["init_args"] = {"reduction": 2}
-    same_study(axes=axes)  # nothing was trained yet
-    write_atomically(folder / "cells/se-flat/seed1/checkpoints/last.ckpt", "weights")
-    with pytest.raises(InputError, match="its cell se-flat has another configuration"):
-        same_study(axes=axes)
-    del axes["attention"]["se"]
-    with pytest.raises(InputError, match=r"its cell se-flat is not in study\.yaml"):
-        same_study(axes=axes, study={"expect": []})
-
+    same_study(study={"budget": {"epochs": 2}})
     Path("study.yaml").rename("renamed.yaml")
     with pytest.raises(InputError, match="it belongs to study study, not renamed"):
         check_same_study(read_definition("renamed.yaml"), folder)

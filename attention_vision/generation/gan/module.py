@@ -13,7 +13,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import ConstantLR
+from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 
 from attention_vision.errors import InputError
 from attention_vision.generation.data import Batch, GenerationData
@@ -24,14 +24,14 @@ from attention_vision.generation.gan.figures import SampleGrid
 from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
 from attention_vision.generation.gan.predictions import GeneratedImages
 from attention_vision.generation.gan.sagan import Discriminator, Generator
-from attention_vision.generation.gan.scores import Evaluator, InceptionEvaluator
+from attention_vision.generation.gan.scores import Evaluator, InceptionEvaluator, Unscored
 from attention_vision.generation.gan.spectral_norm import (
     add_spectral_norm,
     frozen_spectral_norm,
     spectral_norms,
 )
 from attention_vision.generation.module import GenerationModule
-from attention_vision.training.logging import log_now
+from attention_vision.training.logging import log_finite, log_now
 from attention_vision.training.optim import configure
 from attention_vision.training.steps import mix, step_number
 
@@ -67,7 +67,8 @@ class SAGAN(GenerationModule):
             networks and adds spectral norm to them in place.
         generator_optimizer, discriminator_optimizer: by default the paper's two time scales, 1e-4
             and 4e-4, one step each.
-        schedule: of both learning rates; each schedule moves once per step of the generator.
+        schedule: of both learning rates; each schedule moves once per step of the generator, and
+            `ReduceLROnPlateau` with each `val/score`.
         discriminator_steps: per step of the generator, n_dis.
         spectral_norm_generator, spectral_norm_discriminator: add it to all layers of the network.
         spectral_norm_eps: see `add_spectral_norm`.
@@ -199,6 +200,13 @@ class SAGAN(GenerationModule):
             configure(self, self.generator, self.generator_optimizer, self.schedule),
             configure(self, self.discriminator, self.discriminator_optimizer, self.schedule),
         )
+        schedules = (one["lr_scheduler"]["scheduler"] for one in configured)
+        plateau = any(isinstance(one, ReduceLROnPlateau) for one in schedules)
+        if plateau and isinstance(self.scorer, Unscored):
+            raise InputError(
+                "model.schedule ReduceLROnPlateau follows val/score, which Unscored does not"
+                " measure: set model.scorer, or take another schedule"
+            )
         # Without the rest, which tells Lightning when to move a schedule: `training_step` does it.
         return [one | {"lr_scheduler": one["lr_scheduler"]["scheduler"]} for one in configured]
 
@@ -230,29 +238,49 @@ class SAGAN(GenerationModule):
             self.generator.requires_grad_(True)
             self.discriminator.requires_grad_(False)
             losses["loss_generator"] = self._generator_losses(len(batches[0][0]))
-            self._step(generator_optimizer, self.generator)
+            stepped = self._step(generator_optimizer, self.generator)
             self.discriminator.requires_grad_(True)
         schedules: Any = self.lr_schedulers()
         for schedule in schedules:
-            schedule.step()
+            if not isinstance(schedule, ReduceLROnPlateau):  # which follows the score
+                schedule.step()
         # Until the start, the average is the generator itself.
         started = self.trainer.global_step > max(1, self.ema_start)
-        self._average_generator(self.ema_decay if started else 0.0)
+        if stepped:
+            self._average_generator(self.ema_decay if started else 0.0)
         self.generator_steps += 1
         names = ("loss_discriminator", "loss_generator", "output_real", "output_fake")
         self._log_step({name: losses[name] for name in names})
         return {"loss": losses["loss_generator"]}
 
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of the first step of either network, as they are now; nothing is trained."""
+        images, labels = (part.chunk(self.batches_per_step)[0] for part in batch)
+        return {
+            "loss_discriminator": discriminator_loss(*self._judge(images, labels)),
+            "loss_generator": self._generator_loss(len(images)),
+        }
+
+    def _judge(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """D's logits (B,) of real images and of as many generated ones."""
+        with torch.no_grad():
+            generated, wanted = self.generate(len(images))
+        with frozen_spectral_norm(self.discriminator):  # first: both passes share their σ
+            fake = self.discriminator(self.augment(generated), wanted).float()
+        return self.discriminator(self.augment(images), labels).float(), fake
+
+    def _generator_loss(self, count: int) -> Tensor:
+        generated, wanted = self.generate(count)
+        with frozen_spectral_norm(self.discriminator):
+            return generator_loss(self.discriminator(self.augment(generated), wanted).float())
+
     def _discriminator_losses(self, batches: list[Batch]) -> dict[str, Tensor]:
         """Add up D's gradients; return its loss, and mean outputs on real and generated images."""
         numbers = []
         for images, labels in batches:
-            with torch.no_grad():
-                generated, wanted = self.generate(len(images))
-            with frozen_spectral_norm(self.discriminator):  # first: both passes share their σ
-                fake = self.discriminator(self.augment(generated), wanted).float()
-            real = self.discriminator(self.augment(images), labels).float()
+            real, fake = self._judge(images, labels)
             loss = discriminator_loss(real, fake)
+            self.step_losses = {"loss_discriminator": loss}
             self.manual_backward(loss / len(batches))
             numbers.append(torch.stack([real.mean(), fake.mean(), loss]).detach())
         real, fake, loss = torch.stack(numbers).mean(0).unbind()
@@ -262,9 +290,8 @@ class SAGAN(GenerationModule):
         """Add up G's gradients over batches of `count` images; return its loss."""
         losses = []
         for _ in range(self.accumulate):
-            generated, wanted = self.generate(count)
-            with frozen_spectral_norm(self.discriminator):
-                loss = generator_loss(self.discriminator(self.augment(generated), wanted).float())
+            loss = self._generator_loss(count)
+            self.step_losses = {"loss_generator": loss}
             self.manual_backward(loss / self.accumulate)
             losses.append(loss.detach())
         return torch.stack(losses).mean()
@@ -276,7 +303,8 @@ class SAGAN(GenerationModule):
         labels = torch.randint(classes, (count,), device=self.device)
         return self.generator(z, labels), labels
 
-    def _step(self, optimizer: Optimizer | LightningOptimizer, network: nn.Module) -> None:
+    def _step(self, optimizer: Optimizer | LightningOptimizer, network: nn.Module) -> bool:
+        """Train a network by its gradients; False where `FiniteSteps` left the step out."""
         if self.trainer.world_size > 1:
             gradients = [p.grad for p in network.parameters() if p.grad is not None]
             flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -285,7 +313,9 @@ class SAGAN(GenerationModule):
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
         optimizer.step()
+        stepped = any(one.grad is not None for one in network.parameters())
         optimizer.zero_grad()
+        return stepped
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.clip:  # here, because 16-mixed has unscaled the gradients just before
@@ -362,8 +392,9 @@ class SAGAN(GenerationModule):
         trainer: Any = self.trainer
         if trainer.sanity_checking or trainer.fast_dev_run:  # of too few images
             return
-        for name, value in self.scorer.compute().items():  # of all processes
-            self.log(f"{split}/{name}", value, prog_bar=name == "score")
+        numbers = self.scorer.compute()  # of all processes
+        named = {f"{split}/{name}": value for name, value in numbers.items()}
+        log_finite(self, named, prog_bar=(f"{split}/score",))
 
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self.draw(*batch)

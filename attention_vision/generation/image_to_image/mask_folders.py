@@ -57,7 +57,7 @@ class ImagesAndMasks(Protocol):
 class Patches(Dataset):
     """Random patches, flipped at random, several of an image per epoch.
 
-    The randomness follows from (seed, epoch, index).
+    The randomness follows from (seed, epoch, index); an index alone counts as epoch 0.
 
     Raises:
         InputError: from `dataset[...]`, an image that is smaller than a patch.
@@ -77,8 +77,8 @@ class Patches(Dataset):
     def __len__(self) -> int:
         return len(self.source) * self.per_image
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         number = index // self.per_image
         image, mask = self.source.open(number)
         with random_stream(self.seed, epoch, index):

@@ -1,12 +1,13 @@
 """Training of image-to-image networks: restoration and segmentation."""
 
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -23,19 +24,24 @@ from attention_vision.generation.image_to_image.mask_codes import IGNORED
 from attention_vision.generation.image_to_image.predictions import ImageToImageResults
 from attention_vision.generation.image_to_image.unet import AttentionUNet
 from attention_vision.generation.module import GenerationModule
-from attention_vision.training.logging import ResumableMean, log_epoch_mean
+from attention_vision.training.finite import StepAverage, finite_images, require_finite
+from attention_vision.training.logging import ResumableMean, log_epoch_mean, log_finite
 from attention_vision.training.optim import WarmupCosine, configure
+
+MOST_DB = 100.0  # of an image: an error of 1e-5 of its range, far below a step of 8 bits
 
 
 class RestorationMetrics(nn.Module):
     """PSNR and SSIM of each image, averaged over images; `psnr_input` is the PSNR of the input.
 
-    Values are clipped to 0..1 first. The PSNR of equal images is infinite.
+    Values are clipped to 0..1 first. The PSNR of equal images would be infinite: it is 100 dB at
+    most, and `psnr_bounded` and `psnr_input_bounded` count the images with that much, where there
+    are any.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.psnr, self.psnr_input = psnr(), psnr()
+        self.psnr, self.psnr_input = BoundedPSNR(), BoundedPSNR()
         self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
 
     def update(self, inputs: Tensor, output: Tensor, targets: Tensor) -> None:
@@ -51,23 +57,40 @@ class RestorationMetrics(nn.Module):
             "ssim": self.ssim,
         }
         numbers = {name: metric.compute() for name, metric in metrics.items()}
-        return {"score": numbers["psnr"]} | numbers
+        bounded = {f"{name}_bounded": metrics[name].bounded for name in ("psnr", "psnr_input")}
+        return (
+            {"score": numbers["psnr"]} | numbers | {key: n for key, n in bounded.items() if n > 0}
+        )
 
     def reset(self) -> None:
         for metric in (self.psnr, self.psnr_input, self.ssim):
             metric.reset()
 
 
-def psnr() -> PeakSignalNoiseRatio:
-    """Mean PSNR over images; without `dim` it would be the PSNR of the mean error."""
-    return PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")
+class BoundedPSNR(PeakSignalNoiseRatio):
+    """Mean over images of their PSNR in dB, of each 100 at most; `bounded` counts these images.
+
+    Shape: images (B, C, H, W) in 0..1, and the same.
+    """
+
+    bounded: Tensor  # () float, of the last `compute`, over all processes
+
+    def __init__(self) -> None:
+        # Without `dim` it would be the PSNR of the mean error.
+        super().__init__(data_range=1.0, dim=(1, 2, 3), reduction="none")
+
+    def compute(self) -> Tensor:
+        of_images = super().compute()
+        self.bounded = (of_images >= MOST_DB).sum().float()
+        return of_images.clamp(max=MOST_DB).mean()
 
 
 class SegmentationMetrics(nn.Module):
     """Dice of each class but the background, averaged over images, then over classes.
 
     An image with a class neither in its mask nor in its prediction does not count for the class;
-    pixels without a class (`IGNORED`) do not count.
+    pixels without a class (`IGNORED`) do not count. A class that no image counts for has no number,
+    and without any there is no score.
 
     Args:
         num_classes: background included.
@@ -88,7 +111,8 @@ class SegmentationMetrics(nn.Module):
         dice = per_class.nanmean()
         numbers = {"score": dice, "dice": dice}
         if len(per_class) > 1:
-            numbers |= {f"dice_of/{k}": value for k, value in enumerate(per_class, 1)}
+            of_classes = {f"dice_of/{k}": value for k, value in enumerate(per_class, 1)}
+            numbers |= {key: value for key, value in of_classes.items() if not value.isnan()}
         return numbers
 
     def reset(self) -> None:
@@ -114,8 +138,12 @@ class Restoration(nn.Module):
                 " model.objective to Segmentation"
             )
 
+    def losses(self, output: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss by name, scalars, which are added up."""
+        return {"loss": self.criterion(output, targets)}
+
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        return self.criterion(output, targets)
+        return self.losses(output, targets)["loss"]
 
     def metrics(self, num_classes: int) -> RestorationMetrics:
         return RestorationMetrics()
@@ -151,13 +179,17 @@ class Segmentation(nn.Module):
                 " model.objective to Restoration"
             )
 
-    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        total = output.new_zeros(())
+    def losses(self, output: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss by name, scalars, which are added up."""
+        terms = {}
         if self.dice_weight:
-            total = total + self.dice_weight * dice_loss(output, targets)
+            terms["dice"] = self.dice_weight * dice_loss(output, targets)
         if self.cross_entropy_weight:
-            total = total + self.cross_entropy_weight * cross_entropy(output, targets)
-        return total
+            terms["cross_entropy"] = self.cross_entropy_weight * cross_entropy(output, targets)
+        return terms
+
+    def loss(self, output: Tensor, targets: Tensor) -> Tensor:
+        return reduce(add, self.losses(output, targets).values())
 
     def metrics(self, num_classes: int) -> SegmentationMetrics:
         return SegmentationMetrics(num_classes)
@@ -180,14 +212,19 @@ def dice_loss(logits: Tensor, targets: Tensor, smooth: float = 0.01) -> Tensor:
 
         dice = 2 (sum p t + smooth) / (sum p + sum t + smooth)
 
-    The sums are over the pixels that have a class.
+    The sums are over the pixels that have a class. An image without such a pixel does not count,
+    and a batch of nothing else has a loss of 0.
     """
     classed = targets != IGNORED
     chances = (logits.float().softmax(1) * classed[:, None]).flatten(2)  # (B, K, pixels)
     truth = F.one_hot(targets * classed, logits.shape[1]) * classed[..., None]
     truth = truth.movedim(-1, 1).flatten(2).to(chances)
     both, each = (chances * truth).sum(2), chances.sum(2) + truth.sum(2)
-    return 1 - (2 * (both + smooth) / (each + smooth)).mean()
+    dice = 2 * (both + smooth) / (each + smooth)
+    counts = classed.flatten(1).any(1)
+    images = counts.sum()
+    mean = dice.where(counts[:, None], 0.0).sum() / (images.clamp(1) * logits.shape[1])
+    return (1 - mean) * (images > 0)
 
 
 class ImageToImage(GenerationModule):
@@ -199,7 +236,8 @@ class ImageToImage(GenerationModule):
         network: as a rule `AttentionUNet`.
         objective: `Restoration` or `Segmentation`: loss, metrics and results.
         optimizer: built with two parameter groups, see `optim.parameter_groups`.
-        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch.
+        schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch,
+            `ReduceLROnPlateau` with every validation, by `val/score`.
         ema_decay: decay of the average of weights that is validated and saved as the model, 0 for
             no average.
 
@@ -223,7 +261,7 @@ class ImageToImage(GenerationModule):
         self.optimizer, self.schedule, self.ema_decay = optimizer, schedule, ema_decay
         self.train_loss = ResumableMean()
         # Any: the values of a ModuleDict are typed as plain modules.
-        self.losses: Any = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.mean_losses: Any = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
         self.metrics: Any = nn.ModuleDict(
             {split: objective.metrics(network.num_classes) for split in ("val", "test")}
         )
@@ -250,7 +288,7 @@ class ImageToImage(GenerationModule):
             ImageToImageResults(),
         ]
         if self.ema_decay and self.trainer.state.fn == TrainerFn.FITTING:
-            callbacks.append(EMAWeightAveraging(decay=self.ema_decay))
+            callbacks.append(StepAverage(decay=self.ema_decay))
         return callbacks
 
     def configure_optimizers(self) -> dict:
@@ -259,26 +297,32 @@ class ImageToImage(GenerationModule):
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         inputs, targets = batch
-        loss = self.objective.loss(self(inputs), targets)
-        self.train_loss.update(loss.detach(), len(inputs))
+        return self.objective.losses(self(inputs), targets)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.step_losses = self.losses(batch)
+        loss = reduce(add, self.step_losses.values())
+        self.train_loss.update(loss.detach(), len(batch[0]))
         return loss
 
     def on_train_epoch_end(self) -> None:
         log_epoch_mean(self, "train/loss", self.train_loss)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", *batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate("val", *batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", *batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._evaluate("test", *batch)
 
-    def _evaluate(self, split: str, inputs: Tensor, targets: Tensor) -> None:
+    def _evaluate(self, split: str, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Measure a batch; whether the output of each image is finite, (B,)."""
         output = self(inputs)
-        self.losses[split].update(self.objective.loss(output, targets), len(inputs))
-        self.log(f"{split}/loss", self.losses[split])
+        self.mean_losses[split].update(self.objective.loss(output, targets), len(inputs))
+        self.log(f"{split}/loss", self.mean_losses[split])
         self.metrics[split].update(inputs, output, targets)
+        return finite_images(output)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -288,9 +332,10 @@ class ImageToImage(GenerationModule):
 
     def _log_metrics(self, split: str) -> None:
         metrics = self.metrics[split]
-        for name, value in metrics.compute().items():  # of all processes
-            self.log(f"{split}/{self._named(name)}", value, prog_bar=name in ("psnr", "dice"))
+        numbers = metrics.compute()  # of all processes
         metrics.reset()
+        named = {f"{split}/{self._named(name)}": value for name, value in numbers.items()}
+        log_finite(self, named, prog_bar=(f"{split}/psnr", f"{split}/dice"))
 
     def _named(self, name: str) -> str:
         """`dice_of/2` -> `dice_of/NAME`, where the data has names."""
@@ -300,4 +345,6 @@ class ImageToImage(GenerationModule):
 
     def predict_step(self, batch: tuple[Tensor, list[str], list[torch.Size]], _: int) -> Tensor:
         """Images in 0..1 or class numbers."""
-        return self.objective.result(self(batch[0]))
+        output = self(batch[0])
+        require_finite(output, batch[1])
+        return self.objective.result(output)

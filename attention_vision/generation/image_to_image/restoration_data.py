@@ -80,7 +80,10 @@ class DegradedImages(ImageToImageData):
 
 
 class DegradedPatches(Dataset):
-    """(input, image in 0..1) for training; randomness follows from (seed, epoch, index)."""
+    """(input, image in 0..1) for training; randomness follows from (seed, epoch, index).
+
+    An index without an epoch, as `overfit_batches` has it, counts as epoch 0.
+    """
 
     def __init__(
         self,
@@ -96,8 +99,8 @@ class DegradedPatches(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         picture = self.source[index]
         files = getattr(self.source, "files", None)
         name = files[index] if files else f"training image {index}"
