@@ -10,7 +10,7 @@ import sys
 from attention_vision import __version__
 from attention_vision.cli.edge import report_failure, steady_streams
 from attention_vision.cli.help import COMMANDS, HELP, TOOLS, VERBS, table, unknown
-from attention_vision.runs import RUN_VARIABLE
+from attention_vision.errors import RUN_VARIABLE
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,8 @@
 
 import re
 
+RUN_VARIABLE = "ATTENTION_VISION_RUN"  # of the environment: the run folder of this command
+
 
 class InputError(ValueError):
     """Bad input from the user: the message names the file, key or value, and what to do."""
@@ -22,3 +24,22 @@ def one_line(error: BaseException | str) -> str:
     *_, text = re.split(rf"^{re.escape(__name__)}\.\w+Error: ", str(error), flags=re.MULTILINE)
     line = " ".join(text.split())
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
+
+
+MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|Unable to allocate")
+ASKED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+) ?(\w+)")
+
+
+def out_of_memory(text: str) -> str | None:
+    """A line for the text of an exception that is about memory, of a device or of the machine."""
+    if not MEMORY.search(text):
+        return None
+    size = ""
+    if asked := ASKED.search(text):
+        number, unit = float(asked[1]), asked[2]
+        size = f"{number / 1e9:,.1f} GB" if unit.startswith("byte") else f"{number} {unit}"
+        size = f" ({size} more were asked for)"
+    return (
+        f"out of memory{size}: lower data.batch_size, the size of the images or of the network, or"
+        " trainer.precision"
+    )

@@ -34,17 +34,17 @@ FLAGS: dict[str, set[str]] = {  # of `attention-vision TASK VERB`
         "model.network", "model.network.help", "model.optimizer", "model.optimizer.help",
         "model.penalty", "model.penalty.help", "model.progressive",
         "model.progressive.help", "model.schedule", "model.schedule.help", "model.weights",
-        "pictures", "run", "seed_everything", "task", "threads",
+        "on_nonfinite", "pictures", "run", "seed_everything", "task", "threads",
     },
     "detection": {
         "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
-        "compile", "config", "data", "data.help", "model", "model.help", "pictures", "run",
-        "seed_everything", "task", "threads",
+        "compile", "config", "data", "data.help", "model", "model.help", "on_nonfinite", "pictures",
+        "run", "seed_everything", "task", "threads",
     },
     "generation": {
         "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
-        "compile", "config", "data", "data.help", "model", "model.help", "pictures", "run",
-        "seed_everything", "task", "threads",
+        "compile", "config", "data", "data.help", "model", "model.help", "on_nonfinite", "pictures",
+        "run", "seed_everything", "task", "threads",
     },
 }
 EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
@@ -178,11 +178,12 @@ RUNS: dict[str, dict[str, Any]] = {
         "task": "detection",
         "data": {
             "class_path": "DigitScenes",
-            "init_args": {"scenes": 4, "val_scenes": 1, "batch_size": 2},
+            "init_args": {"scenes": 4, "val_scenes": 3, "batch_size": 2},
         },
         "model": {
             "class_path": "DETRDetector",
             "init_args": {
+                "size_limits": [16, 24],  # objects of each size: an AP of none is not logged
                 "network": {
                     "class_path": "DETR",
                     "init_args": {
@@ -194,7 +195,7 @@ RUNS: dict[str, dict[str, Any]] = {
                         "hidden": 8,
                         "backbone": RESNET,
                     },
-                }
+                },
             },
         },
     },

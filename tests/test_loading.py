@@ -30,9 +30,9 @@ def test_what_the_base_settles_is_settled_once(name):
 
 
 def test_nonsense_is_refused_for_all_tasks():
-    with pytest.raises(InputError, match=r"data.batch_size 0 is not positive"):
+    with pytest.raises(InputError, match=r"batch_size is 0: it has to be"):
         TaskData(0, 0, None)
-    with pytest.raises(InputError, match=r"data.num_workers -1 is negative"):
+    with pytest.raises(InputError, match=r"num_workers is -1: it has to be"):
         TaskData(1, -1, None)
     with pytest.raises(InputError, match=r"nothing to predict: set data.images"):
         TaskData(1, 0, None).setup("predict")

@@ -1,15 +1,28 @@
 """The schedule by its formula, across a resume; which parameters decay."""
 
 import math
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader
 
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.errors import InputError
-from attention_vision.training.optim import WarmupCosine, horizon, layer_decay, parameter_groups
+from attention_vision.training.optim import (
+    StepOnPlateau,
+    WarmupCosine,
+    configure,
+    horizon,
+    layer_decay,
+    parameter_groups,
+)
 
 
 def schedule(**options: float) -> WarmupCosine:
@@ -42,7 +55,7 @@ def test_without_warmup_the_first_step_has_the_full_rate() -> None:
 
 @pytest.mark.parametrize("wrong", [{"warmup_epochs": -1}, {"min_lr": -1}])
 def test_negative_numbers(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="is negative"):
+    with pytest.raises(InputError, match="it has to be"):
         schedule(**wrong)
 
 
@@ -124,3 +137,67 @@ def test_frozen_parameters_are_left_out() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     network[0].requires_grad_(False)
     assert [len(group["params"]) for group in parameter_groups(network)] == [1, 1]
+
+
+class Rates(Callback):
+    """Notes the learning rate of every step, and the scores of a module that are given."""
+
+    def __init__(self, scores: list[float]):
+        self.scores, self.rates = iter(scores), []
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, *_: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        module.log(module.monitor, next(self.scores))
+
+
+class Scored(LightningModule):
+    """A module of any task, whose score is given."""
+
+    monitor = "val/score"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Linear(1, 1)
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [StepOnPlateau()]
+
+    def configure_optimizers(self) -> dict:
+        plateau = partial(ReduceLROnPlateau, factor=0.5, patience=0)
+        return configure(self, self.network, partial(torch.optim.SGD, lr=1.0), plateau)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.network(batch).sum()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None: ...
+
+
+def plateau_rates(scores: list[float], folder: Path, **options: Any) -> list[float]:
+    rates = Rates(scores)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=str(folder),
+        callbacks=[rates], **options,
+    )  # fmt: skip
+    loader = DataLoader(torch.ones(2, 1))
+    trainer.fit(Scored(), loader, loader)
+    return rates.rates
+
+
+def test_a_plateau_follows_the_score_upwards(tmp_path: Path) -> None:
+    rates = plateau_rates([0.1, 0.2, 0.2, 0.1, 0.3], tmp_path, max_epochs=5)
+    assert rates == [1, 1, 1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_a_plateau_moves_when_there_is_a_validation(tmp_path: Path) -> None:
+    rates = plateau_rates([0.2, 0.1], tmp_path, max_epochs=6, check_val_every_n_epoch=2)
+    assert rates[:8] == [1] * 8
+    rates = plateau_rates([0.2, 0.1, 0.0, 0.0], tmp_path, max_epochs=2, val_check_interval=0.5)
+    assert rates == [1, 1, 0.5, 0.25]
+
+
+def test_a_plateau_without_validation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="follows val/score, and this run has no validation"):
+        plateau_rates([], tmp_path, max_epochs=1, limit_val_batches=0)

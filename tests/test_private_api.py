@@ -43,17 +43,26 @@ USED = {
         "_TrainingEpochLoop": ["training/last_validation.py"],
         "_accelerator_connector": ["training/slurm.py"],
         "_batches_that_stepped": ["training/steps.py"],
-        "_can_stop_early": ["training/last_validation.py"],
+        "_can_stop_early": ["training/last_validation.py", "training/steps.py"],
         "_data_fetcher": ["training/steps.py"],
         "_defer_save_until_validation": ["training/resume.py"],
         "_experiment": ["training/wandb_logger.py"],
         "_id": ["training/wandb_logger.py"],
-        "_num_ready_batches_reached": ["training/last_validation.py"],
+        "_is_training_done": ["training/last_validation.py"],
+        "_last_global_step_saved": ["training/resume.py"],
+        "_monitor_candidates": ["training/resume.py"],
+        "_num_ready_batches_reached": ["training/last_validation.py", "training/steps.py"],
         "_on_after_step": ["generation/gan/module.py"],
         "_on_before_step": ["generation/gan/module.py"],
         "_save_dir": ["training/wandb_logger.py"],
         "_save_topk_checkpoint": ["training/resume.py"],
-        "_should_accumulate": ["training/logging.py", "training/resume.py", "training/signals.py"],
+        "_should_accumulate": [
+            "training/finite.py",
+            "training/last_validation.py",
+            "training/logging.py",
+            "training/resume.py",
+            "training/signals.py",
+        ],
         "_should_check_val_fx": ["training/last_validation.py"],
         "_wandb_init": ["training/wandb_logger.py"],
     },
@@ -78,8 +87,9 @@ USED = {
         "_snapshot": ["data/loading.py"],
     },
     "jsonargparse": {
-        "_actions": ["config/messages.py", "config/parser.py"],
+        "_actions": ["config/messages.py", "config/parser.py", "config/ranges.py"],
         "_common": ["config/trust.py"],
+        "_typehint": ["config/ranges.py"],
     },
     "argparse": {"_SubParsersAction": ["cli/study.py"]},
     "wandb": {"wbauth": ["training/wandb_mode.py"]},
@@ -180,6 +190,7 @@ def test_lightnings_loops():
     assert trainer.fit_loop.epoch_loop.restarted_on_last is False
     assert trainer.fit_loop.epoch_loop._num_ready_batches_reached() is False
     assert trainer.fit_loop._can_stop_early is True
+    assert trainer.fit_loop.epoch_loop._is_training_done is False
     assert trainer.fit_loop._data_fetcher is None
     assert trainer.fit_loop.epoch_loop._batches_that_stepped == 0
     assert trainer.fit_loop.restarted_on_epoch_end is False
@@ -191,6 +202,8 @@ def test_lightnings_loops():
 
 def test_lightnings_checkpoints(tmp_path):
     assert ModelCheckpoint(tmp_path)._defer_save_until_validation is False
+    assert ModelCheckpoint(tmp_path)._last_global_step_saved == 0
+    assert parameters(ModelCheckpoint._monitor_candidates) == ["self", "trainer"]
     assert parameters(ModelCheckpoint._save_topk_checkpoint) == [
         *("self", "trainer", "monitor_candidates"),
     ]

@@ -28,13 +28,13 @@ model:
 MODES = """
 import json
 import os
-from attention_vision.errors import InputError
+from wandb.errors import AuthenticationError
 from attention_vision.training.wandb_mode import mode
 modes = [mode()]
 os.environ["WANDB_API_KEY"] = "short"
 try:
     mode()
-except InputError as error:
+except AuthenticationError as error:
     modes.append(str(error))
 os.environ["WANDB_API_KEY"] = "k" * 40
 modes.append(mode())

@@ -5,8 +5,10 @@ from torch import Tensor, nn
 
 from attention_vision.attention.multi_head import MultiHeadAttention
 from attention_vision.attention.token_grid import to_map
+from attention_vision.ranges import Size, checked
 
 
+@checked
 class AxialAttention(nn.Module):
     """Attention along the row plus attention along the column (Ho et al., arXiv 1912.12180).
 
@@ -23,7 +25,7 @@ class AxialAttention(nn.Module):
             without.
     """
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: Size, heads: Size):
         super().__init__()
         self.row = MultiHeadAttention(width, heads)
         self.column = MultiHeadAttention(width, heads)
@@ -38,6 +40,7 @@ class AxialAttention(nn.Module):
         return (along_row + along_column).flatten(1, 2)
 
 
+@checked
 class AxialAttention2d(AxialAttention):
     """Axial attention of a feature map, residual: x + gamma · y, gamma = 0 at the start.
 
@@ -48,7 +51,7 @@ class AxialAttention2d(AxialAttention):
         heads: h, a divisor of C.
     """
 
-    def __init__(self, channels: int, heads: int = 1):
+    def __init__(self, channels: Size, heads: Size = 1):
         super().__init__(channels, heads)
         self.gamma = nn.Parameter(torch.zeros(()))
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from attention_vision.attention.recording import capture
+from attention_vision.ranges import Count, Size, checked
 
 
+@checked
 class ChannelGate(nn.Module):
     """x · σ(MLP(mean(x)) + MLP(max(x))), one MLP for both (Woo et al., arXiv 1807.06521, eq. 2).
 
@@ -29,13 +31,11 @@ class ChannelGate(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        reduction: int = 16,
+        channels: Size,
+        reduction: Count = 16,
         pooling: Literal["avg", "max", "both"] = "both",
     ):
         super().__init__()
-        if reduction < 1:
-            raise ValueError(f"ChannelGate: reduction {reduction} is not positive")
         if pooling not in ("avg", "max", "both"):
             raise ValueError(f"ChannelGate: pooling {pooling!r} is not one of avg, max, both")
         hidden = max(1, channels // reduction)
@@ -54,6 +54,7 @@ class ChannelGate(nn.Module):
         return x * gate
 
 
+@checked
 class SpatialGate(nn.Module):
     """x · σ(norm(conv([max over C, mean over C]))) (arXiv 1807.06521, eq. 3).
 
@@ -73,7 +74,7 @@ class SpatialGate(nn.Module):
         ValueError: `kernel_size` is even.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 7):
+    def __init__(self, channels: Size, kernel_size: Size = 7):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"SpatialGate: kernel_size {kernel_size} is not odd")
@@ -91,6 +92,7 @@ class SpatialGate(nn.Module):
         return x * gate
 
 
+@checked
 class CBAM(nn.Module):
     """Channel gate, then spatial gate (Woo et al., arXiv 1807.06521).
 
@@ -111,9 +113,9 @@ class CBAM(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        reduction: int = 16,
-        kernel_size: int = 7,
+        channels: Size,
+        reduction: Count = 16,
+        kernel_size: Size = 7,
         pooling: Literal["avg", "max", "both"] = "both",
         order: Literal["channel_first", "spatial_first", "parallel"] = "channel_first",
     ):

@@ -2,7 +2,10 @@
 
 from torch import Tensor, nn
 
+from attention_vision.ranges import Size, checked
 
+
+@checked
 class PlainBottleneck(nn.Module):
     """A ResNet bottleneck that keeps channels and size (He et al., arXiv 1512.03385, fig. 5).
 
@@ -15,7 +18,7 @@ class PlainBottleneck(nn.Module):
         channels: C, a multiple of 4.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: Size):
         super().__init__()
         width = channels // 4
         self.conv1 = conv(channels, width, 1)
@@ -38,6 +41,7 @@ def conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     return layer
 
 
+@checked
 class ResidualBlock2d(nn.Module):
     """x + conv(relu(conv(relu(x)))), as many parameters as `SelfAttention2d`: SAGAN's control.
 
@@ -50,7 +54,7 @@ class ResidualBlock2d(nn.Module):
         channels: C.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: Size):
         super().__init__()
         hidden = max(1, round(channels * 5 / 72))
         self.conv1 = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)

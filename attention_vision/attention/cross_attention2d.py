@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from attention_vision.attention.kernel import attend
+from attention_vision.ranges import Size, checked
 
 
+@checked
 class CrossAttention2d(nn.Module):
     """Cross-attention from the pixels of one map to those of another, of any size and width.
 
@@ -23,7 +25,7 @@ class CrossAttention2d(nn.Module):
         ValueError: `query_channels` is not a multiple of `heads`.
     """
 
-    def __init__(self, query_channels: int, key_channels: int, heads: int = 1):
+    def __init__(self, query_channels: Size, key_channels: Size, heads: Size = 1):
         super().__init__()
         if heads < 1 or query_channels % heads:
             raise ValueError(

@@ -5,8 +5,10 @@ from math import log2
 from torch import Tensor, nn
 
 from attention_vision.attention.recording import capture
+from attention_vision.ranges import Finite, Positive, Size, checked
 
 
+@checked
 class EfficientChannelAttention(nn.Module):
     """Channel gate from a 1-D convolution across neighbouring channels' means (arXiv 1910.03151).
 
@@ -20,7 +22,7 @@ class EfficientChannelAttention(nn.Module):
         gamma, bias: of eq. 12.
     """
 
-    def __init__(self, channels: int, gamma: float = 2.0, bias: float = 1.0):
+    def __init__(self, channels: Size, gamma: Positive = 2.0, bias: Finite = 1.0):
         super().__init__()
         kernel = int(abs(log2(channels) + bias) / gamma)
         kernel += 1 - kernel % 2

@@ -4,12 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_vision.attention.recording import capture
+from attention_vision.ranges import Size, checked
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 UPSAMPLING = {2: "bilinear", 3: "trilinear"}
 
 
+@checked
 class AttentionGate(nn.Module):
     """Gate of a skip connection, driven by a coarser map (arXiv 1804.03999, eq. 1-2).
 
@@ -30,7 +32,7 @@ class AttentionGate(nn.Module):
     """
 
     def __init__(
-        self, channels: int, gating_channels: int, hidden: int | None = None, dims: int = 2
+        self, channels: Size, gating_channels: Size, hidden: Size | None = None, dims: int = 2
     ):
         super().__init__()
         if dims not in CONV:

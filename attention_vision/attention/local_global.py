@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from attention_vision.attention.multi_head import MultiHeadAttention
 from attention_vision.attention.token_grid import to_map
 from attention_vision.attention.window import from_windows, pad_to_windows, to_windows
+from attention_vision.ranges import Size, checked
 
 
+@checked
 class LocalGlobalAttention(nn.Module):
     """Attention to the token's window and to a few tokens that summarize the whole map.
 
@@ -30,11 +32,8 @@ class LocalGlobalAttention(nn.Module):
             the `grid`, or not square without.
     """
 
-    def __init__(self, width: int, heads: int, window: int = 7, global_grid: int = 4):
+    def __init__(self, width: Size, heads: Size, window: Size = 7, global_grid: Size = 4):
         super().__init__()
-        for name, value in (("window", window), ("global_grid", global_grid)):
-            if value < 1:
-                raise ValueError(f"LocalGlobalAttention: {name} {value} is not positive")
         self.window = window
         self.global_grid = global_grid
         self.attention = MultiHeadAttention(width, heads)
@@ -61,6 +60,7 @@ class LocalGlobalAttention(nn.Module):
         return y.flatten(1, 2)
 
 
+@checked
 class LocalGlobalAttention2d(LocalGlobalAttention):
     """Local and global attention of a feature map, residual: x + gamma · y, gamma = 0 at the start.
 
@@ -73,7 +73,7 @@ class LocalGlobalAttention2d(LocalGlobalAttention):
         global_grid: g.
     """
 
-    def __init__(self, channels: int, heads: int = 1, window: int = 7, global_grid: int = 4):
+    def __init__(self, channels: Size, heads: Size = 1, window: Size = 7, global_grid: Size = 4):
         super().__init__(channels, heads, window, global_grid)
         self.gamma = nn.Parameter(torch.zeros(()))
 

@@ -4,8 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_vision.attention.kernel import attend
+from attention_vision.ranges import Fraction, Size, checked
 
 
+@checked
 class MultiHeadAttention(nn.Module):
     """Multi-head attention (Vaswani et al., arXiv 1706.03762, section 3.2.2).
 
@@ -25,14 +27,12 @@ class MultiHeadAttention(nn.Module):
         ValueError: `width` is not a multiple of `heads`, or `dropout` is outside 0..1.
     """
 
-    def __init__(self, width: int, heads: int, bias: bool = True, dropout: float = 0.0):
+    def __init__(self, width: Size, heads: Size, bias: bool = True, dropout: Fraction = 0.0):
         super().__init__()
         if heads < 1 or width % heads:
             raise ValueError(
                 f"MultiHeadAttention: width {width} is not a multiple of heads {heads}"
             )
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"MultiHeadAttention: dropout {dropout} is not in 0..1")
         self.heads = heads
         self.dropout = dropout
         self.qkv = nn.Linear(width, 3 * width, bias)

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from attention_vision.attention.kernel import attend, masked_softmax
 from attention_vision.attention.recording import capture
+from attention_vision.ranges import NonNegativeInt, Size, checked
 
 
+@checked
 class AttentionPool(nn.Module):
     """z = Σ softmax(f(x_i, h)) x_i for each query h (Bahdanau et al., arXiv 1409.0473).
 
@@ -29,10 +31,10 @@ class AttentionPool(nn.Module):
 
     def __init__(
         self,
-        width: int,
-        queries: int = 1,
+        width: Size,
+        queries: NonNegativeInt = 1,
         score: Literal["dot", "additive"] = "dot",
-        hidden: int | None = None,
+        hidden: Size | None = None,
     ):
         super().__init__()
         if score not in ("dot", "additive"):
@@ -74,6 +76,7 @@ class AttentionPool(nn.Module):
         return z[:, 0] if learned and z.shape[1] == 1 else z
 
 
+@checked
 class SequencePool(nn.Module):
     """z = Σ softmax(g(x))_i x_i with a learned linear g (Hassani et al., CCT, arXiv 2104.05704).
 
@@ -86,7 +89,7 @@ class SequencePool(nn.Module):
         width: C.
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: Size):
         super().__init__()
         self.query = nn.Parameter(torch.empty(1, width))
         nn.init.trunc_normal_(self.query, std=0.02)  # as released

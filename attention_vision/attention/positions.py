@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention_vision.ranges import NonNegativeInt, Positive, Size, checked
 
+
+@checked
 class SinePosition2d(nn.Module):
     """Sines of the row and of the column, normalised to 0..2π (DETR, arXiv 2005.12872, appendix).
 
@@ -23,7 +26,7 @@ class SinePosition2d(nn.Module):
         ValueError: `width` is not a multiple of 4.
     """
 
-    def __init__(self, width: int, temperature: float = 10_000.0):
+    def __init__(self, width: Size, temperature: Positive = 10_000.0):
         super().__init__()
         if width % 4:
             raise ValueError(f"SinePosition2d: width {width} is not a multiple of 4")
@@ -44,6 +47,7 @@ class SinePosition2d(nn.Module):
         return torch.cat([wave.flatten(3) for wave in waves], -1).permute(0, 3, 1, 2)
 
 
+@checked
 class LearnedPosition(nn.Module):
     """One learned vector per place of a grid, resized to the grid at hand (ViT, arXiv 2010.11929).
 
@@ -55,7 +59,7 @@ class LearnedPosition(nn.Module):
         num_prefix_tokens: positions before the grid, never resized; 1 for a class token.
     """
 
-    def __init__(self, width: int, grid: tuple[int, int], num_prefix_tokens: int = 0):
+    def __init__(self, width: Size, grid: tuple[int, int], num_prefix_tokens: NonNegativeInt = 0):
         super().__init__()
         self.grid = (grid[0], grid[1])
         self.num_prefix_tokens = num_prefix_tokens
@@ -84,6 +88,7 @@ class LearnedPosition(nn.Module):
         return (side, side) if side and side**2 == places else None
 
 
+@checked
 class RelativePositionBias(nn.Module):
     """A learned score per head for each offset between two places (Swin, arXiv 2103.14030, eq. 4).
 
@@ -98,7 +103,7 @@ class RelativePositionBias(nn.Module):
 
     index: Tensor
 
-    def __init__(self, heads: int, grid: tuple[int, int]):
+    def __init__(self, heads: Size, grid: tuple[int, int]):
         super().__init__()
         self.grid = (grid[0], grid[1])
         self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1), heads))

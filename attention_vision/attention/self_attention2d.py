@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_vision.attention.kernel import attend
+from attention_vision.ranges import Count, Size, checked
 
 
+@checked
 class SelfAttention2d(nn.Module):
     """Self-attention between all pixels (Zhang et al., SAGAN, arXiv 1805.08318, eq. 1-3).
 
@@ -31,11 +33,9 @@ class SelfAttention2d(nn.Module):
     """
 
     def __init__(
-        self, channels: int, reduction: int = 8, form: Literal["released", "plain"] = "released"
+        self, channels: Size, reduction: Count = 8, form: Literal["released", "plain"] = "released"
     ):
         super().__init__()
-        if reduction < 1:
-            raise ValueError(f"SelfAttention2d: reduction {reduction} is not positive")
         if form not in ("released", "plain"):
             raise ValueError(f"SelfAttention2d: form {form!r} is neither released nor plain")
         narrow = max(1, channels // reduction)

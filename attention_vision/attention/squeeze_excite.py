@@ -5,8 +5,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from attention_vision.attention.recording import capture
+from attention_vision.ranges import Count, Size, checked
 
 
+@checked
 class SqueezeExcite(nn.Module):
     """Channel gate from the mean: x · σ(W₂ act(W₁ mean(x))) (Hu et al., arXiv 1709.01507, eq. 3).
 
@@ -29,15 +31,12 @@ class SqueezeExcite(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        reduction: int = 16,
+        channels: Size,
+        reduction: Count = 16,
         activation: Callable[[], nn.Module] = nn.ReLU,
-        divisor: int = 1,
+        divisor: Count = 1,
     ):
         super().__init__()
-        for name, value in (("reduction", reduction), ("divisor", divisor)):
-            if value < 1:
-                raise ValueError(f"SqueezeExcite: {name} {value} is not positive")
         # Half a divisor rounds up. timm's limit of 0.9 on rounding down is off in its SE modules.
         hidden = max(divisor, (channels // reduction + divisor // 2) // divisor * divisor)
         self.squeeze = nn.Conv2d(channels, hidden, 1)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from attention_vision.attention.multi_head import MultiHeadAttention
 from attention_vision.attention.positions import RelativePositionBias
 from attention_vision.attention.token_grid import to_map
+from attention_vision.ranges import NonNegativeInt, Size, checked
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
@@ -28,6 +29,7 @@ def pad_to_windows(x: Tensor, window: int) -> Tensor:
     return F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
 
 
+@checked
 class WindowAttention(nn.Module):
     """Self-attention inside M x M windows, shifted or not (Liu et al., Swin, arXiv 2103.14030).
 
@@ -54,16 +56,14 @@ class WindowAttention(nn.Module):
 
     def __init__(
         self,
-        width: int,
-        heads: int,
-        window: int = 7,
-        shift: int = 0,
+        width: Size,
+        heads: Size,
+        window: Size = 7,
+        shift: NonNegativeInt = 0,
         relative_position: bool = True,
         mask_padding: bool = True,
     ):
         super().__init__()
-        if window < 1:
-            raise ValueError(f"WindowAttention: window {window} is not positive")
         if not 0 <= shift < window:
             raise ValueError(f"WindowAttention: shift {shift} is not in 0..{window - 1}")
         self.window = window

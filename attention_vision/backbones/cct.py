@@ -22,8 +22,10 @@ from attention_vision.backbones.vit import (
     initialize,
 )
 from attention_vision.errors import InputError
+from attention_vision.ranges import Fraction, Layers, NonNegativeInt, Positive, Size, checked
 
 
+@checked
 class ConvTokenizer(nn.Sequential):
     """CCT's tokenizer: layers of convolution, ReLU and max pooling.
 
@@ -36,7 +38,7 @@ class ConvTokenizer(nn.Sequential):
         kernel: side of the convolutions; their stride is kernel // 2 - 1, at least 1.
     """
 
-    def __init__(self, in_channels: int, width: int, layers: int = 1, kernel: int = 3):
+    def __init__(self, in_channels: Size, width: Size, layers: Layers = 1, kernel: Size = 3):
         channels = [in_channels, *[64] * (layers - 1), width]
         stride = max(1, kernel // 2 - 1)
         super().__init__(
@@ -51,23 +53,25 @@ class ConvTokenizer(nn.Sequential):
         )
 
 
+@checked
 class PatchTokenizer(nn.Conv2d):
     """Patches of P x P pixels, projected: the tokenizer of ViT-Lite and CVT.
 
     Shape: (B, in_channels, H, W) -> (B, C, H / P, W / P)
     """
 
-    def __init__(self, in_channels: int, width: int, patch_size: int = 4):
+    def __init__(self, in_channels: Size, width: Size, patch_size: Size = 4):
         super().__init__(in_channels, width, patch_size, patch_size)
 
 
+@checked
 class CompactAttention(MultiHeadAttention):
     """Multi-head attention without bias in queries, keys and values, as in CCT's released code.
 
     Shape: (B, N, C) -> (B, N, C)
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.1):
+    def __init__(self, width: Size, heads: Size, dropout: Fraction = 0.1):
         super().__init__(width, heads, dropout=dropout)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
 
@@ -84,6 +88,7 @@ class CompactBlock(TransformerBlock):
         return x + self.drop(self.mlp(x))
 
 
+@checked
 class CCT(Backbone):
     """Compact Convolutional Transformer (Hassani et al., arXiv 2104.05704), here CCT-7/3x1.
 
@@ -117,25 +122,21 @@ class CCT(Backbone):
 
     def __init__(
         self,
-        image_size: int = 32,
-        width: int = 256,
-        depth: int = 7,
-        heads: int = 4,
-        num_classes: int = 10,
+        image_size: Size = 32,
+        width: Size = 256,
+        depth: Layers = 7,
+        heads: Size = 4,
+        num_classes: NonNegativeInt = 10,
         tokenizer: Callable[[int, int], nn.Module] = ConvTokenizer,
         attention: TokenAttention = CompactAttention,
         pool: Callable[[int], nn.Module] = SequencePool,
         position: Literal["learned", "sine", "none"] = "learned",
-        mlp_ratio: float = 2.0,
-        dropout: float = 0.0,
-        stochastic_depth: float = 0.1,
-        in_channels: int = 3,
+        mlp_ratio: Positive = 2.0,
+        dropout: Fraction = 0.0,
+        stochastic_depth: Fraction = 0.1,
+        in_channels: Size = 3,
     ):
         super().__init__()
-        sizes = {"image_size": image_size, "width": width, "depth": depth, "heads": heads}
-        for name, value in sizes.items():
-            if value < 1:
-                raise InputError(f"CCT: {name} {value} is not positive")
         if width % heads:
             raise InputError(f"CCT: width {width} is not a multiple of heads {heads}")
         if position not in ("learned", "sine", "none"):

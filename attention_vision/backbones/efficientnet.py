@@ -15,6 +15,7 @@ from torchvision.ops import StochasticDepth
 from attention_vision.attention import FeatureAttention, SqueezeExcite
 from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
 from attention_vision.errors import InputError
+from attention_vision.ranges import Fraction, NonNegativeInt, Size, checked
 
 # Expansion, kernel, stride, channels in, channels out, blocks: of B0 (arXiv 1905.11946, Table 1).
 STAGES = (
@@ -147,6 +148,7 @@ class Block(nn.Module):
         return self.stochastic_depth(branch) + x if self.is_residual else branch
 
 
+@checked
 class EfficientNet(Backbone):
     """EfficientNet (Tan and Le, arXiv 1905.11946), with any FeatureAttention in SE's place.
 
@@ -190,13 +192,13 @@ class EfficientNet(Backbone):
     def __init__(
         self,
         variant: str = "b0",
-        num_classes: int = 1000,
+        num_classes: NonNegativeInt = 1000,
         attention: FeatureAttention | None = None,
-        stochastic_depth: float = 0.2,
-        dropout: float | None = None,
+        stochastic_depth: Fraction = 0.2,
+        dropout: Fraction | None = None,
         norm: Callable[[int], nn.Module] | None = None,
         pool: Callable[[int], nn.Module] = MeanPool,
-        in_channels: int = 3,
+        in_channels: Size = 3,
         activation: Callable[[], nn.Module] | None = None,
         padding: Padding = "symmetric",
     ):

@@ -5,7 +5,7 @@ of several sizes, and their features must not depend on the padding.
 """
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torchvision.ops import StochasticDepth
 from attention_vision.attention import FeatureAttention
 from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
 from attention_vision.errors import InputError
+from attention_vision.ranges import Fraction, NonNegativeInt, Range, Size, checked
 
 Norm = Callable[[int], nn.Module]
 
@@ -163,6 +164,7 @@ DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
 }
 
 
+@checked
 class ResNet(Backbone):
     """ResNet (He et al., arXiv 1512.03385), with any FeatureAttention in its blocks or stages.
 
@@ -213,19 +215,19 @@ class ResNet(Backbone):
         self,
         depth: int = 50,
         attention: FeatureAttention = nn.Identity,
-        num_classes: int = 1000,
+        num_classes: NonNegativeInt = 1000,
         attention_at: Literal["blocks", "stages"] = "blocks",
         attention_stages: tuple[int, ...] = (1, 2, 3, 4),
         stem: Literal["imagenet", "cifar"] = "imagenet",
-        width: int = 64,
+        width: Size = 64,
         dilation: bool = False,
         stride_first: bool = False,
         norm: Norm = nn.BatchNorm2d,
-        trainable_stages: int = 5,
+        trainable_stages: Annotated[int, Range(0, 5)] = 5,
         pool: Callable[[int], nn.Module] = MeanPool,
-        stochastic_depth: float = 0.0,
+        stochastic_depth: Fraction = 0.0,
         zero_init_residual: bool = False,
-        in_channels: int = 3,
+        in_channels: Size = 3,
     ):
         super().__init__()
         if depth not in DEPTHS:
@@ -236,8 +238,6 @@ class ResNet(Backbone):
             raise InputError(f"ResNet: attention_at {attention_at!r} is neither blocks nor stages")
         if stem not in ("imagenet", "cifar"):
             raise InputError(f"ResNet: stem {stem!r} is neither imagenet nor cifar")
-        if width < 1:
-            raise InputError(f"ResNet: width {width} is not positive")
         block, blocks = DEPTHS[depth]
         if stride_first and block is Bottleneck:
             block = StrideFirstBottleneck

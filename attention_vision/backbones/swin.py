@@ -13,6 +13,7 @@ from attention_vision.attention.window import pad_to_windows
 from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
 from attention_vision.backbones.vit import TransformerBlock, initialize
 from attention_vision.errors import InputError
+from attention_vision.ranges import Fraction, Layers, NonNegativeInt, Positive, Size, checked
 
 
 class PatchMerging(nn.Module):
@@ -55,6 +56,7 @@ class SwinStage(nn.Module):
         return x.unflatten(1, grid)
 
 
+@checked
 class Swin(Backbone):
     """Swin Transformer (Liu et al., arXiv 2103.14030); the defaults are Swin-T.
 
@@ -102,28 +104,24 @@ class Swin(Backbone):
 
     def __init__(
         self,
-        image_size: int = 224,
-        patch_size: int = 4,
-        width: int = 96,
-        depths: tuple[int, ...] = (2, 2, 6, 2),
-        heads: tuple[int, ...] = (3, 6, 12, 24),
-        window: int = 7,
-        num_classes: int = 1000,
+        image_size: Size = 224,
+        patch_size: Size = 4,
+        width: Size = 96,
+        depths: tuple[Layers, ...] = (2, 2, 6, 2),
+        heads: tuple[Size, ...] = (3, 6, 12, 24),
+        window: Size = 7,
+        num_classes: NonNegativeInt = 1000,
         attention: TokenAttention | None = None,
         shift: bool = True,
         position: Literal["relative", "none"] = "relative",
         mask_padding: bool = False,
         pool: Callable[[int], nn.Module] = MeanPool,
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
-        stochastic_depth: float = 0.0,
-        in_channels: int = 3,
+        mlp_ratio: Positive = 4.0,
+        dropout: Fraction = 0.0,
+        stochastic_depth: Fraction = 0.0,
+        in_channels: Size = 3,
     ):
         super().__init__()
-        sizes = {"image_size": image_size, "patch_size": patch_size, "width": width}
-        for name, value in (sizes | {"window": window}).items():
-            if value < 1:
-                raise InputError(f"Swin: {name} {value} is not positive")
         if position not in ("relative", "none"):
             raise InputError(f"Swin: position {position!r} is neither relative nor none")
         if len(depths) != len(heads) or not depths:
@@ -131,10 +129,8 @@ class Swin(Backbone):
                 f"Swin: depths {tuple(depths)} and heads {tuple(heads)} must have one number each "
                 "for every stage"
             )
-        for number, (depth, count) in enumerate(zip(depths, heads, strict=True), start=1):
-            if depth < 1:
-                raise InputError(f"Swin: depths {tuple(depths)}: {depth} is not positive")
-            if count < 1 or (width << number - 1) % count:
+        for number, count in enumerate(heads, start=1):
+            if (width << number - 1) % count:
                 raise InputError(
                     f"Swin: heads {tuple(heads)}: {count} does not divide {width << number - 1}, "
                     f"the width of stage {number}"

@@ -17,6 +17,7 @@ from attention_vision.attention import (
 )
 from attention_vision.backbones.backbone import Backbone, shape_error
 from attention_vision.errors import InputError
+from attention_vision.ranges import Fraction, Layers, NonNegativeInt, Positive, Size, checked
 
 
 class ClassToken(nn.Module):
@@ -80,10 +81,11 @@ def head(width: int, num_classes: int) -> nn.Module:
     return nn.Linear(width, num_classes) if num_classes else nn.Identity()
 
 
+@checked
 class MLP(nn.Sequential):
     """Linear, GELU, linear. Shape: (..., C) -> (..., C)."""
 
-    def __init__(self, width: int, hidden: int, dropout: float = 0.0):
+    def __init__(self, width: Size, hidden: Size, dropout: Fraction = 0.0):
         super().__init__()
         self.expand = nn.Linear(width, hidden)
         self.activation = nn.GELU()
@@ -147,6 +149,7 @@ def initialize(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+@checked
 class ViT(Backbone):
     """Vision Transformer (Dosovitskiy et al., arXiv 2010.11929); the defaults are ViT-B/16.
 
@@ -187,26 +190,22 @@ class ViT(Backbone):
 
     def __init__(
         self,
-        image_size: int = 224,
-        patch_size: int = 16,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        num_classes: int = 1000,
+        image_size: Size = 224,
+        patch_size: Size = 16,
+        width: Size = 768,
+        depth: Layers = 12,
+        heads: Size = 12,
+        num_classes: NonNegativeInt = 1000,
         attention: TokenAttention = MultiHeadAttention,
         alternate: TokenAttention | None = None,
         pool: Callable[[int], nn.Module] = ClassToken,
         position: Literal["absolute", "relative", "none"] = "absolute",
-        mlp_ratio: float = 4.0,
-        dropout: float = 0.0,
-        stochastic_depth: float = 0.0,
-        in_channels: int = 3,
+        mlp_ratio: Positive = 4.0,
+        dropout: Fraction = 0.0,
+        stochastic_depth: Fraction = 0.0,
+        in_channels: Size = 3,
     ):
         super().__init__()
-        sizes = {"image_size": image_size, "patch_size": patch_size, "width": width}
-        for name, value in (sizes | {"depth": depth, "heads": heads}).items():
-            if value < 1:
-                raise InputError(f"ViT: {name} {value} is not positive")
         if position not in ("absolute", "relative", "none"):
             raise InputError(f"ViT: position {position!r} is not one of absolute, relative, none")
         if width % heads:

@@ -14,6 +14,7 @@ from attention_vision.checkpoints.hub import HUB_FILES, TORCHVISION, hub_file, i
 from attention_vision.checkpoints.hub import torchvision_weights as weights_of_torchvision
 from attention_vision.config.build import Node, build_nodes
 from attention_vision.errors import InputError
+from attention_vision.ranges import Finite, Positive, Share, checked
 from attention_vision.yaml_json import read_yaml
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -23,6 +24,7 @@ PILLOW_CODES: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 CONFIG_FILES = ("preprocessor_config.json", "config.json")
 
 
+@checked
 @dataclass(frozen=True)
 class Preprocessing:
     """Normalization, resizing filter and crop of images.
@@ -42,10 +44,10 @@ class Preprocessing:
         InputError: a number that is out of its range.
     """
 
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: tuple[Finite, Finite, Finite] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
     interpolation: Interpolation | None = None
-    crop: float | Literal["squash"] | None = None
+    crop: Share | Literal["squash"] | None = None
 
     def __post_init__(self):
         for name, numbers in (("mean", self.mean), ("std", self.std)):
@@ -53,10 +55,6 @@ class Preprocessing:
                 raise InputError(
                     f"data.preprocessing.{name} {list(numbers)}: of images in 0..1, divide by 255"
                 )
-        if self.std is not None and not all(self.std):
-            raise InputError(f"data.preprocessing.std {list(self.std)}: 0 cannot be divided by")
-        if isinstance(self.crop, float | int) and not 0 < self.crop <= 1:
-            raise InputError(f"data.preprocessing.crop {self.crop} is not in 0..1, 0 excluded")
 
     def completed_by(self, other: "Preprocessing") -> "Preprocessing":
         """This preprocessing, with what it leaves open taken from another."""

@@ -10,6 +10,7 @@ from attention_vision.claims.statement import Statement, Trial
 from attention_vision.errors import InputError
 from attention_vision.report import tables
 from attention_vision.report.results import defined, parse_result, read_study
+from attention_vision.report.shapes import RESULTS_FILE, check_shape
 from attention_vision.report.statistics import Finding, mean_interval, standard_deviation
 from attention_vision.report.summary import Report
 from attention_vision.yaml_json import read_dataclass, read_json, read_yaml, require
@@ -66,6 +67,8 @@ class ResultsFiles:
         self.root = root
         self.files = sorted((root / "experiments/results").glob("*.json"))
         self.content = {file: read_json(file) for file in self.files}
+        for file, content in self.content.items():
+            check_shape(content, RESULTS_FILE, file)
         self.reports = {
             file: Report.of(read_study(file))
             for file, content in self.content.items()

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from attention_vision.claims.claim import Claim
 from attention_vision.errors import InputError
 from attention_vision.identity import checkpoint_id, code_difference, data_difference
-from attention_vision.report.consistency import is_number
+from attention_vision.report.consistency import is_number, not_finite
+from attention_vision.report.shapes import CLAIM_OUTCOME, EVALUATION, check_shape
 from attention_vision.yaml_json import read_dataclass, read_json, read_yaml, require
 
 # Keys that may differ from the experiment file: they do not change the experiment.
@@ -51,6 +53,8 @@ def record_results(runs: list[Path], root: Path) -> Path:
             if not (run / name).is_file():
                 raise InputError(f"{run} is not a run that was compared with a claim: no {name}")
         config, outcome = read_yaml(run / "config.yaml"), read_json(run / "claim.json")
+        check_shape(outcome, CLAIM_OUTCOME, run / "claim.json")
+        check_shape(config, {"task": str, "trainer": {}}, run / "config.yaml")
         experiment = experiment_of(outcome, run, root)
         experiments.add(experiment)
         given = read_yaml(experiment)
@@ -65,8 +69,9 @@ def record_results(runs: list[Path], root: Path) -> Path:
         seed = require(config, "seed_everything", int, run / "config.yaml")
         if seed in (entry["seed"] for entry in entries):
             raise InputError(f"{run}: two runs have seed {seed}")
-        metrics = {outcome["metric"]: outcome["measured"], **evaluated_metrics(run, outcome)}
-        if not is_number(outcome["measured"]):
+        measured = outcome.get("measured")
+        metrics = {outcome["metric"]: measured, **evaluated_metrics(run, outcome)}
+        if not is_number(measured) or not_finite(metrics, outcome["metric"]):
             raise InputError(f"{run}: {outcome['metric']} is not finite: the run has diverged")
         entries.append({"cell": experiment.stem, "seed": seed, "metrics": metrics})
         found = versions_in_header(run / "config.yaml")
@@ -80,11 +85,12 @@ def record_results(runs: list[Path], root: Path) -> Path:
     if file.exists():
         raise InputError(f"{file} exists: results are not overwritten; rename it")
     path = str(experiment.relative_to(root))
+    task = require(read_yaml(experiment), "task", str, experiment)
     ended = max((run / "claim.json").stat().st_mtime for run in runs)
     content = {
         "what": {"title": outcome["source"], "experiment": path},
         "command": [
-            f"attention-vision {config['task']} fit -c {path} --seed_everything {entry['seed']}"
+            f"attention-vision {task} fit -c {path} --seed_everything {entry['seed']}"
             for entry in entries
         ],
         "date": f"{date.fromtimestamp(ended)}",
@@ -111,7 +117,7 @@ def experiment_of(outcome: dict[str, Any], run: Path, root: Path) -> Path:
 def refuse_other_checkpoints(run: Path, outcome: dict[str, Any]) -> None:
     """Refuse a claim that was compared with another checkpoint than the run now has.
 
-    Files of before version 0.3 do not say which it was; they are taken as they are.
+    Files of version 0.1 do not say which it was; they are taken as they are.
 
     Raises:
         InputError: the run was trained on since, or its files are of two checkpoints.
@@ -125,10 +131,9 @@ def refuse_other_checkpoints(run: Path, outcome: dict[str, Any]) -> None:
     kept = (run / "checkpoints").glob("*.ckpt")
     if measured not in {checkpoint_id(file) for file in kept}:
         raise InputError(again)
-    report = run / f"{verb}.json"
-    if report.is_file() and read_json(report).get("checkpoint_id") not in (None, measured):
+    if evaluation(run, outcome).get("checkpoint_id", measured) not in (None, measured):
         raise InputError(
-            f"{run}: claim.json and {report.name} are of different checkpoints: {verb} it again"
+            f"{run}: claim.json and {verb}.json are of different checkpoints: {verb} it again"
         )
 
 
@@ -140,12 +145,13 @@ def last_validated(run: Path) -> int | None:
     with file.open(newline="") as stream:
         for row in csv.DictReader(stream):
             if any(key and key.startswith("val/") and cell for key, cell in row.items()):
-                step = int(row["step"])
+                with suppress(KeyError, ValueError, TypeError):
+                    step = int(row["step"])
     return step
 
 
 def data_of(run: Path) -> dict[str, Any]:
-    """Return the fingerprint of the data of a run; {} of a run before version 0.3."""
+    """Return the fingerprint of the data of a run; {} of a run of version 0.1."""
     file = run / "data.json"
     found = read_json(file).get("fingerprint") if file.is_file() else None
     return found if isinstance(found, dict) else {}
@@ -170,10 +176,24 @@ def refuse_unlike(
         raise InputError(f"{run} and {first} are not runs of one experiment: {difference}")
 
 
-def evaluated_metrics(run: Path, outcome: dict[str, Any]) -> dict[str, float]:
-    """Return all metrics of validate or test, if the claim was compared by one of them."""
+def evaluated_metrics(run: Path, outcome: dict[str, Any]) -> dict[str, float | None]:
+    """Return all metrics of validate or test, if the claim was compared by one of them.
+
+    Those that are not defined, as for a class without images, are None.
+    """
+    report = evaluation(run, outcome)
+    metrics = report.get("metrics") or {}
+    return {key: value if is_number(value) else None for key, value in metrics.items()}
+
+
+def evaluation(run: Path, outcome: dict[str, Any]) -> dict[str, Any]:
+    """Read validate.json or test.json, whichever the claim was compared by; {} without it."""
     file = run / f"{outcome.get('by')}.json"
-    return read_json(file).get("metrics", {}) if file.is_file() else {}
+    if outcome.get("by") not in ("validate", "test") or not file.is_file():
+        return {}
+    content = read_json(file)
+    check_shape(content, EVALUATION, file)
+    return content
 
 
 def versions_in_header(config: Path) -> dict[str, str]:

@@ -18,10 +18,12 @@ from attention_vision.attention.token_grid import grid_of
 from attention_vision.backbones import Backbone
 from attention_vision.classification.loss_terms import Maps
 from attention_vision.errors import InputError
+from attention_vision.ranges import NonNegative, checked
 
 SMALLEST = 1e-30  # of a weight or a sum that is divided by or goes into a logarithm
 
 
+@checked
 class MapTransfer:
     """Base: pairs layers, and adds weight x (mean of the pairs' distances) to the loss.
 
@@ -34,7 +36,7 @@ class MapTransfer:
 
     seen = "softmax attention"  # what is compared, for messages
 
-    def __init__(self, layers: dict[str, str] | None = None, weight: float = 1.0):
+    def __init__(self, layers: dict[str, str] | None = None, weight: NonNegative = 1.0):
         self.layers, self.weight = layers, weight
 
     def check(self, student: Backbone, teacher: Backbone) -> None:
@@ -118,6 +120,7 @@ class MapTransfer:
         raise NotImplementedError
 
 
+@checked
 class AttentionMapDistillation(MapTransfer):
     """Softmax rows of the student learn from the teacher's, (B, h, Q, K) of each.
 
@@ -134,7 +137,7 @@ class AttentionMapDistillation(MapTransfer):
     def __init__(
         self,
         layers: dict[str, str] | None = None,
-        weight: float = 1.0,
+        weight: NonNegative = 1.0,
         loss: Literal["kl", "mse"] = "kl",
     ):
         super().__init__(layers, weight)
@@ -170,6 +173,7 @@ class AttentionMapDistillation(MapTransfer):
         return F.kl_div(student.clamp_min(SMALLEST).log(), teacher, reduction="none").sum(-1).mean()
 
 
+@checked
 class GateTransfer(MapTransfer):
     """Gates of the student learn from the teacher's, as maps of attention transfer do.
 
@@ -182,7 +186,7 @@ class GateTransfer(MapTransfer):
 
     seen = "gates"
 
-    def __init__(self, layers: dict[str, str] | None = None, weight: float = 1000.0):
+    def __init__(self, layers: dict[str, str] | None = None, weight: NonNegative = 1000.0):
         super().__init__(layers, weight)
 
     def record(
@@ -200,6 +204,7 @@ class GateTransfer(MapTransfer):
         return normalized_difference(student, teacher)
 
 
+@checked
 class AttentionTransfer(MapTransfer):
     """Attention transfer (Zagoruyko & Komodakis, arXiv 1612.03928, eq. 1-2) between any backbones.
 
@@ -218,7 +223,7 @@ class AttentionTransfer(MapTransfer):
 
     seen = "activations"
 
-    def __init__(self, layers: dict[str, str] | None = None, weight: float = 1000.0):
+    def __init__(self, layers: dict[str, str] | None = None, weight: NonNegative = 1000.0):
         super().__init__(layers, weight)
 
     @contextmanager

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from attention_vision.errors import InputError
+from attention_vision.ranges import NonNegative
 
-ClassWeights = Literal["balanced"] | list[float] | dict[str, float]
+ClassWeights = Literal["balanced"] | list[NonNegative] | dict[str, NonNegative]
 
 
 def class_weights(

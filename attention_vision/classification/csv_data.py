@@ -18,8 +18,10 @@ from attention_vision.data.findings import Findings
 from attention_vision.data.loading import OnBadImage
 from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Seed, Size, Workers, checked
 
 
+@checked
 class ImageCSV(ClassificationData):
     """Images with a CSV of their names and labels.
 
@@ -54,12 +56,12 @@ class ImageCSV(ClassificationData):
         label_column: str | None = None,
         split_column: str | None = None,
         recipe: Augmentation = PHOTOGRAPHS,
-        image_size: int = 224,
-        batch_size: int = 64,
-        num_workers: int = 4,
-        seed: int | None = None,
+        image_size: Size = 224,
+        batch_size: Count = 64,
+        num_workers: Workers = 4,
+        seed: Seed | None = None,
         images: str | None = None,
-        repeats: int = 1,
+        repeats: Count = 1,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,

@@ -55,6 +55,7 @@ from attention_vision.data.torchvision_sets import (
     load_torchvision_dataset,
 )
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, NonNegativeInt, Seed, Size, Workers, checked
 
 UNSET = Preprocessing()  # the weights', or else the data set's
 SMALL_IMAGES, PHOTOGRAPHS = CIFARAugmentation(), ImageNetAugmentation()
@@ -73,6 +74,7 @@ trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
 
+@checked
 class ClassificationData(TaskData):
     """Base of all classification data: a subclass sets what is declared here, defines `source`.
 
@@ -97,21 +99,18 @@ class ClassificationData(TaskData):
 
     def __init__(
         self,
-        image_size: int,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
+        image_size: Size,
+        batch_size: Count,
+        num_workers: Workers,
+        seed: Seed | None,
         images: str | None,
-        repeats: int,
+        repeats: Count,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
     ):
         super().__init__(batch_size, num_workers, seed, images, split, on_bad_image)
-        for name, value in (("image_size", image_size), ("repeats", repeats)):
-            if value < 1:
-                raise InputError(f"data.{name} {value} is not positive")
         if balanced and repeats > 1:
             raise InputError("data.balanced and data.repeats both set the order: leave one out")
         self.image_size, self.repeats, self.balanced = image_size, repeats, balanced
@@ -177,6 +176,7 @@ class ClassificationData(TaskData):
         return RelabeledSource(source, labels_by_name(self.class_names, own, where))
 
 
+@checked
 class Digits(ClassificationData):
     """The 8x8 digits of scikit-learn, upscaled; 1,442 to train on, 355 held out.
 
@@ -192,14 +192,14 @@ class Digits(ClassificationData):
     def __init__(
         self,
         recipe: Augmentation = HANDWRITING,
-        image_size: int = 32,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int | None = None,
+        image_size: Size = 32,
+        batch_size: Count = 64,
+        num_workers: Workers = 0,
+        seed: Seed | None = None,
         images: str | None = None,
-        cluttered: int = 0,
-        repeats: int = 1,
-        per_class: int | None = None,
+        cluttered: NonNegativeInt = 0,
+        repeats: Count = 1,
+        per_class: Count | None = None,
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
     ):
@@ -207,10 +207,6 @@ class Digits(ClassificationData):
             image_size, batch_size, num_workers, seed, images, repeats,
             preprocessing=preprocessing, balanced=balanced,
         )  # fmt: skip
-        if cluttered < 0:
-            raise InputError(f"data.cluttered: {cluttered}; give a number of images, 0 for none")
-        if per_class is not None and per_class < 1:
-            raise InputError(f"data.per_class {per_class} is not positive")
         self.recipe, self.cluttered, self.per_class = recipe, cluttered, per_class
 
     def source(self, split: str) -> ClassificationSource:
@@ -225,6 +221,7 @@ class Digits(ClassificationData):
         return TensorImages((images * 255).round().byte(), labels.tolist())
 
 
+@checked
 class TorchvisionData(ClassificationData):
     """Base of torchvision's small data sets, held in memory; their test images are "val" here.
 
@@ -243,13 +240,13 @@ class TorchvisionData(ClassificationData):
         root: str,
         download: bool = False,
         recipe: Augmentation = SMALL_IMAGES,
-        image_size: int | None = None,
-        batch_size: int = 128,
-        num_workers: int = 2,
-        seed: int | None = None,
+        image_size: Size | None = None,
+        batch_size: Count = 128,
+        num_workers: Workers = 2,
+        seed: Seed | None = None,
         images: str | None = None,
-        per_class: int | None = None,
-        repeats: int = 1,
+        per_class: Count | None = None,
+        repeats: Count = 1,
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
     ):
@@ -258,8 +255,6 @@ class TorchvisionData(ClassificationData):
             size, batch_size, num_workers, seed, images, repeats,
             preprocessing=preprocessing, balanced=balanced,
         )  # fmt: skip
-        if per_class is not None and per_class < 1:
-            raise InputError(f"data.per_class {per_class} is not positive")
         self.recipe, self.per_class = recipe, per_class
         self.root, self.download = root, download
 
@@ -301,6 +296,7 @@ class FashionMNIST(TorchvisionData):
     own_size = 28
 
 
+@checked
 class ImageFolder(ClassificationData):
     """ROOT/train/CLASS/*.jpg, ROOT/val/CLASS/*.jpg and, if it is there, ROOT/test/CLASS/*.jpg.
 
@@ -318,12 +314,12 @@ class ImageFolder(ClassificationData):
         self,
         root: str,
         recipe: Augmentation = PHOTOGRAPHS,
-        image_size: int = 224,
-        batch_size: int = 64,
-        num_workers: int = 4,
-        seed: int | None = None,
+        image_size: Size = 224,
+        batch_size: Count = 64,
+        num_workers: Workers = 4,
+        seed: Seed | None = None,
         images: str | None = None,
-        repeats: int = 1,
+        repeats: Count = 1,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,

@@ -17,9 +17,11 @@ from attention_vision.classification.data import ClassificationData
 from attention_vision.classification.loss_terms import Maps, Output, blank_image, trial
 from attention_vision.data.labels import labels_by_name, read_labels
 from attention_vision.errors import InputError
+from attention_vision.ranges import Positive, Probability, checked
 from attention_vision.training.run_folder import best_or_last
 
 
+@checked
 class Distillation:
     """A frozen teacher that sees the images that the student sees, mixed as they are.
 
@@ -61,8 +63,8 @@ class Distillation:
         network: Backbone | None = None,
         weights: str | None = None,
         logits: Literal["hard", "soft", "none"] = "hard",
-        alpha: float = 0.5,
-        temperature: float = 1.0,
+        alpha: Probability = 0.5,
+        temperature: Positive = 1.0,
         maps: MapTransfer | None = None,
     ):
         if (teacher is None) == (network is None) or (network is None) != (weights is None):
@@ -71,10 +73,6 @@ class Distillation:
             )
         if logits not in ("hard", "soft", "none"):
             raise InputError(f"model.distillation.logits {logits!r} is none of hard, soft, none")
-        if not 0 <= alpha <= 1:
-            raise InputError(f"model.distillation.alpha {alpha} is not in 0..1")
-        if temperature <= 0:
-            raise InputError(f"model.distillation.temperature {temperature} is not positive")
         if logits == "none" and maps is None:
             raise InputError("model.distillation: logits is none and there are no maps to learn")
         self.teacher = teacher

@@ -12,6 +12,7 @@ from attention_vision.attention import AttentionPool, MultiHeadAttention, record
 from attention_vision.backbones import CCT, Backbone, ClassToken, ViT
 from attention_vision.data.loading import data_of
 from attention_vision.data.samples import evenly_spaced
+from attention_vision.ranges import Count, checked
 from attention_vision.training.logging import image_loggers
 from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet, with_legend
 
@@ -88,6 +89,7 @@ def on_image(weights: Tensor, network: Backbone, images: Tensor) -> Tensor:
     return scaled(maps)
 
 
+@checked
 class ImagePanel(Callback):
     """Logs `val/panel` once per validation: images, predictions, and saliency maps.
 
@@ -98,7 +100,7 @@ class ImagePanel(Callback):
             the first batch where the data does not say what it validates on.
     """
 
-    def __init__(self, images: int = 8):
+    def __init__(self, images: Count = 8):
         self.images = images
 
     def on_validation_batch_end(

@@ -20,6 +20,7 @@ from attention_vision.data.image_files import read_image, reason_broken
 from attention_vision.data.loading import OnBadImage
 from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Seed, Size, Workers, checked
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 IMAGE_COLUMNS = ("image", "img", "images", "picture")
 
 
+@checked
 class HuggingFaceImages(ClassificationData):
     """A data set of the Hugging Face hub on disk: parquet files, or a `save_to_disk` folder.
 
@@ -51,12 +53,12 @@ class HuggingFaceImages(ClassificationData):
         image_column: str | None = None,
         label_column: str | None = None,
         recipe: Augmentation = PHOTOGRAPHS,
-        image_size: int = 224,
-        batch_size: int = 64,
-        num_workers: int = 4,
-        seed: int | None = None,
+        image_size: Size = 224,
+        batch_size: Count = 64,
+        num_workers: Workers = 4,
+        seed: Seed | None = None,
         images: str | None = None,
-        repeats: int = 1,
+        repeats: Count = 1,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,

@@ -45,6 +45,14 @@ from attention_vision.classification.progressive import (
 from attention_vision.data.labels import labels_in
 from attention_vision.data.loading import LabeledDataset, check_classes, data_of
 from attention_vision.errors import InputError
+from attention_vision.ranges import (
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Probability,
+    Share,
+    checked,
+)
 from attention_vision.training.finite import (
     StepAverage,
     finite_images,
@@ -56,6 +64,7 @@ from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configu
 from attention_vision.training.steps import SeedEveryStep
 
 
+@checked
 class Classifier(LightningModule):
     """Trains any backbone with a head on batches (images (B, 3, H, W), labels (B,)).
 
@@ -98,31 +107,20 @@ class Classifier(LightningModule):
         network: Backbone,
         optimizer: OptimizerCallable = AdamW,
         schedule: LRSchedulerCallable = WarmupCosine,
-        label_smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        ema_decay: float = 0.0,
+        label_smoothing: Probability = 0.0,
+        mixup: NonNegative = 0.0,
+        cutmix: NonNegative = 0.0,
+        ema_decay: Fraction = 0.0,
         weights: str | None = None,
         channels_last: bool = False,
-        mix_epochs: int | None = None,
-        layer_decay: float = 1.0,
+        mix_epochs: NonNegativeInt | None = None,
+        layer_decay: Share = 1.0,
         progressive: GateSchedule | None = None,
         distillation: Distillation | None = None,
         penalty: AttentionPenalty | None = None,
         class_weights: ClassWeights | None = None,
     ):
         super().__init__()
-        for name, value in (("mixup", mixup), ("cutmix", cutmix)):
-            if value < 0:
-                raise InputError(f"model.{name} {value} is negative")
-        if mix_epochs is not None and mix_epochs < 0:
-            raise InputError(f"model.mix_epochs {mix_epochs} is negative")
-        if not 0 <= label_smoothing <= 1:
-            raise InputError(f"model.label_smoothing {label_smoothing} is not in 0..1")
-        if not 0 <= ema_decay < 1:
-            raise InputError(f"model.ema_decay {ema_decay} is not in 0..1, 1 excluded")
-        if not 0 < layer_decay <= 1:
-            raise InputError(f"model.layer_decay {layer_decay} is not in 0..1, 0 excluded")
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=memory_format)
         self.memory_format = memory_format
@@ -140,7 +138,9 @@ class Classifier(LightningModule):
         self.train_parts = nn.ModuleDict(
             {name: ResumableMean() for name in ("loss_ce", *self.terms) if self.terms}
         )
-        self.mean_losses = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.mean_losses = nn.ModuleDict(
+            {split: MeanMetric(nan_strategy="ignore") for split in ("val", "test")}
+        )
         self.accuracies = nn.ModuleDict(
             {split: accuracies(split, network.num_classes) for split in ("val", "test")}
         )
@@ -238,9 +238,9 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         self.step_losses = self.losses(batch)
         loss = reduce(add, self.step_losses.values())
-        self.train_loss.update(loss.detach(), len(batch[0]))
+        self.train_loss.update(loss.detach())
         for name, mean in self._part_means().items():
-            mean.update(self.step_losses[name].detach(), len(batch[0]))
+            mean.update(self.step_losses[name].detach())
         return loss
 
     def on_train_epoch_end(self) -> None:

@@ -13,6 +13,7 @@ from attention_vision.backbones import Backbone
 from attention_vision.classification.data import ClassificationData
 from attention_vision.classification.loss_terms import Maps, Output, blank_image, trial
 from attention_vision.errors import InputError
+from attention_vision.ranges import Finite, checked
 
 SMALLEST = 1e-30  # where a weight is 0, p log p is 0 and its gradient stays finite
 RECORDED: dict[str, Kind] = {"row_entropy": "weights", "logit_l1": "logits", "gate_l1": "gates"}
@@ -22,6 +23,7 @@ CONSTANT = (
 )
 
 
+@checked
 class AttentionPenalty:
     """Adds weight x (mean over the layers of a measure of their attention) to the loss.
 
@@ -48,7 +50,7 @@ class AttentionPenalty:
     def __init__(
         self,
         kind: Literal["row_entropy", "logit_l1", "gate_l1", "row_l1"],
-        weight: float,
+        weight: Finite,
         layers: Sequence[str] | None = None,
     ):
         if kind == "row_l1":

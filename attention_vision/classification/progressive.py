@@ -13,11 +13,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from attention_vision.errors import InputError
+from attention_vision.ranges import NonNegative, checked
 from attention_vision.training.logging import log_now
 from attention_vision.training.optim import steps_per_epoch
 from attention_vision.training.steps import step_number
 
 
+@checked
 @dataclass(frozen=True)
 class GateSchedule:
     """When the attention of which stage takes effect.
@@ -35,15 +37,12 @@ class GateSchedule:
         InputError: a negative number, or another `first`.
     """
 
-    start_epoch: float = 0.0
-    epochs_per_stage: float = 1.0
-    ramp: float = 1.0
+    start_epoch: NonNegative = 0.0
+    epochs_per_stage: NonNegative = 1.0
+    ramp: NonNegative = 1.0
     first: Literal["low", "high"] = "low"
 
     def __post_init__(self) -> None:
-        for name in ("start_epoch", "epochs_per_stage", "ramp"):
-            if getattr(self, name) < 0:
-                raise InputError(f"model.progressive.{name} {getattr(self, name)} is negative")
         if self.first not in ("low", "high"):
             raise InputError(f"model.progressive.first {self.first!r} is neither low nor high")
 
@@ -131,7 +130,10 @@ class GateScheduler(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.activation.go_to(trainer.global_step / steps_per_epoch(trainer))
+        # By epochs: a resumed run may have other batches, and other steps in an epoch.
+        per_epoch, accumulated = steps_per_epoch(trainer), trainer.accumulate_grad_batches
+        steps = trainer.current_epoch * per_epoch + batch_idx // accumulated
+        self.activation.go_to(steps / per_epoch)
         every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
         if (step_number(trainer) + 1) % every == 0:
             stages, gates = self.activation.stages, self.activation.gates.tolist()

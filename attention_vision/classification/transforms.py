@@ -7,12 +7,13 @@ its paper's code.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torchvision.transforms import v2
 
 from attention_vision.checkpoints.preprocessing import Interpolation
+from attention_vision.ranges import Fraction, Probability, Range, Share, checked
 
 
 class Augmentation(ABC):
@@ -43,6 +44,7 @@ class Augmentation(ABC):
     ) -> v2.Transform: ...
 
 
+@checked
 @dataclass(frozen=True)
 class CIFARAugmentation(Augmentation):
     """For images that are already cut out, such as CIFAR: pad, crop, flip.
@@ -59,14 +61,14 @@ class CIFARAugmentation(Augmentation):
         erasing: probability of random erasing.
     """
 
-    padding: int = 4
-    flip: float = 0.5
-    rotation: float = 0.0
-    shift: float = 0.0
-    zoom: float = 0.0
-    randaugment: int = 0
-    magnitude: int = 9
-    erasing: float = 0.0
+    padding: Annotated[int, Range(0, 256)] = 4
+    flip: Probability = 0.5
+    rotation: Annotated[float, Range(0, 180)] = 0.0
+    shift: Probability = 0.0
+    zoom: Fraction = 0.0
+    randaugment: Annotated[int, Range(0, 100)] = 0
+    magnitude: Annotated[int, Range(0, 30)] = 9
+    erasing: Probability = 0.0
 
     def train(
         self,
@@ -101,6 +103,7 @@ class CIFARAugmentation(Augmentation):
         return _evaluation(size, mean, std, interpolation, crop or "squash")
 
 
+@checked
 @dataclass(frozen=True)
 class ImageNetAugmentation(Augmentation):
     """For photographs of any size, such as ImageNet: a random part of the image, resized.
@@ -114,12 +117,12 @@ class ImageNetAugmentation(Augmentation):
         centre: side of the evaluation crop as a share of the resized short side: 224 / 256.
     """
 
-    area: float = 0.08
-    flip: float = 0.5
-    randaugment: int = 0
-    magnitude: int = 9
-    erasing: float = 0.0
-    centre: float = 0.875
+    area: Share = 0.08
+    flip: Probability = 0.5
+    randaugment: Annotated[int, Range(0, 100)] = 0
+    magnitude: Annotated[int, Range(0, 30)] = 9
+    erasing: Probability = 0.0
+    centre: Share = 0.875
 
     def train(
         self,

@@ -3,6 +3,7 @@
 Imports nothing heavy: it is there before torch, and tells what fails while torch is imported.
 """
 
+import errno
 import io
 import os
 import re
@@ -13,14 +14,18 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from attention_vision.errors import ConfigError, InputError, one_line
-from attention_vision.runs import RUN_VARIABLE
+from attention_vision.errors import (
+    RUN_VARIABLE,
+    ConfigError,
+    InputError,
+    one_line,
+    out_of_memory,
+)
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = (str(Path(os.__file__).parent), "site-packages", "dist-packages")  # of others
-MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory|Unable to allocate")
-ASKED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+ ?\w+)")
 SHAPES = re.compile(
     r"shape|size of tensor|[Ss]izes of tensors|dimension|channels|dtype|scalar type|must match"
 )
@@ -61,20 +66,19 @@ def describe(error: Exception) -> tuple[str, bool]:
     text, kind = " ".join(str(error).split()), type(error).__name__
     layer = failed_layer(error)
     inside = f"{layer}: " if layer else ""
-    if isinstance(error, MemoryError) or MEMORY.search(text):
-        asked = ASKED.search(text)
-        size = f" ({readable(asked[1])} more were asked for)" if asked else ""
-        return (
-            f"{inside}out of memory{size}: lower data.batch_size, the size of the images or of the"
-            " network, or trainer.precision",
-            True,
-        )
+    memory = out_of_memory(text)
+    if isinstance(error, MemoryError):
+        memory = memory or out_of_memory("out of memory")
+    if memory:
+        return f"{inside}{memory}", True
     if any(words in text for words in LOST_LOADER):
         return (
             "a process that loads data has ended, most often for want of memory or of space in"
             " /dev/shm: lower data.num_workers, or set it to 0",
             True,
         )
+    if isinstance(error, FileNotFoundError) and not error.filename and not has_folder():
+        return "the current folder was removed: change to another one", True
     if isinstance(error, OSError) and error.errno:
         return of_the_system(error), True
     if isinstance(error, RecursionError):
@@ -102,10 +106,18 @@ def of_the_system(error: OSError) -> str:
         "EMFILE": "raise the limit, ulimit -n, or lower data.num_workers",
     }
     number = error.errno or 0
-    name = next((key for key in advice if getattr(__import__("errno"), key) == number), "")
+    name = next((key for key in advice if getattr(errno, key) == number), "")
     files = " to ".join(str(file) for file in (error.filename, error.filename2) if file)
     reason = (os.strerror(number) if number > 0 else str(error)).lower()
     return ": ".join(filter(None, (files, reason, advice.get(name))))
+
+
+def has_folder() -> bool:
+    """Whether the current folder still exists."""
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def of_a_loader(message: str, kind: str) -> tuple[str, str, str]:
@@ -139,17 +151,12 @@ def failed_layer(error: BaseException) -> str:
     if torch is None:
         return ""
     owners = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    modules = [one for one in owners if isinstance(one, torch.nn.Module)]
+    modules: list[Any] = [one for one in owners if isinstance(one, torch.nn.Module)]
     if not modules or modules[0] is modules[-1]:
         return ""
     names = (name for name, module in modules[0].named_modules() if module is modules[-1])
-    return f"{next(names, '')} ({type(modules[-1]).__name__})".strip()
-
-
-def readable(size: str) -> str:
-    """A number of bytes in GB; other units as they stand."""
-    number, _, unit = size.partition(" ")
-    return f"{float(number) / 1e9:,.1f} GB" if unit.startswith("byte") else size
+    name, kind = next(names, ""), type(modules[-1]).__name__  # it has no name while it is built
+    return f"{name} ({kind})" if name else kind
 
 
 def write_traceback(error: BaseException, rank: int) -> str:
@@ -186,8 +193,9 @@ def process_rank() -> int:
 class Unread(io.FileIO):
     """Descriptor of an output that becomes the null device when its reader is gone.
 
-    A line that nobody reads (`| head`, a `tee` that was killed, a closed terminal, a full disk
-    under `> log.txt`) does not end a training; nor does it in processes that are started later.
+    A line that nobody reads (`| head`, a `tee` that was killed, a closed terminal) does not end a
+    training; nor does it in processes that are started later. Nor does a full disk under
+    `> log.txt`, of which stderr says a line.
     """
 
     def write(self, data: object) -> int:
@@ -195,10 +203,14 @@ class Unread(io.FileIO):
             return super().write(data)  # type: ignore[arg-type]
         except BlockingIOError:
             raise
-        except OSError:
+        except OSError as error:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
+            if error.errno not in (errno.EPIPE, errno.EIO) and self.fileno() == 1:
+                reason = os.strerror(error.errno or 0).lower()
+                line = f"attention-vision: stdout: {reason}: the rest of it is dropped"
+                print(line, file=sys.stderr, flush=True)
             return super().write(data)  # type: ignore[arg-type]
 
 

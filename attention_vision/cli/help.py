@@ -44,6 +44,7 @@ Experiments are files in experiments/; a second -c merges a profile from experim
   attention-vision classification fit --help       keys with their defaults
   attention-vision classification fit --data.help CIFAR10   those of one class
   attention-vision --version
+A failure is one line; --debug, with any command, prints its traceback.
 """
 
 

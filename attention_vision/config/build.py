@@ -14,8 +14,10 @@ from jsonargparse import Namespace
 from attention_vision.config.messages import explain, import_class
 from attention_vision.config.moved_paths import with_current_paths
 from attention_vision.config.parser import ArgumentParser, input_error
+from attention_vision.config.ranges import check_ranges
+from attention_vision.config.size_limits import limited_networks
 from attention_vision.config.trust import imports, refuse_functions, trusts_everything
-from attention_vision.errors import ConfigError, InputError
+from attention_vision.errors import ConfigError, InputError, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,13 @@ def instantiate(
     if missing := missing_argument(config):
         raise ConfigError(missing)
     try:
-        return parser.instantiate(config, instantiators=list(instantiators))
+        with limited_networks():
+            return parser.instantiate(config, instantiators=list(instantiators))
     except (TypeError, ValueError) as error:
         text = " ".join(str(error).split())
         if re.search(r"__init__\(\) takes 1 positional argument but", text):
             text += ": a feature attention takes (channels), a token attention (width, heads)"
-        raise input_error(error) or InputError(text) from error
+        raise input_error(error) or InputError(out_of_memory(text) or text) from error
 
 
 def missing_argument(config: Any, above: str = "") -> str | None:
@@ -113,7 +116,8 @@ def build_nodes(
     caller stays as it is.
 
     Raises:
-        ConfigError: the config does not parse, or names a class that is not known.
+        ConfigError: the config does not parse, names a class that is not known, or a number that
+            is out of range.
         InputError: a constructor refuses its arguments.
     """
     parser = ArgumentParser(exit_on_error=False)
@@ -126,5 +130,6 @@ def build_nodes(
         except ArgumentError as error:
             roots = {key: node.kind for key, node in nodes.items()}
             raise ConfigError(explain(error, parser, roots)) from error
+        check_ranges(parser, parsed)
         built = instantiate(parser, parsed)
     return {key: built[key] for key in nodes}

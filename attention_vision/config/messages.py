@@ -78,7 +78,7 @@ def untrusted(text: str) -> str | None:
 
 def unimportable(text: str, path: str) -> str | None:
     """The reason why a class path of the user's own cannot be imported."""
-    given = r"class_path(?:=|': | )'([\w.]+)'|(?:Got|Given) value: ([\w.]+)$"
+    given = r"class_path(?:=|': | )'([\w.]+)'|(?:Got|Given) value: ([^\W\d][\w.]*)$"
     for found in re.finditer(given, text, re.M):
         class_path = found[1] or found[2]
         if "." in class_path and (reason := import_failure(class_path)):
@@ -122,7 +122,7 @@ def reason_and_line(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [one for one in frames if "site-packages" not in one.filename and one.filename[0] != "<"]
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{reason} ({own[-1].filename}, line {own[-1].lineno})"
+    return f"{reason} ({own[-1].filename}, line {own[-1].lineno})" if own else reason
 
 
 def defined_in(value: object, module: ModuleType) -> bool:

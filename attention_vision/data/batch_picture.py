@@ -12,11 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from attention_vision.data.loading import data_of
+from attention_vision.ranges import Count, checked
 from attention_vision.training.logging import image_loggers
 
 COLUMNS, GAP, LINE = 4, 4, 14  # of the page; pixels around a picture, and of a line of text
 
 
+@checked
 class BatchPicture(Callback, ABC):
     """Logs `train/batch` once, at the first step of a run: images and what is to be learned.
 
@@ -28,7 +30,7 @@ class BatchPicture(Callback, ABC):
         images: how many, the first ones of the batch.
     """
 
-    def __init__(self, images: int = 8):
+    def __init__(self, images: Count = 8):
         self.images = images
 
     @abstractmethod

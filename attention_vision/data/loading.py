@@ -4,6 +4,7 @@ An image looks the same at any number of workers and after a resume, and evaluat
 image once at any number of processes.
 """
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -25,6 +26,7 @@ from attention_vision.data.labels import Labels, shown
 from attention_vision.data.splits import SPLIT_NAMES, SplitShares, divide
 from attention_vision.errors import InputError
 from attention_vision.identity import data_difference, digest
+from attention_vision.ranges import Count, Seed, Workers, checked
 from attention_vision.training.distributed import broadcast, gather, rank, world_size
 from attention_vision.training.steps import adds_seeds, mix, run_seed
 
@@ -32,6 +34,18 @@ OnBadImage = Literal["stop", "skip"]
 FindBroken = Callable[[Sequence[str]], dict[str, str]]  # images -> those that do not decode: reason
 
 
+def check_shared_memory(num_workers: int) -> None:
+    """Raise InputError where the machine, often a container, has none for the workers."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        raise InputError(
+            f"data.num_workers {num_workers}: worker processes need shared memory, and /dev/shm"
+            f" cannot be written here ({error.strerror}): set data.num_workers to 0"
+        ) from error
+
+
+@checked
 class TaskData(LightningDataModule):
     """Base of the data modules of all tasks: labels, splits, findings, and the loaders.
 
@@ -67,18 +81,16 @@ class TaskData(LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
+        batch_size: Count,
+        num_workers: Workers,
+        seed: Seed | None,
         images: str | None = None,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
     ):
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"data.batch_size {batch_size} is not positive")
-        if num_workers < 0:
-            raise InputError(f"data.num_workers {num_workers} is negative")
+        if num_workers > 0:
+            check_shared_memory(num_workers)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.seed, self.images = seed, images
         self.split, self.on_bad_image = split or SplitShares(), on_bad_image

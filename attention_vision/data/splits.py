@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from attention_vision.errors import InputError
+from attention_vision.ranges import Fraction, Seed, checked
 
 Split = Literal["train", "val", "test"]
 # Names that folders of a split have; the first is the one that this project writes.
@@ -17,6 +18,7 @@ SPLIT_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class SplitShares:
     """Shares of the training samples that are held out.
@@ -27,9 +29,9 @@ class SplitShares:
         seed: of the division; the run's seed does not move it, so that runs can be compared.
     """
 
-    val: float = 0.0
-    test: float = 0.0
-    seed: int = 0
+    val: Fraction = 0.0
+    test: Fraction = 0.0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         for name, share in (("val", self.val), ("test", self.test)):

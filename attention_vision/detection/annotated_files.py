@@ -17,10 +17,12 @@ from attention_vision.detection.data import DetectionData, DetectionSource, Obje
 from attention_vision.detection.instances import Instances, crowds_in_words
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Seed, Workers, checked
 
 DETR_RECIPE = DETRAugmentation()
 
 
+@checked
 class AnnotatedFiles(DetectionData):
     """Base of detection data in files: a subclass reads the instances of each split.
 
@@ -35,9 +37,9 @@ class AnnotatedFiles(DetectionData):
     def __init__(
         self,
         recipe: DETRAugmentation,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
+        batch_size: Count,
+        num_workers: Workers,
+        seed: Seed | None,
         images: str | None,
         group_by_shape: bool,
         split: SplitShares | None,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import reduce
 from operator import add
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +24,21 @@ from attention_vision.detection.boxes import to_pixels
 from attention_vision.detection.criterion import without_crowds
 from attention_vision.detection.matcher import image_name
 from attention_vision.errors import InputError
+from attention_vision.ranges import (
+    Count,
+    Positive,
+    Probability,
+    Range,
+    Size,
+    checked,
+)
 
 GRID = (7, 7)  # cells of a proposal (Faster R-CNN; arXiv 1612.03144, section 5.2)
 
 BoxHead = Callable[[int, int], nn.Module]
 
 
+@checked
 class PlainBoxHead(nn.Module):
     """The box head of Faster R-CNN with a pyramid (arXiv 1612.03144, section 5.2).
 
@@ -43,7 +53,7 @@ class PlainBoxHead(nn.Module):
         hidden: width of both layers.
     """
 
-    def __init__(self, channels: int, classes: int, hidden: int = 1024):
+    def __init__(self, channels: Size, classes: int, hidden: Size = 1024):
         super().__init__()
         self.layers = TwoMLPHead(channels * GRID[0] * GRID[1], hidden)
         self.predictor = FastRCNNPredictor(hidden, classes)
@@ -52,6 +62,7 @@ class PlainBoxHead(nn.Module):
         return self.predictor(self.layers(proposals))
 
 
+@checked
 class AttentionBoxHead(nn.Module):
     """A box head in which every class looks at a proposal for itself.
 
@@ -77,7 +88,7 @@ class AttentionBoxHead(nn.Module):
         hidden: width of both layers and of the class embeddings.
     """
 
-    def __init__(self, channels: int, classes: int, hidden: int = 512):
+    def __init__(self, channels: Size, classes: int, hidden: Size = 512):
         super().__init__()
         convolutions = nn.Conv2d(channels, hidden, 3), nn.Conv2d(hidden, hidden, 3)
         self.layers = nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1])
@@ -118,6 +129,7 @@ class ProposalHead(RPNHead):
         return [one.float() for one in objectness], [one.float() for one in deltas]
 
 
+@checked
 class AttentionRCNN(nn.Module):
     """Faster R-CNN (arXiv 1506.01497) on a feature pyramid, its box head a slot.
 
@@ -163,20 +175,20 @@ class AttentionRCNN(nn.Module):
 
     def __init__(
         self,
-        num_classes: int = 91,
+        num_classes: Count = 91,
         backbone: Backbone | None = None,
         head: BoxHead = AttentionBoxHead,
-        pyramid_channels: int = 256,
-        first_stage: int = 1,
-        anchor_sizes: tuple[float, ...] | None = None,
-        anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
-        train_proposals: int = 2000,
-        eval_proposals: int = 1000,
-        sampled_anchors: int = 256,
-        sampled_proposals: int = 512,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        detections: int = 100,
+        pyramid_channels: Size = 256,
+        first_stage: Annotated[int, Range(1, 4)] = 1,
+        anchor_sizes: tuple[Positive, ...] | None = None,
+        anchor_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0),
+        train_proposals: Count = 2000,
+        eval_proposals: Count = 1000,
+        sampled_anchors: Count = 256,
+        sampled_proposals: Count = 512,
+        score_threshold: Probability = 0.05,
+        nms_threshold: Probability = 0.5,
+        detections: Count = 100,
     ):
         super().__init__()
         if backbone is None:
@@ -186,8 +198,8 @@ class AttentionRCNN(nn.Module):
                 f"AttentionRCNN: first_stage {first_stage} is none of the backbone's maps, "
                 f"1..{len(backbone.strides)}"
             )
-        if num_classes < 1:
-            raise InputError("AttentionRCNN: num_classes must be at least 1")
+        if not anchor_ratios:
+            raise InputError("AttentionRCNN: anchor_ratios is empty: name at least one")
         self.num_classes = num_classes
         self.first_stage = first_stage
         strides = backbone.strides[first_stage - 1 :]

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 
 from attention_vision.detection.boxes import to_pixels
 from attention_vision.errors import InputError
+from attention_vision.ranges import NonNegative, checked
 
 # The order in which pycocotools summarizes.
 NUMBERS = (
@@ -39,6 +40,7 @@ class Image(NamedTuple):
     crowds: np.ndarray  # (n,)
 
 
+@checked
 class COCOAveragePrecision(Metric):
     """The 12 numbers of the COCO challenge for boxes, and AP per class.
 
@@ -69,7 +71,7 @@ class COCOAveragePrecision(Metric):
         class_names: Sequence[str] | None = None,
         category_ids: Sequence[int] | None = None,
         engine: str = "pycocotools",
-        size_limits: tuple[float, float] = COCO_SIZES,
+        size_limits: tuple[NonNegative, NonNegative] = COCO_SIZES,
     ):
         super().__init__()
         if not 0 < size_limits[0] < size_limits[1]:

@@ -18,13 +18,15 @@ from attention_vision.detection.figures import (
     to_pil,
     unpadded_size,
 )
+from attention_vision.ranges import Count, checked
 from attention_vision.visualization.drawing import rgb
 
 
+@checked
 class BoxedBatch(BatchPicture):
     """Images without their padding, each scaled to its own range, with boxes and classes."""
 
-    def __init__(self, images: int = 4):
+    def __init__(self, images: Count = 4):
         super().__init__(images)
 
     def draw(self, module: Any, batch: Batch, names: list[str]) -> tuple[list[Tensor], list[str]]:

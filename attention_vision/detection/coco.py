@@ -11,6 +11,7 @@ from attention_vision.detection.coco_annotations import read_instances
 from attention_vision.detection.instances import Instances
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Seed, Workers, checked
 
 Labels = Literal["contiguous", "category_ids", "category_ids_from_1"]
 
@@ -29,6 +30,7 @@ N/A, book, clock, vase, scissors, teddy bear, hair drier, toothbrush
 """
 
 
+@checked
 class COCOFolder(AnnotatedFiles):
     """Any data set in COCO format: for each split a folder of images and an instances file.
 
@@ -55,9 +57,9 @@ class COCOFolder(AnnotatedFiles):
         val_annotations: str | None = None,
         labels: Labels = "contiguous",
         recipe: DETRAugmentation = DETR_RECIPE,
-        batch_size: int = 2,
-        num_workers: int = 2,
-        seed: int | None = None,
+        batch_size: Count = 2,
+        num_workers: Workers = 2,
+        seed: Seed | None = None,
         images: str | None = None,
         group_by_shape: bool = False,
         test_images: str | None = None,
@@ -146,6 +148,7 @@ class COCOFolder(AnnotatedFiles):
         return f"data.{split}_{what}"
 
 
+@checked
 class COCO(COCOFolder):
     """COCO 2017 in its official layout: ROOT/{train2017,val2017,annotations}.
 
@@ -159,9 +162,9 @@ class COCO(COCOFolder):
         root: str,
         labels: Labels = "category_ids",
         recipe: DETRAugmentation = DETR_RECIPE,
-        batch_size: int = 2,
-        num_workers: int = 4,
-        seed: int | None = None,
+        batch_size: Count = 2,
+        num_workers: Workers = 4,
+        seed: Seed | None = None,
         images: str | None = None,
         group_by_shape: bool = False,
         on_bad_image: OnBadImage = "stop",

@@ -10,9 +10,12 @@ from torchvision.ops import box_convert
 
 from attention_vision.detection.boxes import giou
 from attention_vision.detection.matcher import HungarianMatcher, Matches, Outputs, Targets
+from attention_vision.errors import InputError
+from attention_vision.ranges import NonNegative, NonNegativeInt, checked
 from attention_vision.training.distributed import mean_over_processes
 
 
+@checked
 class SetCriterion(nn.Module):
     """Loss of the matched pairs and of the queries without an object (arXiv 2005.12872, eq. 2).
 
@@ -45,16 +48,18 @@ class SetCriterion(nn.Module):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: NonNegativeInt,
         matcher: HungarianMatcher,
-        no_object_weight: float = 0.1,
-        class_weight: float = 1.0,
-        box_weight: float = 5.0,
-        giou_weight: float = 2.0,
+        no_object_weight: NonNegative = 0.1,
+        class_weight: NonNegative = 1.0,
+        box_weight: NonNegative = 5.0,
+        giou_weight: NonNegative = 2.0,
         auxiliary: bool = True,
         sync_class_weight: bool = False,
     ):
         super().__init__()
+        if not (class_weight or box_weight or giou_weight):
+            raise InputError("model: class_weight, box_weight or giou_weight has to be above 0")
         self.num_classes = num_classes
         self.matcher = matcher
         self.weights = {"class": class_weight, "box": box_weight, "giou": giou_weight}

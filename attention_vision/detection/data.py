@@ -11,7 +11,7 @@ leaves them out of a loss. In predict a target has `path` and no objects.
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from attention_vision.data.loading import (
 from attention_vision.data.splits import SplitShares
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Range, Seed, Workers, checked
 from attention_vision.training.steps import mix
 
 Target = dict[str, Any]
@@ -60,6 +61,7 @@ class DetectionSource(Protocol):
     def __getitem__(self, index: int) -> tuple[Image.Image, int, Objects]: ...
 
 
+@checked
 class DetectionData(TaskData):
     """Base of all detection data: a subclass sets what is declared here, defines `source`.
 
@@ -82,9 +84,9 @@ class DetectionData(TaskData):
     def __init__(
         self,
         recipe: DETRAugmentation,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
+        batch_size: Count,
+        num_workers: Workers,
+        seed: Seed | None,
         images: str | None,
         group_by_shape: bool,
         split: SplitShares | None = None,
@@ -304,6 +306,7 @@ def collate(samples: list[tuple[Tensor, Target]]) -> Batch:
     return images, padding_mask, [target for _, target in samples]
 
 
+@checked
 class DigitScenes(DetectionData):
     """Scenes of scikit-learn's digits, drawn before training; see `digits.scene`.
 
@@ -324,14 +327,14 @@ class DigitScenes(DetectionData):
 
     def __init__(
         self,
-        scenes: int = 2000,
-        val_scenes: int = 200,
-        size: int = 64,
-        scene_seed: int = 0,
+        scenes: Count = 2000,
+        val_scenes: Count = 200,
+        size: Annotated[int, Range(16, 65_536)] = 64,
+        scene_seed: Seed = 0,
         recipe: DETRAugmentation | None = None,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int | None = None,
+        batch_size: Count = 32,
+        num_workers: Workers = 0,
+        seed: Seed | None = None,
         images: str | None = None,
     ):
         as_drawn = DETRAugmentation(flip=0.0, short_sides=(size,), crop=0.0, evaluation=size)

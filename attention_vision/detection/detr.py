@@ -1,6 +1,6 @@
 """DETR: a detector without anchors and without non-maximum suppression."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from attention_vision.backbones import ResNet
 from attention_vision.backbones.backbone import Backbone
 from attention_vision.detection.transformer import Transformer
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Fraction, Layers, Range, Size, checked
 
 
 class LearnedPosition2d(LearnedPosition):
@@ -46,6 +47,7 @@ class BoxHead(nn.Sequential):
         )
 
 
+@checked
 class DETR(nn.Module):
     """DETR (Carion et al., arXiv 2005.12872).
 
@@ -80,16 +82,16 @@ class DETR(nn.Module):
 
     def __init__(
         self,
-        num_classes: int = 91,
-        num_queries: int = 100,
+        num_classes: Count = 91,
+        num_queries: Size = 100,
         backbone: Backbone | None = None,
         position: Literal["sine", "learned"] = "sine",
-        width: int = 256,
-        heads: int = 8,
-        encoder_layers: int = 6,
-        decoder_layers: int = 6,
-        hidden: int = 2048,
-        dropout: float = 0.1,
+        width: Size = 256,
+        heads: Size = 8,
+        encoder_layers: Annotated[int, Range(0, 1_000)] = 6,
+        decoder_layers: Layers = 6,
+        hidden: Size = 2048,
+        dropout: Fraction = 0.1,
         norm_first: bool = False,
         mask_padding: bool = False,
     ):
@@ -100,8 +102,6 @@ class DETR(nn.Module):
             raise InputError(f"DETR: mask_padding needs a ResNet, not {type(backbone).__name__}")
         if width % 4 or width % heads:
             raise InputError(f"DETR: width {width} is no multiple of 4 and of heads {heads}")
-        if min(num_classes, num_queries, decoder_layers) < 1:
-            raise InputError("DETR: num_classes, num_queries and decoder_layers must be at least 1")
         self.num_classes = num_classes
         self.mask_padding = mask_padding
 

@@ -11,10 +11,12 @@ from attention_vision.detection.annotated_files import DETR_RECIPE, AnnotatedFil
 from attention_vision.detection.instances import ImageEntry, Instances, ObjectEntry, Repairs
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Seed, Workers, checked
 
 VOID = 255  # between objects, in masks of Pascal VOC
 
 
+@checked
 class InstanceMaskFolder(AnnotatedFiles):
     """Images, and masks whose gray levels 1, 2, ... are the objects of one class; 255 is void.
 
@@ -38,9 +40,9 @@ class InstanceMaskFolder(AnnotatedFiles):
         class_name: str = "object",
         mask_pattern: str = "{name}",
         recipe: DETRAugmentation = DETR_RECIPE,
-        batch_size: int = 2,
-        num_workers: int = 2,
-        seed: int | None = None,
+        batch_size: Count = 2,
+        num_workers: Workers = 2,
+        seed: Seed | None = None,
         images: str | None = None,
         group_by_shape: bool = False,
         on_bad_image: OnBadImage = "stop",

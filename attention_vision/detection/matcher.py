@@ -9,6 +9,7 @@ from torchvision.ops import box_convert
 
 from attention_vision.detection.boxes import giou
 from attention_vision.errors import InputError
+from attention_vision.ranges import NonNegative, checked
 
 LARGE = 1e9  # a cost beyond all others
 Outputs = list[dict[str, Tensor]]
@@ -16,6 +17,7 @@ Targets = list[dict[str, Tensor]]
 Matches = list[list[tuple[Tensor, Tensor]]]
 
 
+@checked
 class HungarianMatcher(nn.Module):
     """Assigns objects to queries at the least total cost (DETR, arXiv 2005.12872, eq. 1).
 
@@ -32,8 +34,15 @@ class HungarianMatcher(nn.Module):
     happens, a warning says so.
     """
 
-    def __init__(self, class_cost: float = 1.0, box_cost: float = 5.0, giou_cost: float = 2.0):
+    def __init__(
+        self,
+        class_cost: NonNegative = 1.0,
+        box_cost: NonNegative = 5.0,
+        giou_cost: NonNegative = 2.0,
+    ):
         super().__init__()
+        if not (class_cost or box_cost or giou_cost):
+            raise InputError("model: class_cost, box_cost or giou_cost has to be above 0")
         self.class_cost = class_cost
         self.box_cost = box_cost
         self.giou_cost = giou_cost

@@ -21,6 +21,7 @@ from attention_vision.detection.detr import DETR
 from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.detection.panel import DetectionPanel
 from attention_vision.detection.predictions import DetectionResults
+from attention_vision.ranges import NonNegative, checked
 from attention_vision.training.finite import finite_steps
 from attention_vision.training.logging import (
     ResumableMean,
@@ -38,6 +39,7 @@ SCRATCH_STEPS, SCRATCH_IMAGES = 300_000, 10_000
 MOST_CLASSES = 100  # COCO has 80; with more, metrics.csv would be nothing but them
 
 
+@checked
 class Detector(LightningModule):
     """Base of all detectors: batches, predictions, the metric, the optimizer.
 
@@ -67,12 +69,12 @@ class Detector(LightningModule):
         network: DETR | AttentionRCNN,
         optimizer: OptimizerCallable,
         schedule: LRSchedulerCallable,
-        backbone_lr_factor: float,
+        backbone_lr_factor: NonNegative,
         weights: str | None,
         backbone_weights: str | None,
         fine_tune: bool,
         engine: str,
-        size_limits: tuple[float, float],
+        size_limits: tuple[NonNegative, NonNegative],
     ):
         super().__init__()
         self.network = network
@@ -137,7 +139,7 @@ class Detector(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.step_losses = losses = self.losses(batch)
         total = losses.pop("total")
-        self.train_loss.update(total.detach(), len(batch[0]))
+        self.train_loss.update(total.detach())
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
         if (step_number(self.trainer) + 1) % every == 0:
             log_now(self.trainer, {f"train/{name}": loss.item() for name, loss in losses.items()})
@@ -178,6 +180,7 @@ class Detector(LightningModule):
         return [in_pixels(one, target) for one, target in zip(found, targets, strict=True)]
 
 
+@checked
 class DETRDetector(Detector):
     """Trains DETR on the set loss, and reads its detections.
 
@@ -199,23 +202,23 @@ class DETRDetector(Detector):
     def __init__(
         self,
         network: DETR,
-        class_cost: float = 1.0,
-        box_cost: float = 5.0,
-        giou_cost: float = 2.0,
-        no_object_weight: float = 0.1,
-        class_weight: float = 1.0,
-        box_weight: float = 5.0,
-        giou_weight: float = 2.0,
+        class_cost: NonNegative = 1.0,
+        box_cost: NonNegative = 5.0,
+        giou_cost: NonNegative = 2.0,
+        no_object_weight: NonNegative = 0.1,
+        class_weight: NonNegative = 1.0,
+        box_weight: NonNegative = 5.0,
+        giou_weight: NonNegative = 2.0,
         auxiliary: bool = True,
         sync_class_weight: bool = False,
         optimizer: OptimizerCallable = AdamW,
         schedule: LRSchedulerCallable = WarmupCosine,
-        backbone_lr_factor: float = 0.1,
+        backbone_lr_factor: NonNegative = 0.1,
         weights: str | None = None,
         backbone_weights: str | None = None,
         fine_tune: bool = False,
         engine: str = "pycocotools",
-        size_limits: tuple[float, float] = COCO_SIZES,
+        size_limits: tuple[NonNegative, NonNegative] = COCO_SIZES,
     ):
         super().__init__(
             network, optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune,
@@ -262,6 +265,7 @@ class DETRDetector(Detector):
         ]
 
 
+@checked
 class RCNNDetector(Detector):
     """Trains Faster R-CNN, with attention in its box head or without.
 
@@ -278,12 +282,12 @@ class RCNNDetector(Detector):
         network: AttentionRCNN,
         optimizer: OptimizerCallable = AdamW,
         schedule: LRSchedulerCallable = WarmupCosine,
-        backbone_lr_factor: float = 1.0,
+        backbone_lr_factor: NonNegative = 1.0,
         weights: str | None = None,
         backbone_weights: str | None = None,
         fine_tune: bool = False,
         engine: str = "pycocotools",
-        size_limits: tuple[float, float] = COCO_SIZES,
+        size_limits: tuple[NonNegative, NonNegative] = COCO_SIZES,
     ):
         super().__init__(
             network, optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune,

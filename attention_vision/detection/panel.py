@@ -26,6 +26,7 @@ from attention_vision.detection.figures import (
     to_pil,
     unpadded_size,
 )
+from attention_vision.ranges import Count, Probability, checked
 from attention_vision.training.logging import image_loggers
 from attention_vision.visualization.drawing import rgb, with_legend
 
@@ -34,6 +35,7 @@ MOST_CLASSES = 20  # in the legend
 INTERACTIVE = 30  # boxes an image that W&B gets, whatever their scores: its slider hides them
 
 
+@checked
 class DetectionPanel(Callback):
     """Logs pictures once per validation, from rank zero.
 
@@ -48,7 +50,7 @@ class DetectionPanel(Callback):
         threshold: the least score that the panel draws.
     """
 
-    def __init__(self, images: int = 6, threshold: float = 0.5):
+    def __init__(self, images: Count = 6, threshold: Probability = 0.5):
         self.images, self.threshold = images, threshold
 
     def on_validation_batch_end(

@@ -15,6 +15,7 @@ from attention_vision.data.samples import output_names
 from attention_vision.detection.data import Batch
 from attention_vision.detection.figures import draw_detections
 from attention_vision.errors import InputError
+from attention_vision.ranges import Probability, checked
 from attention_vision.training.distributed import gather
 from attention_vision.training.logging import draws_pictures, run_folder
 from attention_vision.training.progress import say
@@ -33,6 +34,7 @@ class Found(NamedTuple):
     labels: np.ndarray  # (k,)
 
 
+@checked
 class DetectionResults(Callback):
     """Writes results.json in COCO's results format and pictures/NAME_boxes.png.
 
@@ -52,7 +54,7 @@ class DetectionResults(Callback):
         pictures: draw them.
     """
 
-    def __init__(self, threshold: float = 0.5, pictures: bool = True):
+    def __init__(self, threshold: Probability = 0.5, pictures: bool = True):
         self.threshold, self.pictures = threshold, pictures
         self._found: list[Found] = []
         self._names: dict[str, Path] = {}

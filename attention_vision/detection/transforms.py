@@ -12,12 +12,16 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from attention_vision.errors import InputError
+from attention_vision.ranges import Probability, Size, checked
+
 # Of the image that a part is cut from, in pixels. The release has no bound: a strip of 1 x 3,000
 # pixels would become 600 x 1,800,000.
 LONGEST_CUT = 10_000
 SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
 
 
+@checked
 @dataclass(frozen=True)
 class DETRAugmentation:
     """DETR's recipe (arXiv 2005.12872, section A.4, and `datasets/coco.py` of the release).
@@ -31,16 +35,28 @@ class DETRAugmentation:
         crop_least: smallest side of the part, in pixels.
         crop_most: largest side of the part, in pixels.
         evaluation: short side in evaluation and prediction, in pixels.
+
+    Raises:
+        InputError: no short side, or `crop_least` above `crop_most`.
     """
 
-    flip: float = 0.5
-    short_sides: tuple[int, ...] = SCALES
-    longest: int = 1333
-    crop: float = 0.5
-    crop_short_sides: tuple[int, ...] = (400, 500, 600)
-    crop_least: int = 384
-    crop_most: int = 600
-    evaluation: int = 800
+    flip: Probability = 0.5
+    short_sides: tuple[Size, ...] = SCALES
+    longest: Size = 1333
+    crop: Probability = 0.5
+    crop_short_sides: tuple[Size, ...] = (400, 500, 600)
+    crop_least: Size = 384
+    crop_most: Size = 600
+    evaluation: Size = 800
+
+    def __post_init__(self) -> None:
+        for name in ("short_sides", "crop_short_sides"):
+            if not getattr(self, name):
+                raise InputError(f"data.recipe.{name} is empty: name at least one side")
+        if self.crop_least > self.crop_most:
+            raise InputError(
+                f"data.recipe: crop_least {self.crop_least} is above crop_most {self.crop_most}"
+            )
 
     def train(self, mean: tuple[float, ...], std: tuple[float, ...]) -> v2.Transform:
         geometry: list[v2.Transform] = [v2.RandomHorizontalFlip(self.flip)] if self.flip else []

@@ -19,10 +19,13 @@ from attention_vision.detection.instances import (
 )
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Seed, Workers, checked
 
+MAX_BYTES = 10**7  # of an XML file; one with 1,000 objects has some 300,000
 YES = {"1", "1.0", "true", "yes"}
 
 
+@checked
 class VOCFolder(AnnotatedFiles):
     """Pascal VOC: ROOT/Annotations/NAME.xml, ROOT/JPEGImages/NAME.jpg, ROOT/ImageSets/Main/*.txt.
 
@@ -47,9 +50,9 @@ class VOCFolder(AnnotatedFiles):
         self,
         root: str,
         recipe: DETRAugmentation = DETR_RECIPE,
-        batch_size: int = 2,
-        num_workers: int = 2,
-        seed: int | None = None,
+        batch_size: Count = 2,
+        num_workers: Workers = 2,
+        seed: Seed | None = None,
         images: str | None = None,
         group_by_shape: bool = False,
         split: SplitShares | None = None,
@@ -188,8 +191,24 @@ def voc_object(
 
 
 def parsed(file: Path) -> ElementTree.Element:
+    """The root of an annotation.
+
+    Raises:
+        InputError: a damaged or other file; one that declares entities, which can expand to any
+            size; or one of more than `MAX_BYTES`.
+    """
     try:
-        root = ElementTree.parse(file).getroot()
+        if (size := file.stat().st_size) > MAX_BYTES:
+            raise InputError(
+                f"{file} has {size / 1e6:,.1f} MB: annotations are read up to"
+                f" {MAX_BYTES / 1e6:,.0f} MB"
+            )
+        content = file.read_bytes()
+        if b"<!ENTITY" in content.replace(b"\0", b""):  # of UTF-16
+            raise InputError(f"{file} declares entities, which are not read: remove its <!DOCTYPE>")
+        root = ElementTree.fromstring(content)
+    except InputError:
+        raise
     except (ElementTree.ParseError, OSError, ValueError, LookupError) as error:
         raise InputError(f"{file} is not a whole XML file: {error}") from None
     if root.tag != "annotation":

@@ -21,9 +21,11 @@ from attention_vision.detection.instances import (
 )
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Seed, Workers, checked
 from attention_vision.yaml_json import read_yaml
 
 
+@checked
 class YOLOFolder(AnnotatedFiles):
     """YOLO: ROOT/data.yaml, images, and NAME.txt of each in `labels` in the place of `images`.
 
@@ -46,9 +48,9 @@ class YOLOFolder(AnnotatedFiles):
         self,
         root: str,
         recipe: DETRAugmentation = DETR_RECIPE,
-        batch_size: int = 2,
-        num_workers: int = 2,
-        seed: int | None = None,
+        batch_size: Count = 2,
+        num_workers: Workers = 2,
+        seed: Seed | None = None,
         images: str | None = None,
         group_by_shape: bool = False,
         split: SplitShares | None = None,

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from attention_vision.data.loading import OnBadImage, TaskData
 from attention_vision.data.splits import SplitShares
-from attention_vision.errors import InputError
+from attention_vision.ranges import Count, Seed, Size, Workers, checked
 
 Batch = tuple[Tensor, Tensor]
 
 
+@checked
 class GenerationData(TaskData):
     """Base of all generation data: a subclass sets `class_names` and defines `dataset`.
 
@@ -26,15 +27,13 @@ class GenerationData(TaskData):
 
     def __init__(
         self,
-        size: int,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
+        size: Size,
+        batch_size: Count,
+        num_workers: Workers,
+        seed: Seed | None,
         images: str | None = None,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",
     ):
         super().__init__(batch_size, num_workers, seed, images, split, on_bad_image)
-        if size < 1:
-            raise InputError(f"data.size {size} is not positive")
         self.size = size

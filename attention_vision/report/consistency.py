@@ -1,7 +1,6 @@
 """Which results of a study belong together: one configuration, one data set, known code."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from attention_vision.errors import InputError
 from attention_vision.identity import code_difference, data_difference
+from attention_vision.report.shapes import LARGEST
 from attention_vision.yaml_json import read_yaml
 
 RunKey = tuple[str, int | None]  # cell and seed
@@ -87,11 +87,9 @@ def of_a_profile(plan: Mapping[str, Any]) -> Iterator[str]:
 def changed_since(plan: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence if the study file, where it is here, asks for something else by now."""
     file = Path(str(plan.get("file") or ""))
-    if not file.is_file():
-        return
     try:
-        now = read_yaml(file).get("study")
-    except InputError:
+        now = read_yaml(file).get("study") if file.is_file() else None
+    except (InputError, OSError):  # it is being edited, or the name of no file
         return
     if not isinstance(now, dict):
         return
@@ -119,8 +117,9 @@ def not_finite(metrics: Mapping[str, float | None], metric: str) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a finite number, and small enough to be one of a measurement."""
+    is_bool = isinstance(value, bool)
+    return isinstance(value, int | float) and not is_bool and -LARGEST <= value <= LARGEST
 
 
 def in_words(value: Any) -> str:

@@ -17,6 +17,7 @@ from attention_vision.report.consistency import (
     unlike_the_others,
     unlike_the_study,
 )
+from attention_vision.report.shapes import RESULT, RESULTS_FILE, STUDY, check_shape, shown
 from attention_vision.report.statistics import Expectation, Values
 from attention_vision.yaml_json import read_json, require
 
@@ -139,6 +140,7 @@ def read_folder(folder: Path) -> MeasuredStudy:
     """Read the results under FOLDER/cells, for the cells and seeds in study.json."""
     source = folder / "study.json"
     plan = read_json(source)
+    check_plan(plan, source)
     name = require(plan, "name", str, source)
     cells = require(plan, "cells", dict, source)
     seeds = require(plan, "seeds", list, source)
@@ -167,6 +169,18 @@ def read_folder(folder: Path) -> MeasuredStudy:
 def run_folder(folder: Path, cell: str, seed: int | None) -> Path:
     """The folder of a run in that of its study."""
     return folder / "cells" / cell / f"seed{seed}"
+
+
+def check_plan(plan: dict[str, Any], source: Path) -> None:
+    """Check the content of study.json.
+
+    Raises:
+        InputError: a value has another type, or a cell has a name that is no folder's.
+    """
+    check_shape(plan, STUDY, source)
+    for cell in require(plan, "cells", dict, source):
+        if cell != Path(cell).name or cell in ("", ".."):
+            raise InputError(f"{source}: the cell '{cell}' does not have the name of a folder")
 
 
 def counted_runs(
@@ -200,11 +214,13 @@ def counted_runs(
                 waiting[cell, seed] = next((line for line in lines[::-1] if line.strip()), "")
                 continue
             content = read_json(file)
+            check_shape(content, RESULT, file)
             for key, value in {"study": name, "cell": cell, "seed": seed}.items():
                 if content.get(key) != value:
                     raise InputError(
-                        f"{file} belongs to another study or run: its {key} is {content.get(key)}, "
-                        f"but {value} in {source}; move it away, or report its own folder"
+                        f"{file} belongs to another study or run: its {key} is "
+                        f"{shown(content.get(key))}, but {shown(value)} in {source};"
+                        " move it away, or report its own folder"
                     )
             parse_result(content, file)
             contents[cell, seed] = content
@@ -218,6 +234,7 @@ def counted_runs(
 def read_results_file(file: Path) -> MeasuredStudy:
     """Read a results file in the format of experiments/results/README.md."""
     content = read_json(file)
+    check_shape(content, RESULTS_FILE, file)
     plan = content.get("study")
     if not isinstance(plan, dict):
         raise InputError(
@@ -332,7 +349,9 @@ def parse_result(content: Any, source: Path, folder: Path | None = None) -> Resu
         InputError: a key is missing or of another type.
     """
     if not isinstance(content, dict):
-        raise InputError(f"{source}: a run is an object with cell, seed and metrics, not {content}")
+        raise InputError(
+            f"{source}: a run is an object with cell, seed and metrics, not {shown(content)}"
+        )
     metrics = require(content, "metrics", dict, source)
     for key, value in metrics.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -340,6 +359,7 @@ def parse_result(content: Any, source: Path, folder: Path | None = None) -> Resu
     seed = content.get("seed")
     if seed is not None:
         seed = require(content, "seed", int, source)
+    check_shape(content, RESULT, source)
     cost = {"seconds": content.get("seconds"), **(content.get("cost") or {})}
     return Result(require(content, "cell", str, source), seed, metrics, cost, folder)
 
@@ -361,11 +381,20 @@ def defined(value: float | None) -> TypeGuard[float]:
 
 
 def read_curve(folder: Path | None, metric: str) -> list[tuple[int, float]]:
-    """Read (step, value) of a metric from the metrics.csv of a run folder."""
+    """Read (step, value) of a metric from the metrics.csv of a run folder.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     if folder is None or not (folder / "metrics.csv").is_file():
         return []
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(points(csv.DictReader(file), metric))
+    try:
+        with (folder / "metrics.csv").open(newline="") as file:
+            return list(points(csv.DictReader(file), metric))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"{folder / 'metrics.csv'} is damaged: move it away to report without its curve"
+        ) from error
 
 
 def points(rows: csv.DictReader, metric: str) -> Iterator[tuple[int, float]]:

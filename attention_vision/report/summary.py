@@ -1,6 +1,6 @@
 """Summary of a study: statistics per cell, verdicts, and remarks on missing numbers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from attention_vision.report.results import COSTS, MeasuredStudy, RunKey, defined
@@ -88,14 +88,14 @@ def remarks(study: MeasuredStudy, rows: list[CellSummary]) -> Iterator[str]:
     yield from study.remarks
     for cell in study.cells:
         gone = {seed: line for (name, seed), line in study.waiting.items() if name == cell}
-        if gone:
-            numbers = ", ".join(str(seed) for seed in gone)
-            errors = list(dict.fromkeys(filter(None, gone.values())))
-            why = f": {'; '.join(errors)}" if errors else ""
-            yield f"missing: {cell}, {'seeds' if len(gone) > 1 else 'seed'} {numbers}{why}"
+        errors = list(dict.fromkeys(filter(None, gone.values())))
+        if failed := [seed for seed, line in gone.items() if line]:
+            others = f" (and {len(errors) - 1} other errors)" if len(errors) > 1 else ""
+            yield f"failed: {cell}, {numbered(failed)}: {errors[0]}{others}"
+        if missing := [seed for seed, line in gone.items() if not line]:
+            yield f"missing: {cell}, {numbered(missing)}"
     for (cell, why), seeds in grouped(study.left_out).items():
-        numbers = ", ".join(map(str, seeds))
-        yield f"left out: {cell}, {'seeds' if len(seeds) > 1 else 'seed'} {numbers} {why}"
+        yield f"left out: {cell}, {numbered(seeds)} {why}"
     for result in study.results:
         if not defined(result.metrics.get(study.metric)):
             problem = "does not log" if study.metric not in result.metrics else "has no finite"
@@ -110,6 +110,11 @@ def remarks(study: MeasuredStudy, rows: list[CellSummary]) -> Iterator[str]:
                     f"fewer pairs: {row.cell} has {len(row.values)} seeds, "
                     f"{shared} of them in common with {study.baseline}"
                 )
+
+
+def numbered(seeds: Sequence[int | None]) -> str:
+    """Format seeds: "seed 1", or "seeds 1, 2"."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def grouped(left_out: Mapping[RunKey, str]) -> dict[tuple[str, str], list[int | None]]:

@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attention_vision.runs.load import load_run
 
-__all__ = ["RUN_VARIABLE", "load_run"]
-
-RUN_VARIABLE = "ATTENTION_VISION_RUN"  # of the environment: the run folder of this command
+__all__ = ["load_run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,7 +24,7 @@ from lightning.pytorch import (
     Trainer,
     seed_everything,
 )
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
@@ -35,6 +35,7 @@ from attention_vision.claims.check import ClaimCheck
 from attention_vision.claims.claim import Claim
 from attention_vision.config.build import add_nodes, instantiate
 from attention_vision.config.parser import ArgumentParser, kept_arguments, parse_words
+from attention_vision.config.ranges import check_ranges
 from attention_vision.config.trainer import check_after, check_before, refusals_of_trainer
 from attention_vision.config.trust import (
     imports,
@@ -45,8 +46,8 @@ from attention_vision.config.trust import (
 )
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
-from attention_vision.errors import ConfigError, InputError
-from attention_vision.runs import RUN_VARIABLE
+from attention_vision.errors import RUN_VARIABLE, ConfigError, InputError
+from attention_vision.ranges import Count, Seed, Threads
 from attention_vision.runs.data_summary import DATA_FILES, ReportData
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.measured import identity_of, other_data_line
@@ -55,6 +56,7 @@ from attention_vision.runs.resume import (
     flags_of_run,
     in_words,
     is_inside_epoch,
+    read_config,
     record_of,
     split_words,
     words_on_resume,
@@ -76,9 +78,9 @@ from attention_vision.training.heartbeat import Heartbeat
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
+from attention_vision.training.metrics_sum import MetricsSum
 from attention_vision.training.progress import ProgressLines, RunBar, say
 from attention_vision.training.resume import checkpoint_callbacks
-from attention_vision.training.run_files import RunFiles
 from attention_vision.training.run_folder import (
     best_or_last,
     default_run,
@@ -89,7 +91,7 @@ from attention_vision.training.run_folder import (
     read_checkpoint,
     read_state,
     resumable_checkpoint,
-    undamaged,
+    whole_checkpoint,
 )
 from attention_vision.training.run_lock import RunLock
 from attention_vision.training.signals import Stopped, signals_end_the_run
@@ -237,6 +239,7 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
     roots = {"model": task.model, "data": task.data, "trainer": Trainer}
     with imports(trusted, ", ".join(str(file) for file, _ in given if file)):
         config = parse_words(parser, words, roots)
+        check_ranges(parser, config)
     lines += kept_arguments((content for _, content in given), config.as_dict())
     by_flag = weights_by_flag(content for file, content in given if file is None)
     flags = flags_of_run(words)
@@ -250,7 +253,7 @@ def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]
     """
     for flag, value in split_words(words):
         if flag in ("-c", "--config") and value and Path(value).is_file():
-            yield Path(value), read_yaml(Path(value))
+            yield Path(value), read_config(Path(value))
         elif flag.startswith("--"):
             yield None, {flag[2:]: value or ""}
 
@@ -282,7 +285,7 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
         help="'last', 'best' or a file: fit resumes from it, the other verbs evaluate it",
     )  # fmt: skip
     parser.add_argument(
-        "--checkpoint_every_n_steps", type=int | None, default=None,
+        "--checkpoint_every_n_steps", type=Count | None, default=None,
         help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
     )  # fmt: skip
     parser.add_argument(
@@ -304,14 +307,14 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
         " others only trace them (default: not compiled)",
     )  # fmt: skip
     parser.add_argument(
-        "--threads", type=int | None, default=None,
+        "--threads", type=Threads | None, default=None,
         help="CPU threads of each process (default: torch's own choice)",
     )  # fmt: skip
     parser.add_argument(
         "--claim", type=Claim | None, default=None, help="the number that the run reproduces"
     )
     parser.add_argument(
-        "--seed_everything", type=bool | int, default=0, help="the seed; true draws one"
+        "--seed_everything", type=bool | Seed, default=0, help="the seed; true draws one"
     )
     parser.add_lightning_class_args(Trainer, "trainer")
     add_nodes(parser, task.nodes, task.links)
@@ -411,7 +414,9 @@ def checkpoint_to_resume(parsed: Parsed, run: OpenRun) -> Path | None:
                 f"{folder} contains a run: resume it by --ckpt_path last, or give another --run"
             )
         return None
-    checkpoint = undamaged(resumable_checkpoint(folder, config.ckpt_path))
+    wanted = resumable_checkpoint(folder, config.ckpt_path)
+    checkpoint, lines = whole_checkpoint(wanted)
+    parsed.notices.extend(lines)
     if folder.resolve() not in checkpoint.resolve().parents:
         if holds:
             raise InputError(
@@ -422,8 +427,8 @@ def checkpoint_to_resume(parsed: Parsed, run: OpenRun) -> Path | None:
             f"{folder} continues {checkpoint}: its weights, optimizer and position; --weights"
             f" {checkpoint} would take the weights alone"
         )
-    elif config.ckpt_path == "last" and checkpoint.stem == "best":
-        parsed.notices.append(f"there is no last.ckpt yet: resumed from {checkpoint}")
+    elif config.ckpt_path == "last" and not (folder / "checkpoints" / "last.ckpt").is_file():
+        parsed.notices.append(f"there is no last.ckpt: resumed from {checkpoint}")
     return checkpoint
 
 
@@ -534,8 +539,11 @@ def make_trainer(
         ReportData(),
         *as_list(options.callbacks, Callback),
     ]
+    for one in options.callbacks:  # Lightning's place for them is a folder in the run folder
+        if isinstance(one, ModelCheckpoint) and one.dirpath is None:
+            one.dirpath = str(run.folder / "checkpoints")
     if fits and options.enable_checkpointing is not False:
-        options.callbacks.append(RunFiles(run.folder))
+        options.callbacks.append(MetricsSum(run.folder))
         options.callbacks += checkpoint_callbacks(
             run.folder / "checkpoints",
             parsed.task.best,
@@ -652,10 +660,12 @@ def running(work: Work) -> Iterator[None]:
             launcher.kill(signal.SIGTERM)  # the other processes would say the same
         work.run.give_up()
         raise
-    except RuntimeError as error:
+    except Exception as error:
         if trainer.world_size > 1 and any(words in str(error) for words in LOST_PEER):
             line = "another process of this run has ended; its own line says why"
             raise InputError(line) from None
+        if launcher:
+            launcher.kill(signal.SIGTERM)  # most would say the same, the others wait for this one
         raise
     except SystemExit as end:  # by a signal
         if launcher and not isinstance(end, Stopped):

@@ -44,7 +44,7 @@ def checkpoint_identity(source: str | Path | None) -> dict[str, Any]:
 def other_data(run: Path, data: Any) -> str:
     """Words on how the opened data differs from that of a run; empty if it does not.
 
-    Nothing is compared where the run, as before version 0.3, did not write a fingerprint.
+    Nothing is compared where the run, as in version 0.1, did not write a fingerprint.
     """
     if not isinstance(data, TaskData) or not (run / SUMMARY).is_file():
         return ""

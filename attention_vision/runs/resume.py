@@ -2,17 +2,25 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from attention_vision import __version__
 from attention_vision.config.moved_paths import with_current_paths
-from attention_vision.errors import InputError
+from attention_vision.errors import ConfigError, InputError
 from attention_vision.training.changes import Change
-from attention_vision.training.run_folder import is_requeued, read_checkpoint, resumable_checkpoint
-from attention_vision.yaml_json import read_yaml
+from attention_vision.training.run_folder import (
+    is_requeued,
+    read_checkpoint,
+    resumable_checkpoint,
+    whole_checkpoint,
+)
+from attention_vision.yaml_json import read_yaml, write_atomically
 
 RECORD = "attention_vision"  # key of a checkpoint: the run that it belongs to, see `RunConfig`
 OF_THE_CALL = ("config", "ckpt_path", "run", "task")  # keys that are not arguments of the run
@@ -155,6 +163,30 @@ def flattened(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, node
 
 
+def differences(
+    config: Mapping[str, Any], now: Mapping[str, Any], same_version: bool = True
+) -> dict[str, Change]:
+    """Arguments that differ between two configs, by dotted key.
+
+    What the data or the checkpoint settles is not compared, nor are the arguments of a class that
+    is another one, nor, of a config of another version, those that only one of the two has.
+    """
+    before, after = arguments(with_current_paths(config)), arguments(now)
+    found: dict[str, Change] = {}
+    for key in [*before, *(key for key in after if key not in before)]:
+        old, new = before.get(key, ABSENT), after.get(key, ABSENT)
+        absent = old is ABSENT or new is ABSENT
+        above = [one for node, one in found.items() if key.startswith(f"{node}.")]
+        of_another_class = any(isinstance(one, str) for change in above for one in change)
+        settled = key.endswith(".num_classes") or (
+            key.startswith("data.preprocessing.") and None in (old, new)
+        )
+        unknown = absent and (above or not same_version)
+        if old != new and not (of_another_class or settled or unknown):
+            found[key] = Change(*(None if one is ABSENT else one for one in (old, new)))
+    return found
+
+
 def changed_arguments(
     record: Mapping[str, Any], config: Mapping[str, Any], checkpoint: Path, inside: bool
 ) -> dict[str, Change]:
@@ -172,25 +204,12 @@ def changed_arguments(
     Raises:
         InputError: a change that `RULES` refuse.
     """
-    before, after = arguments(with_current_paths(record["config"])), arguments(config)
-    other = record.get("version") != __version__  # whose config has other keys
-    changes: dict[str, Change] = {}
-    for key in [*before, *(key for key in after if key not in before)]:
-        old, new = before.get(key, ABSENT), after.get(key, ABSENT)
-        absent = old is ABSENT or new is ABSENT
-        above = [one for node, one in changes.items() if key.startswith(f"{node}.")]
-        of_another_class = any(isinstance(one, str) for change in above for one in change)
-        settled = key.endswith(".num_classes") or (
-            key.startswith("data.preprocessing.") and new in (None, ABSENT)
-        )  # by the data, and by the checkpoint
-        if old == new or (absent and (other or above)) or of_another_class or settled:
-            continue
-        changes[key] = Change(*(None if one is ABSENT else one for one in (old, new)))
-    for key, (old, new) in changes.items():
-        if reason := refusal(key, changes[key], inside):
-            raise InputError(
-                f"{key} is {shown(new)} here and {shown(old)} in {checkpoint}: {reason}"
-            )
+    same_version = record.get("version") == __version__
+    changes = differences(record["config"], config, same_version)
+    for key, change in changes.items():
+        if reason := refusal(key, change, inside):
+            old, new = map(shown, change)
+            raise InputError(f"{key} is {new} here and {old} in {checkpoint}: {reason}")
     return changes
 
 
@@ -256,7 +275,7 @@ def words_on_resume(words: Sequence[str]) -> tuple[list[str], list[str]]:
     flags = split_words(words)
     given = {key_of(flag): value for flag, value in flags}
     files = [Path(value) for flag, value in flags if flag in FILE_FLAGS and value]
-    configs = [given, *(read_yaml(file) for file in reversed(files) if file.is_file())]
+    configs = [given, *(read_config(file) for file in reversed(files) if file.is_file())]
     run, name = (
         next((str(config[key]) for config in configs if config.get(key)), None)
         for key in ("run", "ckpt_path")
@@ -270,7 +289,8 @@ def words_on_resume(words: Sequence[str]) -> tuple[list[str], list[str]]:
     if not files:
         return ["-c", str(own), *words], [f"arguments of the run: {own}"]
     try:
-        record = record_of(read_checkpoint(resumable_checkpoint(Path(run), name)))
+        checkpoint, _ = whole_checkpoint(resumable_checkpoint(Path(run), name))
+        record = record_of(read_checkpoint(checkpoint))
     except InputError:  # which `open_run` reports
         return [*words], []
     kept = [flag for flag in split_words(record.get("flags", [])) if key_of(flag[0]) not in given]
@@ -298,3 +318,26 @@ def record_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint says of its run; empty where an earlier version wrote it."""
     record = checkpoint.get(RECORD)
     return record if isinstance(record, dict) else {}
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a YAML file; for a damaged config.yaml of a run, write the one its checkpoints know.
+
+    Raises:
+        ConfigError: the file is not valid; the message names the earlier one.
+    """
+    try:
+        return read_yaml(file)
+    except ConfigError as error:
+        if file.name != "config.yaml":
+            raise
+        for name in ("last", "previous", "best"):
+            config = None
+            with suppress(InputError):
+                checkpoint = read_checkpoint(file.parent / "checkpoints" / f"{name}.ckpt")
+                config = record_of(checkpoint).get("config")
+            if config:
+                earlier = file.with_name("config.earlier.yaml")
+                write_atomically(earlier, yaml.safe_dump(config, sort_keys=False))
+                raise ConfigError(f"{error}; that of {name}.ckpt is {earlier}") from error
+        raise

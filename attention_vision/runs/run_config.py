@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from attention_vision import __version__
 from attention_vision.config.parser import ArgumentParser
 from attention_vision.errors import ConfigError
-from attention_vision.runs.resume import RECORD
+from attention_vision.runs.resume import RECORD, differences
 from attention_vision.yaml_json import read_yaml, write_atomically
 
 
@@ -81,14 +81,18 @@ def plain_config(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
 
 
 def write_config(run: Path, text: str) -> None:
-    """Write RUN/config.yaml; one of other content moves to the first free config.N.yaml."""
+    """Write RUN/config.yaml unless it says the same; another moves to the first free config.N.yaml.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     file = run / "config.yaml"
-    before = None
-    with suppress(ConfigError):  # there is none, or it is damaged
-        before = read_yaml(file)
-    if file.is_file() and before != yaml.safe_load(text):
+    if file.is_file():
+        with suppress(ConfigError):  # it is damaged
+            if not differences(read_yaml(file), yaml.safe_load(text)):
+                return
         number = 1
         while (kept := run / f"config.{number}.yaml").exists():
             number += 1
-        kept.write_bytes(file.read_bytes())
+        write_atomically(kept, file.read_text(errors="replace"))
     write_atomically(file, text)

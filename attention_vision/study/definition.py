@@ -43,7 +43,7 @@ class Cell:
         config: complete except for the seed, and for the steps of a budget in FLOPs.
         sha256: hash of budget and config without `HARDWARE`, which identifies the results of the
             cell; see `with_profile`.
-        earlier_sha256: hash of the whole config, as results of before version 0.3 have it.
+        earlier_sha256: hash of the whole config, as results of version 0.1 have it.
     """
 
     values: dict[str, str]
@@ -269,7 +269,7 @@ def flops_to_steps(flops: float, macs: int, images: int) -> int:
 
 
 def sha256(config: Config, budget: dict[str, float]) -> str:
-    """Hash of a config and its budget; results of before version 0.3 depend on it."""
+    """Hash of a config and its budget; results of version 0.1 depend on it."""
     text = json.dumps({"config": config, "budget": budget}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,8 +1,9 @@
 """Layout of a study folder, with atomic writes.
 
-study.json, and cells/CELL/seedS/{cell.yaml,result.json,error.txt,log.txt,progress.json} in addition
-to the files that `attention-vision TASK fit` writes into a run folder. Runs whose configuration is
-no longer that of the study lie in earlier/SHA256/CELL/seedS, and return when it is again.
+study.json, cells/CELL/preflight.json, and
+cells/CELL/seedS/{cell.yaml,result.json,error.txt,log.txt,progress.json} in addition to the files
+that `attention-vision TASK fit` writes into a run folder. Runs whose configuration is no longer
+that of the study lie in earlier/SHA256/CELL/seedS, and return when it is again.
 """
 
 import fcntl
@@ -21,6 +22,7 @@ from attention_vision.report.consistency import ASKED, in_words, not_finite
 from attention_vision.study.definition import Study, differences
 from attention_vision.yaml_json import Config, read_json, read_yaml, to_json, write_atomically
 
+Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # for thousands of runs
 HEADER = re.compile(r"# config_sha256 ([0-9a-f]{64})\n")  # first line of cell.yaml
 
 
@@ -137,12 +139,12 @@ def last_error(run: Run) -> str:
 
 def write_config(run: Run, config: Config) -> None:
     """Write cell.yaml, with the hash of the cell in its first line."""
-    text = yaml.safe_dump(config, sort_keys=False)
+    text = yaml.dump(config, Dumper=Dumper, sort_keys=False)
     write_atomically(run.config, f"# config_sha256 {run.sha256}\n{text}")
 
 
 def config_sha256(run: Run) -> str | None:
-    """Read the hash in the first line of cell.yaml; None without one, as before version 0.3."""
+    """Read the hash in the first line of cell.yaml; None without one, as in version 0.1."""
     try:
         with run.config.open() as file:
             found = HEADER.match(file.readline())
@@ -167,7 +169,7 @@ def other_configuration(run: Run, study: Study) -> str:
         changes = differences(read_yaml(run.config), config, study.budget)[:3]
     if known or (run.result.is_file() and read_result(run) is None):
         return "; ".join(changes) or "other data or another budget"
-    return "; ".join(changes)  # before version 0.3 a profile was not part of the hash
+    return "; ".join(changes)  # in version 0.1 a profile was not part of the hash
 
 
 def set_aside(run: Run) -> Path:

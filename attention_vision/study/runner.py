@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import yaml
 
 from attention_vision.errors import InputError
-from attention_vision.identity import data_difference
+from attention_vision.identity import code, data_difference
 from attention_vision.study.definition import Study, merge, read_definition, with_profile
 from attention_vision.study.exit_code import ExitCode
 from attention_vision.study.folder import (
@@ -37,7 +37,7 @@ from attention_vision.study.folder import (
     write_study,
 )
 from attention_vision.study.progress_table import ProgressTable, cost_table
-from attention_vision.yaml_json import Config, read_yaml, write_atomically
+from attention_vision.yaml_json import Config, read_json, read_yaml, to_json, write_atomically
 
 if TYPE_CHECKING:
     from attention_vision.study.preflight import Preflight
@@ -184,15 +184,22 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
     configs = {name: study.cells[name].config for name in cells}
     jobs, threads, gpus = share_machine(configs.values(), request.jobs, len(waiting))
     preload(study.task, threads)
-    needed = cells if dry_run else [name for name in cells if any(name == r.cell for r in waiting)]
-    checked = {name: configs[name] for name in needed}
-    preflights, facts = run_preflights(study, checked, jobs, without_data=dry_run)
+    unfinished = {run.cell for run in waiting}
+    needed = cells if dry_run else [name for name in cells if name in unfinished]
+    known = {} if dry_run else known_preflights(study, folder, needed)
+    # One cell of each data set is opened anew: the data may have changed.
+    opened = {repr(configs[name].get("data")): name for name in reversed(needed)}.values()
+    checked = {n: configs[n] for n in needed if n not in known or n in opened}
+    fresh, facts = run_preflights(study, checked, jobs, without_data=dry_run)
+    preflights = {name: fresh.get(name) or known[name] for name in needed}
     if dry_run:
         print(cost_table(study, needed, preflights, seeds, waiting, jobs))
         return 0
 
-    refuse_other_data(study, results, {name: one.data for name, one in preflights.items()})
+    refuse_other_data(study, results, {name: one.data for name, one in fresh.items()})
     settle_folder(study, folder, others, back)
+    for name, preflight in fresh.items():
+        write_preflight(study, folder, name, preflight)
     costs = {}
     for name, preflight in preflights.items():
         if "flops" in study.budget:
@@ -203,9 +210,31 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
     for run in waiting:
         write_config(run, run_config(configs[run.cell], run, threads))
     launcher = make_launcher(request, folder, jobs, threads, gpus)
-    code = execute_runs(launcher, ProgressTable(study, runs, jobs), waiting, costs)
+    failed = execute_runs(launcher, ProgressTable(study, runs, jobs), waiting, costs)
     print(f"tables, intervals, verdicts: attention-vision study report {folder}")
-    return code
+    return failed
+
+
+def known_preflights(study: Study, folder: Path, cells: Iterable[str]) -> dict[str, "Preflight"]:
+    """Read the preflights of cells that were begun with this configuration and this code."""
+    from attention_vision.study.preflight import Preflight
+
+    known = {}
+    for name in cells:
+        file = folder / "cells" / name / "preflight.json"
+        with suppress(OSError, InputError, KeyError, TypeError):  # it is measured again
+            content = read_json(file)
+            identity = content["config_sha256"], content["code"]
+            if identity == (study.cells[name].sha256, code()):
+                known[name] = Preflight(**content["preflight"])
+    return known
+
+
+def write_preflight(study: Study, folder: Path, cell: str, preflight: "Preflight") -> None:
+    """Write the preflight of a cell, for the next `study run`."""
+    identity = {"config_sha256": study.cells[cell].sha256, "code": code()}
+    content = identity | {"preflight": vars(preflight)}
+    write_atomically(folder / "cells" / cell / "preflight.json", to_json(content))
 
 
 def settle_folder(study: Study, folder: Path, others: dict[Run, str], back: list[Run]) -> None:

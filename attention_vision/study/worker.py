@@ -96,7 +96,7 @@ def train(run: Run, cost: dict[str, Any]) -> None:
     last = run.folder / "checkpoints" / "last.ckpt"
     earlier = read_result(run)
     if earlier is not None and not_finite(earlier["metrics"], run.metric):
-        put_away(last.parent)  # version 0.2 took it for a result
+        put_away(last.parent)  # version 0.1 took it for a result
     if not last.is_file():  # the attempt was killed before its first checkpoint
         remove_attempt(run.folder)
     work = prepare_run(run, "fit", ["--ckpt_path", "last"] if last.is_file() else [])
@@ -268,7 +268,7 @@ def redirect_output(file: Path) -> None:
     """Append the output of this process and its children to a file from now on."""
     sys.stdout.flush()
     sys.stderr.flush()
-    stream = file.open("a", buffering=1)
+    stream = file.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
     for number in (1, 2):
         os.dup2(stream.fileno(), number)
     sys.stdout = sys.stderr = stream

@@ -8,7 +8,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,7 +194,7 @@ class FiniteSteps(Callback):
         require_finite_weights(module, "no checkpoint is written")
 
     def _require(self, trainer: Trainer, module: LightningModule) -> None:
-        if fault := self._read(trainer, module):
+        if not self._reads_each and (fault := self._read(trainer, module)):
             raise InputError(fault)
 
     def _read(
@@ -244,7 +244,10 @@ class FiniteSteps(Callback):
                 "buffers": unsaved_buffers(module),
                 "batch": to_cpu(batch),
                 "precision": str(trainer.precision),
-                **asdict(step),
+                "step": step.number,
+                "epoch": step.epoch,
+                "batch_idx": step.batch_idx,
+                "seed": step.seed,
             }
             # All processes compute the step again, since a loss may be averaged over them.
             losses, layer = compute_losses(module, batch, step.seed, record["precision"])

@@ -1,6 +1,7 @@
 """Ends a run of several processes when one of them has died or does not move."""
 
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -9,7 +10,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-OK, BYE = b"ok", b"bye"
+OK, BYE = b"ok", b"bye "
+TURN = 1.0  # seconds between two reports
 
 
 class Heartbeat(Callback):
@@ -36,31 +38,39 @@ class Heartbeat(Callback):
         if trainer.world_size == 1 or self._thread is not None:
             return
         link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        link.settimeout(1.0)
+        link.settimeout(TURN)
         if trainer.is_global_zero:
             link.bind(("", 0))
-        port = trainer.strategy.broadcast(link.getsockname()[1])
+        # The token tells this run's datagrams from others that reach the port.
+        own = (link.getsockname()[1], secrets.token_bytes(8))
+        port, token = trainer.strategy.broadcast(own)
         environment: Any = trainer.strategy  # that of several processes
         host = environment.cluster_environment.main_address
-        values = (trainer, link) if trainer.is_global_zero else (trainer, link, (host, port))
+        if not trainer.is_global_zero:
+            try:
+                link.connect((host, port))  # takes no datagrams from elsewhere
+            except OSError:  # a name without an address of this kind
+                return
         watch = self.lead if trainer.is_global_zero else self.follow
         self._ended.clear()
-        self._thread = threading.Thread(target=watch, args=values, daemon=True)
+        self._thread = threading.Thread(target=watch, args=(trainer, link, token), daemon=True)
         self._thread.start()
 
-    def lead(self, trainer: Trainer, link: socket.socket) -> None:
+    def lead(self, trainer: Trainer, link: socket.socket, token: bytes) -> None:
         """Answer the others and count their silence; poll those that this process started."""
         silent: dict[int, int] = {}
         addresses: dict[int, Any] = {}
         started = getattr(trainer.strategy.launcher, "procs", [])
-        while not self._ended.wait(1.0):
+        while not self._ended.wait(TURN):
             silent = {rank: turns + 1 for rank, turns in silent.items()}
             with suppress(OSError):
                 link.setblocking(False)
                 while True:
                     beat, address = link.recvfrom(64)
-                    rank = int(beat.split()[-1])
-                    if beat.startswith(BYE):
+                    if beat[: len(token)] != token:
+                        continue
+                    rank = int(beat[len(token) :].removeprefix(BYE))
+                    if beat.startswith(BYE, len(token)):
                         silent.pop(rank, None)
                     else:
                         silent[rank], addresses[rank] = 0, address
@@ -74,15 +84,16 @@ class Heartbeat(Callback):
         for address in () if self._failed else addresses.values():
             send(link, BYE, address)
 
-    def follow(self, trainer: Trainer, link: socket.socket, leader: tuple[str, int]) -> None:
+    def follow(self, trainer: Trainer, link: socket.socket, token: bytes) -> None:
         """Report to rank zero every second, and count its silence."""
         silent: int | None = None
         rank = str(trainer.global_rank).encode()
-        while not self._ended.wait(1.0):
-            send(link, rank, leader)
+        while not self._ended.wait(TURN):
             try:
+                link.send(token + rank)
                 answer = link.recv(64)
             except OSError:
+                # Refused at once where the other process has ended, else after a turn.
                 silent = None if silent is None else silent + 1
                 if silent is not None and silent > self.seconds // 2:  # turns of two seconds
                     self.end(trainer, 0)
@@ -92,8 +103,9 @@ class Heartbeat(Callback):
             if answer != OK:
                 self.end(trainer, int(answer))
             silent = 0
-        if not self._failed:
-            send(link, BYE + b" " + rank, leader)
+        with suppress(OSError):
+            if not self._failed:
+                link.send(token + BYE + rank)
 
     def end(self, trainer: Trainer, lost: int) -> None:
         """End this process, whose main thread may wait for the lost one for ever."""

@@ -11,9 +11,22 @@ class EpochLoop(_TrainingEpochLoop):
     Lightning validates at an epoch's or a step's multiple: a run of 10 epochs validated every 4, or
     one that `max_steps` or `max_time` ends inside an epoch, would end with weights that no
     validation has seen, and could end without best.ckpt.
+
+    A run that `max_time` or a callback ends between batches whose gradients are accumulated does
+    the step first: gradients are in no checkpoint, and a longer run would miss them.
     """
 
+    @property
+    def done(self) -> bool:
+        return super().done and not self._finishes_step()
+
+    def _finishes_step(self) -> bool:
+        stops = self.trainer.should_stop and not self._is_training_done
+        return stops and self._should_accumulate()
+
     def _should_check_val_fx(self, data_fetcher: _DataFetcher) -> bool:
+        if self._finishes_step():
+            return False
         if super()._should_check_val_fx(data_fetcher):
             return True
         if self.restarting and self.restarted_on_last:

@@ -56,7 +56,7 @@ def image_loggers(trainer: Trainer) -> list[ImageLogger]:
 
 
 class ResumableMean(MeanMetric):
-    """Mean over an epoch, with its state saved: a checkpoint may cut the epoch in two.
+    """Mean over an epoch's batches, with its state saved: a checkpoint may cut the epoch in two.
 
     `state_dict` holds the sum over all processes (a collective, as Lightning's saving is), and
     loading returns it to rank zero alone: after a resume the processes together have the sum that
@@ -69,10 +69,12 @@ class ResumableMean(MeanMetric):
         super().__init__(nan_strategy="disable")  # a check would wait for the GPU at every step
         self.persistent(True)
 
-    def update(self, value: Tensor, weight: float = 1.0) -> None:
-        """Add a value, which stands for `weight` samples. Shape: ()"""
+    def update(self, value: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Add the loss of a batch, a scalar; all batches of a training are of one size."""
+        # torchmetrics' own sets every weight to 1 where it does not look for NaN.
         finite = value.isfinite()
-        super().update(value.where(finite, 0.0), weight * finite)
+        self.mean_value = self.mean_value + value.where(finite, 0.0).to(self.dtype)
+        self.weight = self.weight + finite
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         with self.sync_context(should_sync=not self._is_synced):

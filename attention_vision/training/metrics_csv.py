@@ -7,7 +7,7 @@ a killed and resumed run continues the same file, and ends with the file of an u
 import csv
 import io
 import os
-import warnings
+import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -74,7 +74,7 @@ class MetricsCSV(Logger):
             with suppress(OSError):
                 self.file.with_suffix(".csv.part").unlink()
             reason = f"cannot be written: {error.strerror or error}; its rows so far stay"
-            if self._last and not self.folder.is_dir():
+            if isinstance(error, FileNotFoundError) and not self.folder.is_dir():
                 reason = "was removed with its folder while the run was training"
             raise InputError(f"{self.file} {reason}") from error
 
@@ -85,9 +85,7 @@ class MetricsCSV(Logger):
         new_columns = [key for key in row if key not in self._columns]
         self._columns += new_columns
         if self._last and self.folder.is_dir() and not self.file.exists():
-            warnings.warn(
-                f"{self.file} was removed: rows before step {step} are lost", stacklevel=2
-            )
+            warn(f"{self.file} was removed: rows before step {step} are lost")
         if new_columns or step < last or not self.file.exists():
             self._rewrite(step, row)
         elif step > last:
@@ -120,9 +118,7 @@ class MetricsCSV(Logger):
             reason = f"{error.strerror or error}"
             if reason not in self._warned:  # one picture less is no reason to end a training
                 self._warned.add(reason)
-                warnings.warn(
-                    f"{self.folder}/pictures: {reason}; pictures are missing", stacklevel=2
-                )
+                warn(f"{self.folder}/pictures: {reason}; pictures are missing")
 
     def _write_images(
         self, key: str, images: list[Any], step: int | None, caption: list[str] | None
@@ -204,6 +200,10 @@ class MetricsCSV(Logger):
             self._columns = named + [key for key in self._columns if key not in named]
             for row in reader:
                 yield {key: cell for key, cell in row.items() if cell}
+
+
+def warn(line: str) -> None:
+    print(f"WARNING: {line}", file=sys.stderr, flush=True)
 
 
 def _cell(key: str, value: Any) -> str:

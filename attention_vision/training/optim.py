@@ -16,12 +16,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from attention_vision.errors import InputError
+from attention_vision.ranges import NonNegative, checked
 
 # Tables that are added to features or to scores: decay would pull them to zero as if they were
 # filters.
 WITHOUT_DECAY = ("token", "table")
 
 
+@checked
 class WarmupCosine(LRScheduler):
     """Linear warm-up, then half a cosine down to `min_lr` at the last step of the run.
 
@@ -36,13 +38,16 @@ class WarmupCosine(LRScheduler):
     run resumed with more epochs follows the longer cosine.
 
     Raises:
-        InputError: `warmup_epochs` or `min_lr` is negative.
+        InputError: `min_lr` is above the learning rate.
     """
 
-    def __init__(self, optimizer: Optimizer, warmup_epochs: float = 0.0, min_lr: float = 0.0):
-        for name, value in (("warmup_epochs", warmup_epochs), ("min_lr", min_lr)):
-            if value < 0:
-                raise InputError(f"WarmupCosine: {name} {value} is negative")
+    def __init__(
+        self, optimizer: Optimizer, warmup_epochs: NonNegative = 0.0, min_lr: NonNegative = 0.0
+    ):
+        groups = optimizer.param_groups
+        rates = [group["lr"] / (group.get("lr_factor", 1.0) or 1.0) for group in groups]
+        if min_lr > max(rates):
+            raise InputError(f"min_lr {min_lr} is above the learning rate {max(rates):g}")
         self.warmup_epochs, self.min_lr = warmup_epochs, min_lr
         self.horizon: Callable[[], tuple[int, int]] | None = None  # () -> (T, steps per epoch)
         super().__init__(optimizer)

@@ -12,16 +12,18 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from attention_vision.ranges import NonNegative, checked
 from attention_vision.training.pace import Pace, clock
 
 
+@checked
 class ProgressLines(Callback):
     """One line per epoch, and one per minute inside long epochs and evaluations.
 
     For output that is not a terminal: a log file needs lines, not a bar that redraws itself.
     """
 
-    def __init__(self, seconds: float = 60.0):
+    def __init__(self, seconds: NonNegative = 60.0):
         self.seconds = seconds
         self._epoch_start = self._last_line = time.monotonic()
         self._pace = Pace()
@@ -117,6 +119,7 @@ class ProgressLines(Callback):
         ]
 
 
+@checked
 class RunBar(TQDMProgressBar):
     """Lightning's bar with this epoch's running loss, images/s and the time to go of the run.
 
@@ -124,7 +127,7 @@ class RunBar(TQDMProgressBar):
         seconds: between two updates; each waits for the device, to read the loss.
     """
 
-    def __init__(self, seconds: float = 0.2):
+    def __init__(self, seconds: NonNegative = 0.2):
         super().__init__()
         self.seconds = seconds
         self._pace, self._updated = Pace(), 0.0

@@ -15,7 +15,6 @@ from torch import nn
 
 from attention_vision.errors import InputError
 from attention_vision.training.checkpoint_io import check_sums
-from attention_vision.training.progress import say
 
 
 def default_run(task: str, stem: str) -> Path:
@@ -80,19 +79,26 @@ def find_checkpoint(run: Path, name: str = "best") -> Path:
 
 
 def resumable_checkpoint(run: Path, name: str) -> Path:
-    """The file that training resumes from; "last" is best.ckpt until there is a last.ckpt.
+    """The file that training resumes from; the latest other one for a last.ckpt that is not there.
 
     A run whose first validation comes before its first save of last.ckpt has best.ckpt alone.
 
     Raises:
         InputError: there is no such file.
     """
-    best, last = (run / "checkpoints" / f"{stem}.ckpt" for stem in ("best", "last"))
-    return (
-        best
-        if name == "last" and best.is_file() and not last.is_file()
-        else find_checkpoint(run, name)
-    )
+    folder = run / "checkpoints"
+    if name != "last" or (folder / "last.ckpt").is_file():
+        return find_checkpoint(run, name)
+    return latest(folder) or find_checkpoint(run, name)
+
+
+def latest(folder: Path) -> Path | None:
+    """The whole checkpoint of most steps beside last.ckpt; None without one."""
+    steps = {}
+    for other in (folder / name for name in ("previous.ckpt", "best.ckpt")):
+        with suppress(InputError, KeyError):
+            steps[other] = read_checkpoint(other)["global_step"]
+    return max(steps, key=lambda one: steps[one]) if steps else None
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -104,8 +110,11 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged, or not a checkpoint of this command") from error
 
 
-def undamaged(file: Path) -> Path:
-    """The checkpoint, or the latest whole one beside it if it is a damaged last.ckpt; says so.
+def whole_checkpoint(file: Path) -> tuple[Path, list[str]]:
+    """The checkpoint, or the latest whole one beside it in the place of a damaged last.ckpt.
+
+    Returns:
+        the file, and a line on what is lost, if anything is.
 
     Raises:
         InputError: the file is damaged, and there is no other for it.
@@ -115,18 +124,13 @@ def undamaged(file: Path) -> Path:
     except InputError as error:
         if file.name != "last.ckpt":
             raise
-        steps = {}
-        for other in (file.with_name(name) for name in ("previous.ckpt", "best.ckpt")):
-            with suppress(InputError):
-                steps[other] = read_checkpoint(other)["global_step"]
-        if not steps:
+        other = latest(file.parent)
+        if other is None:
             raise InputError(f"{error}; {file.parent} has no other to resume from") from error
-        other = max(steps, key=lambda one: steps[one])
-        say(
-            f"{error}: resuming from {other.name}, of step {steps[other]}; later steps are repeated"
-        )
-        return other
-    return file
+        step = read_checkpoint(other)["global_step"]
+        line = f"{error}: resuming from {other.name} of step {step}, later ones are repeated"
+        return other, [line]
+    return file, []
 
 
 def read_state(file: Path, module: nn.Module) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from attention_vision.attention import (
     AttentionPool,
     AxialAttention,
     LocalGlobalAttention,
+    SequencePool,
     WindowAttention,
     attention_backend,
 )
@@ -157,7 +158,7 @@ small = partial(CCT, 16, 16, 2, 2, 3)
 
 
 @pytest.mark.parametrize("position", ["learned", "sine", "none"])
-@pytest.mark.parametrize("pool", [CCT.__init__.__defaults__[7], ClassToken, AttentionPool])
+@pytest.mark.parametrize("pool", [SequencePool, ClassToken, AttentionPool])
 def test_other_image_sizes_and_maps(position, pool):
     network = small(position=position, pool=pool).eval()
     images = torch.randn(2, 3, 16, 24)
@@ -186,7 +187,7 @@ def test_other_attention_fits(kind):
     ("mistake", "words"),
     [
         ({"heads": 3}, "width 16 is not a multiple of heads 3"),
-        ({"depth": 0}, "depth 0 is not positive"),
+        ({"depth": 0}, "depth is 0: it has to be"),
         ({"position": "relative"}, "position 'relative'"),
         ({"attention": WindowAttention, "pool": ClassToken}, "MeanPool leaves out"),
         ({"tokenizer": lambda channels, width: torch.nn.Flatten()}, "no map"),

@@ -35,7 +35,7 @@ def test_hidden_widths_round_as_timms_do():
 
 @pytest.mark.parametrize("values", [{"reduction": 0}, {"divisor": 0}])
 def test_numbers_that_are_not_positive_are_refused(values):
-    with pytest.raises(ValueError, match=f"{next(iter(values))} 0 is not positive"):
+    with pytest.raises(ValueError, match=f"{next(iter(values))} is 0: it has to be"):
         SqueezeExcite(16, **values)
 
 

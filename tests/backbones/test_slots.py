@@ -37,8 +37,8 @@ WRONG = [
     ),
     (lambda: small_vit(position="rel"), "position 'rel'"),
     (lambda: ViT(16, 4, width=10, heads=3), "width 10 is not a multiple of heads 3"),
-    (lambda: small_vit(depth=0), "depth 0 is not positive"),
-    (lambda: small_vit(heads=0), "heads 0 is not positive"),
+    (lambda: small_vit(depth=0), "depth is 0: it has to be"),
+    (lambda: small_vit(heads=0), "heads is 0: it has to be"),
     (
         lambda: small_resnet(attention=lambda channels: MultiHeadAttention(channels, 2)),
         r"ResNet: attention MultiHeadAttention does not map \(1, 8, 4, 4\) to itself",

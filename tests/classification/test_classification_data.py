@@ -234,7 +234,7 @@ def test_the_first_images_of_each_class(fashion: Path) -> None:
     whole = FashionMNIST(str(fashion), num_workers=0).source("train")
     assert all(torch.equal(source[i][0], whole[i][0]) for i in range(20))  # labels go round
     assert len(few.source("val")) == 11
-    with pytest.raises(InputError, match="per_class 0 is not positive"):
+    with pytest.raises(InputError, match="per_class is 0: it has to be"):
         FashionMNIST(str(fashion), per_class=0)
 
 
@@ -249,7 +249,7 @@ def test_the_first_scans_of_each_digit() -> None:
         )
         assert torch.equal(mine, theirs[:3])
     assert len(few.source("val")) == len(whole.source("val"))
-    with pytest.raises(InputError, match="per_class 0 is not positive"):
+    with pytest.raises(InputError, match="per_class is 0: it has to be"):
         Digits(per_class=0)
 
 

@@ -138,4 +138,4 @@ def test_callbacks_with_a_state_keep_their_keys(tmp_path: Path) -> None:
     callbacks = checkpoint_callbacks(tmp_path, "val/top1", higher_is_better=True, steps=5)
     callbacks += [SeedEveryStep(), StepLogger()]
     keys = {one.state_key.partition("{")[0] for one in callbacks if one.state_dict()}
-    assert keys == {"BestCheckpoint", "ModelCheckpoint", "StepCheckpoint", "SeedEveryStep"}
+    assert keys == {"BestCheckpoint", "EpochCheckpoint", "StepCheckpoint", "SeedEveryStep"}

@@ -113,7 +113,7 @@ def test_other_data_may_be_evaluated(folder):
     trained.setup("fit")
     with pytest.raises(InputError, match="val has 5 samples, not 4; restore it, or start a run"):
         trained.load_state_dict(state)
-    trained.load_state_dict({key: state[key] for key in ("class_names", "division")})  # of 0.2
+    trained.load_state_dict({key: state[key] for key in ("class_names", "division")})  # of 0.1
 
 
 def test_moved_boxes_are_other_labels(tmp_path):

@@ -204,3 +204,17 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
                     differs.append((name, sync, part))
     # Only the release's class term, and with it the total, at unequal numbers of objects.
     assert differs == [("unequal", False, "total"), ("unequal", False, "class")]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_nothing_that_weighs_is_a_loss_of_zero(sync):
+    """Images without objects, and queries without an object that weigh 0: 0 / 0 otherwise."""
+    model = tiny_detr()
+    criterion = SetCriterion(
+        CLASSES, HungarianMatcher(), no_object_weight=0.0, sync_class_weight=sync
+    )
+    images, padding_mask, targets = scenes([0, 0])
+    losses = criterion(model(images, padding_mask), targets)
+    assert all(loss == 0 for loss in losses.values())
+    losses["total"].backward()
+    assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)

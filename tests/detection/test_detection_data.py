@@ -191,8 +191,8 @@ def predict_without_folder(folder: Path) -> None:
     ("bad", "line"),
     [
         (empty, r"COCOFolder: no train images"),
-        (no_batch, r"data.batch_size 0 is not positive"),
-        (fewer_than_no_workers, r"data.num_workers -1 is negative"),
+        (no_batch, r"batch_size is 0: it has to be"),
+        (fewer_than_no_workers, r"num_workers is -1: it has to be"),
         (large_batch, r"batch_size 7 is larger than the 6 training images"),
         (more_processes_than_images, r"6 images to evaluate cannot be divided among 7 processes"),
         (predict_without_folder, r"nothing to predict: set data.images"),

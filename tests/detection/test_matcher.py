@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from attention_vision.detection.boxes import giou
+from attention_vision.detection.criterion import SetCriterion
 from attention_vision.detection.matcher import HungarianMatcher
 from attention_vision.errors import InputError
 
@@ -126,9 +127,7 @@ def test_costs_are_in_single_precision_under_autocast():
 
 
 def spoil(where: str, outputs: list[dict[str, Tensor]], target: dict[str, Tensor]) -> None:
-    if where == "logits":
-        outputs[1]["logits"][1, 0, 0] = torch.nan
-    elif where == "target":
+    if where == "target":
         target["boxes"][0, 2] = torch.inf
     else:
         target["labels"][0] = int(where)
@@ -137,7 +136,6 @@ def spoil(where: str, outputs: list[dict[str, Tensor]], target: dict[str, Tensor
 @pytest.mark.parametrize(
     ("where", "words"),
     [
-        ("logits", "decoder layer 1 predicts numbers that are not finite"),
         ("target", "annotations is not finite"),
         ("4", "label 4 is none of 0..3; labels start at 0"),
         ("-1", "label -1 is none of 0..3"),
@@ -152,6 +150,20 @@ def test_a_cost_that_is_not_finite_names_the_image(where, words):
     assert str(caught.value).startswith("image 42: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("key", ["logits", "boxes"])
+def test_a_query_that_is_not_finite_is_matched(key, value):
+    """So that the loss is not finite either, which ends the run; nothing is sorted by NaN."""
+    outputs = outputs_of(2, 2, 6, 4)
+    outputs[1][key][1, 5] = value
+    targets = [target_of(3, 4), target_of(2, 4)]
+    matches = HungarianMatcher()(outputs, targets)
+    assert 5 in matches[1][1][0]
+    losses = SetCriterion(4, HungarianMatcher())(outputs, targets)
+    assert not losses["total"].isfinite()
+    assert losses["class_0"].isfinite()
 
 
 def test_what_is_not_finite_only_where_padded_is_no_error():

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import gan_two_processes
@@ -274,10 +275,10 @@ def test_what_it_logs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"discriminator_steps": 0}, "model.discriminator_steps 0 is not positive"),
-        ({"accumulate": 0}, "model.accumulate 0 is not positive"),
-        ({"clip": -1.0}, "model.clip -1.0 is negative"),
-        ({"ema_decay": 1.0}, "model.ema_decay 1.0 is not in 0..1, 1 excluded"),
+        ({"discriminator_steps": 0}, "discriminator_steps is 0: it has to be"),
+        ({"accumulate": 0}, "accumulate is 0: it has to be"),
+        ({"clip": -1.0}, "clip is -1.0: it has to be"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0: it has to be"),
         ({"augment": ("color",)}, "no part 'color' of DiffAugment; there are colour, translation"),
         ({"attention_points": [(0.5, 8.0)]}, "model.attention_points: x and y are fractions"),
     ],
@@ -372,3 +373,27 @@ def test_the_module_tells_the_data_what_to_load(tmp_path: Path) -> None:
     other.class_names = data.class_names
     with pytest.raises(InputError, match="SAGAN does not train on DigitMasks: set data to a"):
         trainer.fit(module, other)
+
+
+def test_a_plateau_follows_the_score(tmp_path: Path) -> None:
+    plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, factor=0.5, patience=0)
+    module = gan(schedule=plateau, scorer=Falling())
+    train(tmp_path, module=module, num_sanity_val_steps=0)
+    for optimizer, first in zip(module.optimizers(), (1e-4, 4e-4), strict=True):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(first / 4)  # 2 of 3 are worse
+
+
+def test_a_plateau_without_a_score_is_refused(tmp_path: Path) -> None:
+    module = gan(schedule=torch.optim.lr_scheduler.ReduceLROnPlateau, scorer=Unscored())
+    with pytest.raises(InputError, match="follows val/score, which Unscored does not measure"):
+        train(tmp_path, module=module)
+
+
+class Falling(Brightness):
+    """Scores lower with each validation."""
+
+    score = 1.0
+
+    def compute(self) -> dict[str, float]:
+        self.score /= 2
+        return {"score": self.score}

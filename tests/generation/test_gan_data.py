@@ -124,10 +124,10 @@ def test_a_gan_has_no_test_split() -> None:
         (lambda root: FolderImages(f"{root}/no").num_classes, "/no: set data.root to one that"),
         (lambda root: FolderImages(root).dataset("train", 0), "no images in"),
         (lambda root: CIFAR10Images(root).dataset("train", 0), "no readable data in"),
-        (lambda root: DigitImages(size=0), "data.size 0 is not positive"),
-        (lambda root: DigitImages(flip=1.5), "data.flip 1.5 is no probability"),
-        (lambda root: DigitImages(count=0), "data.count 0 is not positive"),
-        (lambda root: DigitImages(batch_size=0), "data.batch_size 0 is not positive"),
+        (lambda root: DigitImages(size=0), "size is 0: it has to be"),
+        (lambda root: DigitImages(flip=1.5), "flip is 1.5: it has to be"),
+        (lambda root: DigitImages(count=0), "count is 0: it has to be"),
+        (lambda root: DigitImages(batch_size=0), "batch_size is 0: it has to be"),
     ],
 )
 def test_refuses_what_is_not_there(make, message: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from attention_vision.__main__ import main
+from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
 from attention_vision.generation import (
     AttentionUNet,
@@ -24,6 +25,7 @@ from attention_vision.generation import (
     DigitMasks,
     Holes,
     ImageToImage,
+    MaskFolder,
     Noise,
     Restoration,
     Segmentation,
@@ -331,3 +333,64 @@ def test_what_does_not_fit_is_one_line():
     trainer = Trainer(**TRAINER)
     with pytest.raises(InputError, match="nothing to predict"):
         trainer.predict(module(Segmentation(), 3, 2), masks)
+
+
+def test_an_image_without_classes_does_not_count_in_the_dice_loss() -> None:
+    logits = torch.randn(3, 2, 4, 4, requires_grad=True)
+    targets = torch.randint(2, (3, 4, 4))
+    whole = dice_loss(logits[:2], targets[:2])
+    targets[2] = 255
+    torch.testing.assert_close(dice_loss(logits, targets), whole)
+    nothing = dice_loss(logits, torch.full_like(targets, 255))
+    assert nothing == 0
+    nothing.backward()
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_the_psnr_of_equal_images_is_bounded_and_counted() -> None:
+    metrics = Restoration().metrics(0)
+    flat, other = torch.full((1, 3, 16, 16), 0.5), torch.rand(1, 3, 16, 16)
+    metrics.update(torch.cat([flat, other]), torch.cat([flat, other * 0.9]), torch.cat([flat] * 2))
+    numbers = metrics.compute()
+    (of_other,) = (10 * torch.log10(1 / (other * 0.9 - flat).square().mean())).view(1)
+    torch.testing.assert_close(numbers["psnr"], (100 + of_other) / 2)
+    assert numbers["score"] == numbers["psnr"]
+    assert numbers["psnr_bounded"] == numbers["psnr_input_bounded"] == 1
+
+    metrics.reset()
+    metrics.update(other, other * 0.9, flat)
+    numbers = metrics.compute()
+    torch.testing.assert_close(numbers["psnr"], of_other)
+    assert not {"psnr_bounded", "psnr_input_bounded"} & numbers.keys()
+
+
+def test_a_dice_of_no_class_is_no_number() -> None:
+    metrics = Segmentation().metrics(3)
+    targets = torch.zeros(1, 4, 4, dtype=torch.int64)
+    targets[0, 0] = 1
+    output = F.one_hot(targets, 3).movedim(-1, 1).float()
+    metrics.update(output, output, targets)
+    assert {key: float(value) for key, value in metrics.compute().items()} == {
+        "score": 1,
+        "dice": 1,
+        "dice_of/1": 1,
+    }
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_overfits_one_batch(work: str, tmp_path: Path) -> None:
+    make, data = WORK[work]
+    images = data(size=16, batch_size=4)
+    trainer = Trainer(**TRAINER, max_epochs=3, overfit_batches=1, default_root_dir=tmp_path)
+    trainer.fit(make(), images)
+    assert trainer.global_step == 3
+
+
+def test_overfits_one_batch_of_folders(tmp_path: Path) -> None:
+    discs(tmp_path, 4)
+    folders = str(tmp_path / "images"), str(tmp_path / "masks")
+    data = MaskFolder(*folders, split=SplitShares(val=0.5), size=16, batch_size=2, num_workers=0)
+    trainer = Trainer(**TRAINER, max_epochs=2, overfit_batches=1, default_root_dir=tmp_path)
+    trainer.fit(module(Segmentation(), 3, data.num_classes), data)
+    assert trainer.global_step == 2

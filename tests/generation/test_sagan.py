@@ -350,7 +350,7 @@ def test_a_size_that_is_no_power_of_two_times_four(build, size):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"width": 0}, "width 0 is not positive"),
+        ({"width": 0}, "width is 0: it has to be"),
         ({"size": 64, "width": 40}, "width 40 is not a multiple of 16; at 64 pixels"),
         ({"width": 16, "attention_at": (12,)}, "attention_at 12, but at size 32 .* sides .*16"),
         ({"width": 16, "attention": nn.Flatten}, "attention Flatten does not map .* to itself"),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from studies import ONE_SEED, run, write_study
+from studies import ONE_SEED, write_study
 from study_folders import VALUES, write_folder
 
 from attention_vision.__main__ import main
@@ -16,7 +16,10 @@ from attention_vision.report.summary import Report
 from attention_vision.study import runner
 from attention_vision.study.definition import read_definition, with_profile
 from attention_vision.study.exit_code import ExitCode
-from attention_vision.study.folder import finished_result, runs_of
+from attention_vision.study.folder import finished_result, runs_of, write_config
+from attention_vision.study.preflight import Preflight
+from attention_vision.study.runner import run_config
+from attention_vision.study.worker import train
 from attention_vision.yaml_json import read_yaml, to_json, write_atomically
 
 PROFILES = Path(__file__).parents[2] / "experiments/profiles"
@@ -58,13 +61,17 @@ def study(tmp_path, monkeypatch):
     """Runs `study run WORDS` on a file in this folder without training; returns what it prints."""
     file = write_study(tmp_path)
     launcher = Launcher()
-    preflight = SimpleNamespace(data=DATA, parameters=1, macs=1, peak_memory=None, steps=7)
+    preflight = SimpleNamespace(data=DATA)
+    measured: list[str] = []
+
+    def preflights(study, configs, *_, **__):
+        measured.extend(configs)
+        one = Preflight(1, 1, 7, None, 32, None, None, preflight.data)
+        return dict.fromkeys(configs, one), {"commit": "c" * 40}
+
     monkeypatch.setattr(runner, "preload", lambda *_: None)
     monkeypatch.setattr(runner, "make_launcher", lambda *_: launcher)
-    monkeypatch.setattr(
-        runner, "run_preflights",
-        lambda study, configs, *_, **__: (dict.fromkeys(configs, preflight), {"commit": "c" * 40}),
-    )  # fmt: skip
+    monkeypatch.setattr(runner, "run_preflights", preflights)
     monkeypatch.chdir(tmp_path)
 
     def call(capsys, *words: str, code: int = 0) -> str:
@@ -73,7 +80,7 @@ def study(tmp_path, monkeypatch):
         printed = capsys.readouterr()
         return printed.out + printed.err
 
-    call.launcher, call.preflight, call.file = launcher, preflight, file
+    call.launcher, call.preflight, call.file, call.measured = launcher, preflight, file, measured
     return call
 
 
@@ -184,7 +191,7 @@ def test_one_tried_cell_is_run_again(study, capsys):
     assert "4 of 4 runs finished" in printed
 
 
-def test_trial_runs_of_version_0_2_are_found_by_their_config(study, capsys):
+def test_trial_runs_of_version_0_1_are_found_by_their_config(study, capsys):
     """Their hash was that of the cell, whatever the profile."""
     study(capsys)
     cells = read_definition(study.file).cells
@@ -257,6 +264,21 @@ def test_a_metric_that_was_not_measured_is_measured(study, capsys):
     assert study(capsys).count("started") == 4
 
 
+def test_a_cell_that_was_begun_is_not_measured_again(study, capsys, monkeypatch):
+    """One cell of a data set is opened anew; all are where the code has changed."""
+    study(capsys, "--seeds", "0")
+    study(capsys)
+    assert study.measured == ["none", "se", "none"]
+    monkeypatch.setattr(runner, "code", lambda: {"torch": "3"})
+    study(capsys, "--seeds", "4")
+    assert study.measured == ["none", "se", "none", "none", "se"]
+    Path("folder/cells/se/preflight.json").write_text("{")
+    study(capsys, "--seeds", "5")
+    assert study.measured[-2:] == ["none", "se"]
+    cost = json.loads(Path("folder/cells/se/seed5/result.json").read_text())["cost"]
+    assert cost["parameters"] == 1
+
+
 # Runs that diverged
 
 
@@ -272,18 +294,19 @@ def test_a_result_without_a_number_is_a_failed_run(study, capsys, gone):
     assert study(capsys).count("started   se seed 1") == 1
 
 
-def test_a_run_that_diverges_has_no_result(tmp_path):
+def test_a_run_that_diverges_has_no_result(tmp_path, monkeypatch):
+    """It is a failed run, in this attempt and in the next one."""
     optimizer = "{model.optimizer: {class_path: torch.optim.SGD, init_args: {lr: 1.0e+18}}}"
     changes = ("    none:", f"    huge: {optimizer}\n    none:"), ("steps: 7", "steps: 6")
-    file = write_study(tmp_path, ONE_SEED, *changes)
-    folder = tmp_path / "folder"
-    words = ("--folder", folder, "--jobs", 1, "--only", "huge", "none")
-    code, printed = run(file, *words, output=tmp_path / "printed")
-    assert code == 1
-    assert "finite" in next(line for line in printed.splitlines() if line.startswith("failed: "))
-    assert not (folder / "cells/huge/seed0/result.json").exists()
-    assert values(folder)["huge"] == []
-    assert any(line.startswith("missing: huge, seed 0: ") for line in remarks(folder))
+    definition = read_definition(write_study(tmp_path, ONE_SEED, *changes))
+    (huge, *_) = runs_of(definition, tmp_path / "folder", [0], ["huge"])
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        write_config(huge, run_config(definition.cells["huge"].config, huge, 1))
+        with pytest.raises(InputError, match="finite"):
+            train(huge, {})
+        assert not huge.result.exists()
+        assert finished_result(huge) is None
 
 
 # Data and code
@@ -342,8 +365,6 @@ def test_other_code_is_said(study, capsys):
 
 def test_a_job_whose_config_was_replaced_ends(study, capsys):
     """A queued job starts after the study was given another configuration."""
-    from attention_vision.study.worker import train
-
     study(capsys)
     edit(study.file, "reduction: 1", "reduction: 2")
     definition = read_definition(study.file)

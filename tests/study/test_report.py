@@ -139,7 +139,8 @@ def test_gaps_are_said(tmp_path):
     (failed / "error.txt").write_text("Traceback\n  ...\nRuntimeError: out of memory\n\n")
     report = report_of(folder)
     assert report.remarks == [
-        "missing: se, seeds 1, 2: RuntimeError: out of memory",
+        "failed: se, seed 1: RuntimeError: out of memory",
+        "missing: se, seed 2",
         "missing: cbam, seed 0",
         "no interval: se against none: one seed: its spread is not known",
     ]
@@ -209,9 +210,15 @@ SEED = "cells/se/seed0/result.json"
         ),
         (lambda f: short(f / "study.json"), "study.json, line 1: not valid JSON: truncated"),
         (lambda f: short(f / SEED), f"{SEED}, line 1: not valid JSON: truncated or damaged"),
-        (lambda f: change(f / SEED, study="x"), "belongs to another study or run: its study is x"),
+        (
+            lambda f: change(f / SEED, study="x"),
+            "to another study or run: its study is 'x'",
+        ),
         (lambda f: change(f / SEED, seed=1), "its seed is 1, but 0 in"),
-        (lambda f: change(f / SEED, metrics={"val/top1": "x"}), "val/top1 is 'x', which is not a"),
+        (
+            lambda f: change(f / SEED, metrics={"val/top1": "x"}),
+            "val/top1' is 'x', not a number",
+        ),
         (
             lambda f: change(f / "study.json", metric="val/ap"),
             "no run logs val/ap; metrics logged: val/top1, val/loss",
@@ -241,7 +248,7 @@ def test_bad_folders(folder, spoil, line, capsys):
     ("changes", "line"),
     [
         ({"study": None}, "has no 'study' block: add one with metric"),
-        ({"study": {**STUDY, "metric": 3}}, "'metric' is 3, not of type str"),
+        ({"study": {**STUDY, "metric": 3}}, "'study.metric' is 3, not of type str"),
         ({"study": {"metric": "val/top1"}}, "'question' is missing"),
         ({"runs": {}}, "'runs' is {}, not of type list"),
         ({"runs": [3]}, "a run is an object with cell, seed and metrics, not 3"),

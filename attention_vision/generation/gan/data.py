@@ -38,10 +38,12 @@ from attention_vision.data.torchvision_sets import CIFAR10_NAMES, load_torchvisi
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
 from attention_vision.generation.gan.sources import Files, InMemory, Source
+from attention_vision.ranges import Count, Probability, Seed, Size, Workers, checked
 
 LOOKED_AT = 256  # images whose size is read before training
 
 
+@checked
 class LabelledImages(GenerationData):
     """Base of a GAN's data: images with labels to train on. A subclass gives `source`.
 
@@ -62,20 +64,16 @@ class LabelledImages(GenerationData):
 
     def __init__(
         self,
-        size: int,
-        flip: float,
+        size: Size,
+        flip: Probability,
         balanced: bool,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
-        count: int,
+        batch_size: Count,
+        num_workers: Workers,
+        seed: Seed | None,
+        count: Count,
         on_bad_image: OnBadImage = "stop",
     ):
         super().__init__(size, batch_size, num_workers, seed, on_bad_image=on_bad_image)
-        if not 0 <= flip <= 1:
-            raise InputError(f"data.flip {flip} is no probability")
-        if count < 1:
-            raise InputError(f"data.count {count} is not positive")
         self.flip, self.balanced, self.count = flip, balanced, count
         self.batches_per_step = 1
         self.samples: int | None = None
@@ -193,6 +191,7 @@ class BatchesInTurn(UnrepeatedDistributedSampler):
         return len(self.mine)
 
 
+@checked
 class DigitImages(LabelledImages):
     """The 8x8 digits of scikit-learn, upscaled; the 1,442 that are not held out, see `digits`.
 
@@ -205,13 +204,13 @@ class DigitImages(LabelledImages):
 
     def __init__(
         self,
-        size: int = 16,
-        flip: float = 0.0,
+        size: Size = 16,
+        flip: Probability = 0.0,
         balanced: bool = False,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        seed: int | None = None,
-        count: int = 100,
+        batch_size: Count = 64,
+        num_workers: Workers = 0,
+        seed: Seed | None = None,
+        count: Count = 100,
     ):
         super().__init__(size, flip, balanced, batch_size, num_workers, seed, count)
 
@@ -220,6 +219,7 @@ class DigitImages(LabelledImages):
         return InMemory((images * 255).round().byte().expand(-1, 3, -1, -1), labels.tolist())
 
 
+@checked
 class CIFAR10Images(LabelledImages):
     """CIFAR-10's 50,000 training images of 32x32 pixels.
 
@@ -235,12 +235,12 @@ class CIFAR10Images(LabelledImages):
         self,
         root: str,
         download: bool = False,
-        flip: float = 0.5,
+        flip: Probability = 0.5,
         balanced: bool = False,
-        batch_size: int = 64,
-        num_workers: int = 2,
-        seed: int | None = None,
-        count: int = 100,
+        batch_size: Count = 64,
+        num_workers: Workers = 2,
+        seed: Seed | None = None,
+        count: Count = 100,
     ):
         super().__init__(32, flip, balanced, batch_size, num_workers, seed, count)
         self.root, self.download = root, download
@@ -255,6 +255,7 @@ class CIFAR10Images(LabelledImages):
         return InMemory(*load_torchvision_dataset(torchvision.datasets.CIFAR10, self.root, "train"))
 
 
+@checked
 class FolderImages(LabelledImages):
     """Images in ROOT/CLASS/*.jpg, or in ROOT/train/CLASS/*.jpg if there is ROOT/train or training.
 
@@ -271,13 +272,13 @@ class FolderImages(LabelledImages):
     def __init__(
         self,
         root: str,
-        size: int = 128,
-        flip: float = 0.5,
+        size: Size = 128,
+        flip: Probability = 0.5,
         balanced: bool = False,
-        batch_size: int = 64,
-        num_workers: int = 4,
-        seed: int | None = None,
-        count: int = 100,
+        batch_size: Count = 64,
+        num_workers: Workers = 4,
+        seed: Seed | None = None,
+        count: Count = 100,
         on_bad_image: OnBadImage = "stop",
     ):
         super().__init__(size, flip, balanced, batch_size, num_workers, seed, count, on_bad_image)

@@ -13,6 +13,7 @@ from torch import Tensor
 from attention_vision.attention import record_attention
 from attention_vision.data.loading import data_of
 from attention_vision.generation.gan.sagan import Generator
+from attention_vision.ranges import Count, checked
 from attention_vision.training.logging import image_loggers
 from attention_vision.visualization.drawing import (
     marked,
@@ -151,6 +152,7 @@ def attention_sheet(
     return sheet(rows, [list(titles), *[[] for _ in rows[1:]]], names)
 
 
+@checked
 class SampleGrid(Callback):
     """Logs `val/samples`, a row of images per class, once per validation from rank zero.
 
@@ -161,7 +163,7 @@ class SampleGrid(Callback):
         columns: images per class.
     """
 
-    def __init__(self, columns: int = 8):
+    def __init__(self, columns: Count = 8):
         self.columns = columns
 
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:

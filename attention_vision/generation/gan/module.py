@@ -31,26 +31,37 @@ from attention_vision.generation.gan.spectral_norm import (
     spectral_norms,
 )
 from attention_vision.generation.module import GenerationModule
+from attention_vision.ranges import (
+    Count,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Probability,
+    checked,
+)
 from attention_vision.training.logging import log_finite, log_now
 from attention_vision.training.optim import configure
 from attention_vision.training.steps import mix, step_number
 
 
+@checked
 class MomentumFreeAdam(Adam):
     """Adam with the moments of SAGAN's paper, betas (0, 0.9); its released code has (0, 0.999)."""
 
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.0, 0.9),
-        eps: float = 1e-8,
+        lr: Positive = 1e-4,
+        betas: tuple[Fraction, Fraction] = (0.0, 0.9),
+        eps: NonNegative = 1e-8,
         fused: bool | None = None,
     ):
         beta1, beta2 = betas
         super().__init__(params, lr, (beta1, beta2), eps, fused=fused)
 
 
+@checked
 class SAGAN(GenerationModule):
     """Trains a generator against a discriminator on the hinge loss.
 
@@ -96,32 +107,23 @@ class SAGAN(GenerationModule):
             parameters, lr=4e-4
         ),
         schedule: LRSchedulerCallable = lambda optimizer: ConstantLR(optimizer, factor=1.0),
-        discriminator_steps: int = 1,
+        discriminator_steps: Count = 1,
         spectral_norm_generator: bool = True,
         spectral_norm_discriminator: bool = True,
-        spectral_norm_eps: float = 1e-12,
-        ema_decay: float = 0.999,
-        ema_start: int = 0,
-        accumulate: int = 1,
-        clip: float = 0.0,
+        spectral_norm_eps: Positive = 1e-12,
+        ema_decay: Fraction = 0.999,
+        ema_start: NonNegativeInt = 0,
+        accumulate: Count = 1,
+        clip: NonNegative = 0.0,
         augment: Sequence[Part] = (),
         scorer: Evaluator | None = None,
-        attention_points: Sequence[tuple[float, float]] = ((0.5, 0.5), (0.5, 0.25), (0.25, 0.5)),
+        attention_points: Sequence[tuple[Probability, Probability]] = (
+            (0.5, 0.5),
+            (0.5, 0.25),
+            (0.25, 0.5),
+        ),
     ):
         super().__init__()
-        for name, value in (
-            ("discriminator_steps", discriminator_steps),
-            ("accumulate", accumulate),
-        ):
-            if value < 1:
-                raise InputError(f"model.{name} {value} is not positive")
-        for name, value in (("clip", clip), ("ema_start", ema_start)):
-            if value < 0:
-                raise InputError(f"model.{name} {value} is negative")
-        if not 0 <= ema_decay < 1:
-            raise InputError(f"model.ema_decay {ema_decay} is not in 0..1, 1 excluded")
-        if not all(0 <= x <= 1 and 0 <= y <= 1 for x, y in attention_points):
-            raise InputError("model.attention_points: x and y are fractions of the image, in 0..1")
         if generator.size != discriminator.size:
             raise InputError(
                 f"the generator's size {generator.size} is not the discriminator's"

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from attention_vision.attention import FeatureAttention, SelfAttention2d
 from attention_vision.backbones.backbone import shape_error
 from attention_vision.errors import InputError
+from attention_vision.ranges import NonNegativeInt, Size, checked
 
 Initialization = Literal["orthogonal", "xavier"]
 Upsampling = Literal["nearest", "bilinear"]
@@ -106,6 +107,7 @@ class DiscriminatorBlock(nn.Module):
         return F.avg_pool2d(x, 2) if self.halve else x
 
 
+@checked
 class Generator(nn.Module):
     """Generator of images from noise and a class (Zhang et al., SAGAN, arXiv 1805.08318).
 
@@ -139,12 +141,12 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        size: int = 32,
-        num_classes: int = 10,
-        latent: int = 128,
-        width: int | None = None,
+        size: Size = 32,
+        num_classes: NonNegativeInt = 10,
+        latent: Size = 128,
+        width: Size | None = None,
         attention: FeatureAttention = SelfAttention2d,
-        attention_at: Sequence[int] | None = None,
+        attention_at: Sequence[Size] | None = None,
         init: Initialization = "orthogonal",
         upsampling: Upsampling = "nearest",
     ):
@@ -172,6 +174,7 @@ class Generator(nn.Module):
         return self.conv(self.norm(x).relu()).tanh()
 
 
+@checked
 class Discriminator(nn.Module):
     """Discriminator: the logit of an image of a class, high for real images.
 
@@ -202,11 +205,11 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        size: int = 32,
-        num_classes: int = 10,
-        width: int | None = None,
+        size: Size = 32,
+        num_classes: NonNegativeInt = 10,
+        width: Size | None = None,
         attention: FeatureAttention = SelfAttention2d,
-        attention_at: Sequence[int] | None = None,
+        attention_at: Sequence[Size] | None = None,
         init: Initialization = "orthogonal",
         rectified_shortcut: bool = False,
     ):
@@ -255,8 +258,6 @@ def _width(name: str, size: int, width: int | None, small: int) -> int:
     """`width`, or the default: `small` up to 32 pixels."""
     if width is None:
         return small if size <= 32 else 1024
-    if width < 1:
-        raise InputError(f"{name}: width {width} is not positive")
     if size > 32 and width % 16:
         raise InputError(
             f"{name}: width {width} is not a multiple of 16; at {size} pixels the narrowest maps"

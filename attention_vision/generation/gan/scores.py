@@ -52,11 +52,13 @@ from attention_vision.generation.gan.real_statistics import (
     measure_reference,
 )
 from attention_vision.generation.gan.samples import Samples, to_uint8
+from attention_vision.ranges import Count, NonNegativeInt, checked
 from attention_vision.training.distributed import broadcast, rank, world_size
 
 SHUFFLE = 2020  # torch-fidelity's seed: classes that come in turn must not decide the splits
 
 
+@checked
 class Evaluator:
     """Base of the evaluators: a subclass builds its network and names its numbers.
 
@@ -78,9 +80,14 @@ class Evaluator:
     fid: str  # name of the Frechet distance of this evaluator's features in the keys
 
     def __init__(
-        self, samples: int, splits: int, neighbours: int, manifold: int, cache: str | None
+        self,
+        samples: Count,
+        splits: Count,
+        neighbours: Count,
+        manifold: NonNegativeInt,
+        cache: str | None,
     ):
-        if samples < 2 or not 1 <= splits <= samples:
+        if samples < 2 or splits > samples:
             raise InputError(f"scorer: {samples} samples cannot be divided into {splits} splits")
         if manifold and not 1 <= neighbours < min(manifold, samples):
             raise InputError(
@@ -219,6 +226,7 @@ class Evaluator:
             return self.network(images)
 
 
+@checked
 class InceptionEvaluator(Evaluator):
     """Inception Score (Salimans et al. 2016), FID (Heusel et al. 2017), precision and recall.
 
@@ -237,11 +245,11 @@ class InceptionEvaluator(Evaluator):
 
     def __init__(
         self,
-        samples: int = 50000,
-        splits: int = 10,
+        samples: Count = 50000,
+        splits: Count = 10,
         weights: str | None = None,
-        neighbours: int = 3,
-        manifold: int = 10000,
+        neighbours: Count = 3,
+        manifold: NonNegativeInt = 10000,
         cache: str | None = None,
     ):
         super().__init__(samples, splits, neighbours, manifold, cache)
@@ -256,6 +264,7 @@ class InceptionEvaluator(Evaluator):
         return {"score": mean, f"is_{of}": mean, f"is_std_{of}": std}
 
 
+@checked
 class ClassifierEvaluator(Evaluator):
     """The same numbers by a classifier of this package, and its accuracy on the classes asked for.
 
@@ -273,10 +282,10 @@ class ClassifierEvaluator(Evaluator):
     def __init__(
         self,
         run: str,
-        samples: int = 2000,
-        splits: int = 10,
-        neighbours: int = 3,
-        manifold: int = 10000,
+        samples: Count = 2000,
+        splits: Count = 10,
+        neighbours: Count = 3,
+        manifold: NonNegativeInt = 10000,
         cache: str | None = None,
     ):
         super().__init__(samples, splits, neighbours, manifold, cache)

@@ -19,11 +19,13 @@ from attention_vision.data.samples import evenly_spaced
 from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
+from attention_vision.ranges import Count, Seed, Size, Workers, checked
 
 HEADERS = 20_000  # images whose size is looked at before training; some seconds' worth
 EVALUATION = 0  # seed of what is random in evaluation: the run's does not move it
 
 
+@checked
 class ImageToImageData(GenerationData):
     """Base of all image-to-image data: a subclass defines `dataset` and `inputs`.
 
@@ -39,10 +41,10 @@ class ImageToImageData(GenerationData):
 
     def __init__(
         self,
-        size: int,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
+        size: Size,
+        batch_size: Count,
+        num_workers: Workers,
+        seed: Seed | None,
         images: str | None,
         split: SplitShares | None = None,
         on_bad_image: OnBadImage = "stop",

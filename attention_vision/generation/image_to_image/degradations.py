@@ -4,11 +4,14 @@ A degradation maps an image (3, H, W) in 0..1 to the network's input of `channel
 torch's global random stream, which the data seeds per sample.
 """
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, NonNegative, Range, Share, checked
 
 
 class Degradation(nn.Module):
@@ -24,6 +27,7 @@ class Degradation(nn.Module):
         return image
 
 
+@checked
 class Noise(Degradation):
     """White Gaussian noise, not clipped, as in DnCNN (arXiv 1608.03981) and its successors.
 
@@ -32,9 +36,9 @@ class Noise(Degradation):
         sigma_high: draw each image's sigma from `sigma`..`sigma_high`; None for a fixed one.
     """
 
-    def __init__(self, sigma: float = 25.0, sigma_high: float | None = None):
+    def __init__(self, sigma: NonNegative = 25.0, sigma_high: NonNegative | None = None):
         super().__init__()
-        if sigma < 0 or (sigma_high is not None and sigma_high < sigma):
+        if sigma_high is not None and sigma_high < sigma:
             raise InputError(f"Noise: sigma {sigma} and sigma_high {sigma_high} are not a range")
         self.sigma, self.sigma_high = sigma, sigma_high
 
@@ -45,6 +49,7 @@ class Noise(Degradation):
         return image + torch.randn_like(image) * (sigma / 255)
 
 
+@checked
 class Holes(Degradation):
     """Gray rectangles, with a fourth channel that is 1 inside of them.
 
@@ -56,10 +61,10 @@ class Holes(Degradation):
 
     channels = 4
 
-    def __init__(self, count: int = 2, least: float = 0.15, most: float = 0.4):
+    def __init__(self, count: Count = 2, least: Share = 0.15, most: Share = 0.4):
         super().__init__()
-        if count < 1 or not 0 < least <= most <= 1:
-            raise InputError(f"Holes: count {count}, sides {least}..{most} of the image")
+        if least > most:
+            raise InputError(f"Holes: least {least} is above most {most}")
         self.count, self.least, self.most = count, least, most
 
     def forward(self, image: Tensor) -> Tensor:
@@ -83,6 +88,7 @@ class Holes(Degradation):
         )
 
 
+@checked
 class LowResolution(Degradation):
     """Lower resolution: shrunk by a factor and enlarged to the size of the image, both bicubic.
 
@@ -90,10 +96,8 @@ class LowResolution(Degradation):
         factor: ratio of the sides.
     """
 
-    def __init__(self, factor: int = 2):
+    def __init__(self, factor: Annotated[int, Range(2, 64)] = 2):
         super().__init__()
-        if factor < 2:
-            raise InputError(f"LowResolution: factor {factor} is less than 2")
         self.factor = factor
 
     def forward(self, image: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from attention_vision.attention import record_attention
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.generation.image_to_image.unet import AttentionUNet
+from attention_vision.ranges import Count, checked
 from attention_vision.training.logging import image_loggers
 from attention_vision.visualization.drawing import (
     LEAST,
@@ -136,6 +137,7 @@ def shrunk(pictures: Tensor, most: int) -> Tensor:
     return small.movedim(1, -1).clamp(0, 1)
 
 
+@checked
 class ImageToImagePanel(Callback):
     """Logs `val/panel` once per validation, to every logger that has `log_image`.
 
@@ -144,7 +146,7 @@ class ImageToImagePanel(Callback):
             those of the first one's size.
     """
 
-    def __init__(self, images: int = 6):
+    def __init__(self, images: Count = 6):
         self.images = images
 
     def on_validation_batch_end(

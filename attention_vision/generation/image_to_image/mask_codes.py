@@ -197,5 +197,5 @@ def read_colors(colors: Mapping[str, Color] | str | None) -> Mapping[str, Color]
             for row in rows
             if row[1].strip().isdecimal()
         }
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, csv.Error) as error:
         raise InputError(f"data.colors {colors}: not a CSV of name,r,g,b ({error})") from None

@@ -26,6 +26,7 @@ from attention_vision.generation.image_to_image.data import (
     cut,
 )
 from attention_vision.generation.image_to_image.mask_codes import IGNORED
+from attention_vision.ranges import Count, Seed, Size, Workers, checked
 
 NAME = "{name}"
 VERBS = {"train": "train", "val": "validate", "test": "test"}
@@ -102,6 +103,7 @@ class Whole(Dataset):
         return self.source.tensors(*self.source.open(index), index)
 
 
+@checked
 class SegmentationFolders(ImageToImageData):
     """Base of images or volumes with masks, in two folders or in one.
 
@@ -144,17 +146,17 @@ class SegmentationFolders(ImageToImageData):
         val_masks: str | None,
         val_names: Sequence[str],
         class_names: Sequence[str],
-        size: int,
-        patches_per_image: int,
+        size: Size,
+        patches_per_image: Count,
         flips: bool,
         image_pattern: str,
         mask_pattern: str,
         test_images: str | None,
         test_masks: str | None,
         test_names: Sequence[str],
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
+        batch_size: Count,
+        num_workers: Workers,
+        seed: Seed | None,
         images: str | None,
         split: SplitShares | None,
         on_bad_image: OnBadImage,
@@ -162,8 +164,6 @@ class SegmentationFolders(ImageToImageData):
         super().__init__(size, batch_size, num_workers, seed, images, split, on_bad_image)
         if len(class_names) < 2:
             raise InputError("data.class_names: name the background and at least one class more")
-        if patches_per_image < 1:
-            raise InputError(f"data.patches_per_image {patches_per_image} is not positive")
         for key, pattern in (("image", image_pattern), ("mask", mask_pattern)):
             if pattern.count(NAME) != 1:
                 raise InputError(

@@ -24,6 +24,7 @@ from attention_vision.generation.image_to_image.mask_codes import IGNORED
 from attention_vision.generation.image_to_image.predictions import ImageToImageResults
 from attention_vision.generation.image_to_image.unet import AttentionUNet
 from attention_vision.generation.module import GenerationModule
+from attention_vision.ranges import Fraction, NonNegative, checked
 from attention_vision.training.finite import StepAverage, finite_images, require_finite
 from attention_vision.training.logging import ResumableMean, log_epoch_mean, log_finite
 from attention_vision.training.optim import WarmupCosine, configure
@@ -153,6 +154,7 @@ class Restoration(nn.Module):
         return output.float().clamp(0, 1)
 
 
+@checked
 class Segmentation(nn.Module):
     """Objective: the class of each pixel or voxel; where the target is `IGNORED` there is none.
 
@@ -161,14 +163,11 @@ class Segmentation(nn.Module):
         cross_entropy_weight: weight of the cross-entropy.
     """
 
-    def __init__(self, dice_weight: float = 1.0, cross_entropy_weight: float = 1.0):
+    def __init__(self, dice_weight: NonNegative = 1.0, cross_entropy_weight: NonNegative = 1.0):
         super().__init__()
         weights = dice_weight, cross_entropy_weight
-        if min(weights) < 0 or not max(weights):
-            raise InputError(
-                f"Segmentation: dice_weight {dice_weight} and cross_entropy_weight"
-                f" {cross_entropy_weight} must be positive, or one of them 0"
-            )
+        if not any(weights):
+            raise InputError("Segmentation: dice_weight or cross_entropy_weight has to be above 0")
         self.dice_weight, self.cross_entropy_weight = weights
 
     def check(self, num_classes: int) -> None:
@@ -227,6 +226,7 @@ def dice_loss(logits: Tensor, targets: Tensor, smooth: float = 0.01) -> Tensor:
     return (1 - mean) * (images > 0)
 
 
+@checked
 class ImageToImage(GenerationModule):
     """Trains a network that maps images or volumes to images, or to the class of each pixel.
 
@@ -251,17 +251,17 @@ class ImageToImage(GenerationModule):
         objective: Restoration | Segmentation,
         optimizer: OptimizerCallable = AdamW,
         schedule: LRSchedulerCallable = WarmupCosine,
-        ema_decay: float = 0.0,
+        ema_decay: Fraction = 0.0,
     ):
         super().__init__()
-        if not 0 <= ema_decay < 1:
-            raise InputError(f"model.ema_decay {ema_decay} is not in 0..1, 1 excluded")
         objective.check(network.num_classes)
         self.network, self.objective = network, objective
         self.optimizer, self.schedule, self.ema_decay = optimizer, schedule, ema_decay
         self.train_loss = ResumableMean()
         # Any: the values of a ModuleDict are typed as plain modules.
-        self.mean_losses: Any = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.mean_losses: Any = nn.ModuleDict(
+            {split: MeanMetric(nan_strategy="ignore") for split in ("val", "test")}
+        )
         self.metrics: Any = nn.ModuleDict(
             {split: objective.metrics(network.num_classes) for split in ("val", "test")}
         )
@@ -304,7 +304,7 @@ class ImageToImage(GenerationModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.step_losses = self.losses(batch)
         loss = reduce(add, self.step_losses.values())
-        self.train_loss.update(loss.detach(), len(batch[0]))
+        self.train_loss.update(loss.detach())
         return loss
 
     def on_train_epoch_end(self) -> None:

@@ -25,10 +25,12 @@ from attention_vision.generation.image_to_image.data import (
     upright_size,
 )
 from attention_vision.generation.image_to_image.degradations import Degradation
+from attention_vision.ranges import Count, Seed, Size, Workers, checked
 
 SSIM_WINDOW = (6, 6)  # reflected at the borders to the 11 x 11 that torchmetrics measures in
 
 
+@checked
 class DegradedImages(ImageToImageData):
     """Base of data for restoration: a subclass implements `pictures`.
 
@@ -46,11 +48,11 @@ class DegradedImages(ImageToImageData):
     def __init__(
         self,
         degradation: Degradation,
-        size: int,
+        size: Size,
         flip: bool,
-        batch_size: int,
-        num_workers: int,
-        seed: int | None,
+        batch_size: Count,
+        num_workers: Workers,
+        seed: Seed | None,
         images: str | None,
         degrade: bool,
         split: SplitShares | None = None,
@@ -144,6 +146,7 @@ class ImagesToRestore(Dataset):
         return degraded, self.files[index], degraded.shape[1:]
 
 
+@checked
 class DegradedFolder(DegradedImages):
     """Images of folders, searched through their subfolders; or pages of TIFFs.
 
@@ -166,11 +169,11 @@ class DegradedFolder(DegradedImages):
         train_images: str,
         degradation: Degradation,
         val_images: str | None = None,
-        size: int = 64,
+        size: Size = 64,
         flip: bool = True,
-        batch_size: int = 16,
-        num_workers: int = 2,
-        seed: int | None = None,
+        batch_size: Count = 16,
+        num_workers: Workers = 2,
+        seed: Seed | None = None,
         images: str | None = None,
         degrade: bool = False,
         test_images: str | None = None,
@@ -234,6 +237,7 @@ class FilePictures(Sequence):
         return pil_to_tensor(read_image(self.files[index]))
 
 
+@checked
 class DegradedCIFAR10(DegradedImages):
     """CIFAR-10's 50,000 training images; its 10,000 test images to evaluate on.
 
@@ -249,9 +253,9 @@ class DegradedCIFAR10(DegradedImages):
         degradation: Degradation,
         download: bool = False,
         flip: bool = True,
-        batch_size: int = 64,
-        num_workers: int = 2,
-        seed: int | None = None,
+        batch_size: Count = 64,
+        num_workers: Workers = 2,
+        seed: Seed | None = None,
         images: str | None = None,
         degrade: bool = False,
     ):
@@ -269,6 +273,7 @@ class DegradedCIFAR10(DegradedImages):
         return load_torchvision_dataset(torchvision.datasets.CIFAR10, self.root, split)[0]
 
 
+@checked
 class DegradedDigits(DegradedImages):
     """scikit-learn's digits, upscaled; 1,442 to train on, 355 held out.
 
@@ -279,10 +284,10 @@ class DegradedDigits(DegradedImages):
     def __init__(
         self,
         degradation: Degradation,
-        size: int = 32,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int | None = None,
+        size: Size = 32,
+        batch_size: Count = 32,
+        num_workers: Workers = 0,
+        seed: Seed | None = None,
         images: str | None = None,
         degrade: bool = False,
     ):

@@ -1,7 +1,7 @@
 """Data for segmentation: images with masks, and digits in noise."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -36,10 +36,12 @@ from attention_vision.generation.image_to_image.mask_folders import (
     ImagesAndMasks,
     SegmentationFolders,
 )
+from attention_vision.ranges import Count, NonNegative, Range, Seed, Size, Workers, checked
 
 TWO_CLASSES = ("background", "foreground")
 
 
+@checked
 class MaskFolder(SegmentationFolders):
     """RGB images, and masks whose gray levels, palette indices or colors are the classes.
 
@@ -74,14 +76,14 @@ class MaskFolder(SegmentationFolders):
         val_names: Sequence[str] = (),
         class_names: Sequence[str] = TWO_CLASSES,
         values: Sequence[Level] | None = None,
-        shrink: float = 1.0,
-        size: int = 128,
-        patches_per_image: int = 16,
+        shrink: Annotated[float, Range(1)] = 1.0,
+        size: Size = 128,
+        patches_per_image: Count = 16,
         flips: bool = True,
         in_memory: bool = False,
-        batch_size: int = 8,
-        num_workers: int = 2,
-        seed: int | None = None,
+        batch_size: Count = 8,
+        num_workers: Workers = 2,
+        seed: Seed | None = None,
         images: str | None = None,
         image_pattern: str = "{name}",
         mask_pattern: str = "{name}",
@@ -103,8 +105,6 @@ class MaskFolder(SegmentationFolders):
             test_names, batch_size, num_workers, seed, images, split, on_bad_image,
         )  # fmt: skip
         self.codes = MaskCodes(self.own_names, values, table, ignore)
-        if shrink < 1:
-            raise InputError(f"data.shrink {shrink} is less than 1")
         self.shrink, self.in_memory = shrink, in_memory
         self.patch = (size, size)
 
@@ -231,6 +231,7 @@ def shrunk_classes(classes: np.ndarray, count: int, factor: float) -> np.ndarray
     return np.array(numbers, np.uint8)[np.argmax(np.stack(fractions), 0)]
 
 
+@checked
 class DigitMasks(ImageToImageData):
     """scikit-learn's digits in noise, and their ink as the mask; 1,442 to train on, 355 held out.
 
@@ -243,11 +244,11 @@ class DigitMasks(ImageToImageData):
 
     def __init__(
         self,
-        sigma: float = 0.5,
-        size: int = 32,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        seed: int | None = None,
+        sigma: NonNegative = 0.5,
+        size: Size = 32,
+        batch_size: Count = 32,
+        num_workers: Workers = 0,
+        seed: Seed | None = None,
         images: str | None = None,
     ):
         super().__init__(size, batch_size, num_workers, seed, images)

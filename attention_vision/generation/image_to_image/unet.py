@@ -20,6 +20,7 @@ The paper draws one gate per level; its count is that of two, without the gating
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from attention_vision.attention import AttentionGate, FeatureAttention
 from attention_vision.errors import InputError
+from attention_vision.ranges import Count, NonNegativeInt, Range, Size, checked
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -36,6 +38,7 @@ INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 SkipGate = Callable[[int, int], nn.Module]
 
 
+@checked
 class MultiGate(nn.Module):
     """Several attention gates on one skip connection, merged: the release's MultiAttentionBlock.
 
@@ -51,10 +54,10 @@ class MultiGate(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        gating_channels: int,
-        gates: int = 2,
-        hidden: int | None = None,
+        channels: Size,
+        gating_channels: Size,
+        gates: Count = 2,
+        hidden: Size | None = None,
         dims: int = 2,
     ):
         super().__init__()
@@ -93,6 +96,7 @@ class GatingSignal(nn.Sequential):
         super().__init__(CONV[dims](channels, channels, 1), NORM[dims](channels), nn.ReLU())
 
 
+@checked
 class AttentionUNet(nn.Module):
     """Attention U-Net: image or volume -> logits per class and pixel, or another image.
 
@@ -127,14 +131,14 @@ class AttentionUNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int = 3,
-        num_classes: int = 0,
-        out_channels: int = 3,
-        width: int = 16,
-        depth: int = 4,
+        in_channels: Size = 3,
+        num_classes: NonNegativeInt = 0,
+        out_channels: Size = 3,
+        width: Size = 16,
+        depth: Annotated[int, Range(1, 10)] = 4,
         dimensions: int = 2,
         attention: SkipGate = AttentionGate,
-        gated_levels: Sequence[int] = (2, 3, 4),
+        gated_levels: Sequence[Count] = (2, 3, 4),
         gating: Callable[[int], nn.Module] = nn.Identity,
         deep_supervision: bool = False,
         residual: bool = False,
@@ -142,8 +146,6 @@ class AttentionUNet(nn.Module):
         super().__init__()
         if dimensions not in CONV:
             raise InputError(f"AttentionUNet: dimensions {dimensions} is neither 2 nor 3")
-        if depth < 1 or width < 1:
-            raise InputError(f"AttentionUNet: depth {depth} and width {width} must be at least 1")
         if wrong := [level for level in gated_levels if not 1 <= level <= depth]:
             raise InputError(
                 f"AttentionUNet: gated level {wrong[0]} is not in 1..{depth}, the levels that depth"

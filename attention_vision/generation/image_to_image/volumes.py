@@ -18,11 +18,13 @@ from attention_vision.generation.image_to_image.mask_folders import (
     ImagesAndMasks,
     SegmentationFolders,
 )
+from attention_vision.ranges import Count, Finite, Seed, Size, Workers, checked
 
 VOLUMES = (".npy", ".npz")
 MOST_BYTES = 2**34  # of an .npz unpacked, all of which is held in memory
 
 
+@checked
 class VolumeFolder(SegmentationFolders):
     """Volumes of one channel and their masks, .npy or .npz files of arrays (D, H, W).
 
@@ -54,13 +56,13 @@ class VolumeFolder(SegmentationFolders):
         val_masks: str | None = None,
         val_names: Sequence[str] = (),
         class_names: Sequence[str] = ("background", "foreground"),
-        window: tuple[float, float] = (-150.0, 250.0),
-        patch: tuple[int, int, int] = (96, 96, 96),
-        patches_per_image: int = 1,
+        window: tuple[Finite, Finite] = (-150.0, 250.0),
+        patch: tuple[Size, Size, Size] = (96, 96, 96),
+        patches_per_image: Count = 1,
         flips: bool = True,
-        batch_size: int = 2,
-        num_workers: int = 2,
-        seed: int | None = None,
+        batch_size: Count = 2,
+        num_workers: Workers = 2,
+        seed: Seed | None = None,
         images: str | None = None,
         image_pattern: str = "{name}",
         mask_pattern: str = "{name}",
