@@ -145,8 +145,8 @@ def draw(counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = 8 if len(names) <= MOST_WRITTEN else 5
     ticks = range(len(names))
-    axis.set_xticks(ticks, names, rotation=90, fontsize=size)
-    axis.set_yticks(ticks, names, fontsize=size)
+    axis.set_xticks(ticks, names, rotation=90, fontsize=size, parse_math=False)
+    axis.set_yticks(ticks, names, fontsize=size, parse_math=False)
     axis.set(xlabel="predicted", ylabel="true")
     axis.set_title("images, colored by share of the true class", fontsize=8)
     if len(names) <= MOST_WRITTEN:
