@@ -591,6 +591,12 @@ def fit(work: Work) -> None:
     say(parameter_count(module))
     with running(work):
         work.trainer.fit(module, datamodule=data, weights_only=True)
+    trained = [one for one in work.trainer.callbacks if isinstance(one, RunConfig)]  # pyright: ignore[reportAttributeAccessIssue] set from afar
+    if trained and not trained[0].has_begun:
+        say(
+            f"nothing trained, {work.run.folder} has all of its epochs or steps: raise"
+            " trainer.max_epochs or max_steps"
+        )
     if work.parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
         step = {"step": step_number(work.trainer) - 1}
         write_json(work, "fp8.json", step | compare_after_fit(work.trainer, module, data))
