@@ -37,7 +37,13 @@ from attention_vision.config.build import add_nodes, instantiate
 from attention_vision.config.parser import ArgumentParser, kept_arguments, parse_words
 from attention_vision.config.ranges import check_ranges
 from attention_vision.config.trainer import check_after, check_before, refusals_of_trainer
-from attention_vision.config.trust import imports, trusts_everything
+from attention_vision.config.trust import (
+    imports,
+    is_below,
+    refuse_links,
+    refuse_writes,
+    trusts_everything,
+)
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import RUN_VARIABLE, ConfigError, InputError
@@ -189,6 +195,8 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
     parsed = parse(name, verb, words)
     run = open_run(parsed)
     try:
+        if not parsed.trusted:
+            stay_below(parsed.config, run.folder)
         if verb == "fit" and run.checkpoint:
             callbacks = [take_over(parsed, run.checkpoint), *callbacks]
         objects = build(parsed, run.checkpoint)
@@ -199,6 +207,17 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
     except BaseException:
         run.give_up()
         raise
+
+
+def stay_below(config: Namespace, folder: Path) -> None:
+    """Raise ConfigError for a config that is not trusted and writes where it was not told to."""
+    files = [Path(str(file)) for file in config.config or []]
+    for file in files:
+        named = read_yaml(file).get("run")
+        if named == str(folder) and not is_below(folder, Path(), file.parent):
+            raise ConfigError(f"{file}: run would write to {folder}: give --run RUN, or --trust")
+    refuse_writes(config, folder)
+    refuse_links(folder)
 
 
 def parse(name: str, verb: str, words: list[str]) -> Parsed:
@@ -348,6 +367,8 @@ def claim_folder(parsed: Parsed) -> OpenRun:
 def choose_folder(parsed: Parsed) -> Path | None:
     """The run folder that this command names; None for a new one."""
     config = parsed.config
+    if config.run == "":
+        raise InputError("--run is empty: give the folder of the run")
     run = Path(config.run) if config.run else None
     for file in (Path(str(path)) for path in config.config or []):
         if file.name == "config.yaml" and read_yaml(file).get("run") == config.run:
@@ -421,7 +442,7 @@ def take_over(parsed: Parsed, checkpoint: Path) -> ApplyChanges:
     """
     state, config = read_checkpoint(checkpoint), parsed.config
     record: dict[str, Any] = record_of(state)
-    beside = checkpoint.parents[1] / "config.yaml"
+    beside = checkpoint.resolve().parents[1] / "config.yaml"
     if not record and beside.is_file():  # by an earlier version
         record = {"config": read_yaml(beside)}
     inside = "loops" in state and is_inside_epoch(state)
