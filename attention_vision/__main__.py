@@ -8,7 +8,7 @@ import os
 import sys
 
 from attention_vision import __version__
-from attention_vision.cli.edge import report_failure, steady_streams
+from attention_vision.cli.edge import interruptible_imports, report_failure, steady_streams
 from attention_vision.cli.help import COMMANDS, HELP, TOOLS, VERBS, table, unknown
 from attention_vision.errors import RUN_VARIABLE
 
@@ -76,8 +76,8 @@ def choose(arguments: list[str]) -> int:
         from attention_vision.training.early_signals import keep_early_signals
 
         keep_early_signals()  # the imports take seconds
-    from attention_vision.cli.task import main as run
-
+    with interruptible_imports():
+        from attention_vision.cli.task import main as run
     return run(task, verb, arguments[2:])
 
 

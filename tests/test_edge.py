@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from attention_vision.__main__ import main
 from attention_vision.backbones.backbone import Backbone
-from attention_vision.cli.edge import describe
+from attention_vision.cli.edge import describe, interruptible_imports
 from attention_vision.config import size_limits
 from attention_vision.config.build import Node, build_nodes
 from attention_vision.detection.voc import parsed
@@ -130,6 +131,21 @@ def test_ctrl_c_before_training(capsys, monkeypatch):
     assert capsys.readouterr().err == "attention-vision: stopped\n"
 
 
+def test_ctrl_c_that_an_import_swallows():
+    def swallowed() -> None:
+        with interruptible_imports():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise RecursionError from None
+
+    with pytest.raises(KeyboardInterrupt):
+        swallowed()
+    with pytest.raises(RecursionError), interruptible_imports():
+        raise RecursionError
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -191,8 +207,6 @@ def test_names_of_foreign_files_do_not_reach_the_terminal():
         ("--trainer.devices 6400", "trainer.devices is 6400: that many processes"),
         ("--trainer.min_epochs 5", "trainer.min_epochs is 5, more than trainer.max_epochs, 1"),
         ("--trainer.precision transformer-engine", "trainer: "),
-        ("--model.network.width 1000000000", "out of memory"),
-        ("--model.network.depth 1000000000000", "out of memory"),
     ],
 )
 def test_settings_that_cannot_work(flags, line, capsys):
@@ -217,12 +231,15 @@ def test_words_of_yaml(names, line, capsys):
     assert line in said(capsys)
 
 
-def test_networks_of_too_many_layers_are_not_built(monkeypatch):
+def test_networks_of_too_many_layers_or_weights_are_not_built(monkeypatch):
     monkeypatch.setattr(size_limits, "MAX_TENSORS", 30)
     config = yaml.safe_load(EXPERIMENT)["model"]["network"]
     build_nodes({"network": config}, {"network": Node(Backbone)})
     config["init_args"]["depth"] = 8
     with pytest.raises(InputError, match="networks of more than 30 tensors"):
+        build_nodes({"network": config}, {"network": Node(Backbone)})
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)  # pages of 100 bytes
+    with pytest.raises(InputError, match=r"of shape .*this machine has 0 GB"):
         build_nodes({"network": config}, {"network": Node(Backbone)})
 
 

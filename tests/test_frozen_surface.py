@@ -154,6 +154,9 @@ SUMMARY_KEYS = {  # of data.json
     "data", "splits", "augmentation", "left_out", "broken", "repaired", "warnings", "steps",
     "fingerprint",
 }  # fmt: skip
+EVALUATION_KEYS = {  # of validate.json and test.json; predict.json has no data and metrics
+    "checkpoint", "checkpoint_id", "code", "data", "images", "metrics", "step",
+}  # fmt: skip
 STUDY_KEYS: set[str] = {  # of study.json
     "axes", "baseline", "budget", "cells", "commit", "expect", "file", "hardware",
     "higher_is_better", "metric", "name", "profile", "question", "seeds", "task", "versions",
@@ -335,6 +338,12 @@ def test_keys_of_a_study(folder):
 def test_keys_of_a_summary_of_data(folder):
     keys = set(json.loads((folder / "classifier" / "data.json").read_text()))
     assert keys - {"seconds_per_step"} == SUMMARY_KEYS  # which needs more steps
+
+
+def test_keys_of_an_evaluation(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["classification", "validate", "-c", "classifier/config.yaml"]) == 0
+    assert set(json.loads(Path("classifier/validate.json").read_text())) == EVALUATION_KEYS
 
 
 def test_words():

@@ -56,7 +56,8 @@ def named_accuracies(accuracy: Tensor, names: Sequence[str]) -> dict[str, float]
 
     Of more than 100 classes the mean alone.
     """
-    measured = {name: a for name, a in zip(names, accuracy.tolist(), strict=True) if a == a}
+    values = accuracy.view(-1).tolist()  # torchmetrics gives a scalar for one class
+    measured = {name: a for name, a in zip(names, values, strict=True) if a == a}
     macro = {"top1_macro": sum(measured.values()) / max(1, len(measured))}
     if len(names) > MOST_NAMED:
         return macro

@@ -125,6 +125,8 @@ class Classifier(LightningModule):
         self.network = network.to(memory_format=memory_format)
         self.memory_format = memory_format
         self.optimizer, self.schedule = optimizer, schedule
+        if network.num_classes == 1:
+            raise InputError("the data have one class: a classifier needs two or more")
         self.label_smoothing, self.ema_decay, self.weights = label_smoothing, ema_decay, weights
         self.mix_epochs, self.layer_decay = mix_epochs, layer_decay
         self.progressive = ProgressiveActivation(network, progressive) if progressive else None

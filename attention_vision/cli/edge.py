@@ -7,13 +7,16 @@ import errno
 import io
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from attention_vision.errors import (
@@ -188,6 +191,38 @@ def process_rank() -> int:
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     return rank_zero_only.rank or 0
+
+
+@contextmanager
+def interruptible_imports() -> Iterator[None]:
+    """Context of imports in which whatever follows from Ctrl-C is Ctrl-C.
+
+    A library whose import is interrupted may swallow that, and then fail in a way of its own.
+
+    Raises:
+        KeyboardInterrupt: at the end, if not before.
+    """
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    except Exception:
+        if not pressed:
+            raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 class Unread(io.FileIO):

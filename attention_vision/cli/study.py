@@ -99,13 +99,14 @@ def add_export(verbs: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run `study run`."""
+    from attention_vision.study.definition import read_seeds
     from attention_vision.study.runner import StudyRequest, run_study
 
     request = StudyRequest(
         file=options.file,
         folder=options.folder,
         jobs=options.jobs,
-        seeds=tuple(options.seeds) if options.seeds else None,
+        seeds=read_seeds(options.seeds, "--seeds") if options.seeds else None,
         only=tuple(options.only) if options.only else None,
         profiles=tuple(options.profile),
         launcher=options.launcher,

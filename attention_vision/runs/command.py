@@ -367,6 +367,8 @@ def claim_folder(parsed: Parsed) -> OpenRun:
 def choose_folder(parsed: Parsed) -> Path | None:
     """The run folder that this command names; None for a new one."""
     config = parsed.config
+    if config.run == "":
+        raise InputError("--run is empty: give the folder of the run")
     run = Path(config.run) if config.run else None
     for file in (Path(str(path)) for path in config.config or []):
         if file.name == "config.yaml" and read_yaml(file).get("run") == config.run:
@@ -440,7 +442,7 @@ def take_over(parsed: Parsed, checkpoint: Path) -> ApplyChanges:
     """
     state, config = read_checkpoint(checkpoint), parsed.config
     record: dict[str, Any] = record_of(state)
-    beside = checkpoint.parents[1] / "config.yaml"
+    beside = checkpoint.resolve().parents[1] / "config.yaml"
     if not record and beside.is_file():  # by an earlier version
         record = {"config": read_yaml(beside)}
     inside = "loops" in state and is_inside_epoch(state)

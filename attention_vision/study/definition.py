@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_vision.errors import InputError
+from attention_vision.ranges import Seed, refusal
 from attention_vision.report.statistics import Expectation
 from attention_vision.yaml_json import Config, mapping, read_yaml
 
@@ -431,12 +432,14 @@ def read_budget(file: Path, budget: Any) -> dict[str, float]:
 
 
 def read_seeds(seeds: Any, where: str) -> tuple[int, ...]:
-    """Read the seeds: distinct integers from 0 on."""
+    """Read the seeds: distinct integers of 32 bits."""
     if not isinstance(seeds, list) or not seeds:
         raise InputError(f"{where}: expected a list of integers")
     for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise InputError(f"{where}: '{seed}' is not an integer from 0 on")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise InputError(f"{where}: '{seed}' is not an integer")
+        if line := refusal(f"{where}: a seed", seed, Seed):
+            raise InputError(line)
         if seeds.count(seed) > 1:
             raise InputError(f"{where}: duplicate seed {seed}")
     return tuple(seeds)

@@ -45,13 +45,17 @@ class Step:
     Args:
         number: step in metrics.csv, from 0.
         epoch, batch_idx: of the batch, from 0.
-        seed: of the batch's random numbers, see `SeedEveryStep`.
+        seeds: what `SeedEveryStep` mixes to the batch's seed: of the run, rank, batches before.
     """
 
     number: int
     epoch: int
     batch_idx: int
-    seed: int
+    seeds: tuple[int, int, int]
+
+    @property
+    def seed(self) -> int:
+        return mix(*self.seeds)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Value:
 
     Args:
         step: where it was computed.
-        number: () a loss, or the largest of the gradients.
+        number: () a loss, or the norm of the gradients.
         losses: terms of the loss by name; none for gradients.
     """
 
@@ -126,8 +130,8 @@ class FiniteSteps(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        seed = mix(run_seed(), trainer.global_rank, trainer.fit_loop.total_batch_idx)
-        self._step = Step(step_number(trainer), trainer.current_epoch, batch_idx, seed)
+        seeds = run_seed(), trainer.global_rank, trainer.fit_loop.total_batch_idx
+        self._step = Step(step_number(trainer), trainer.current_epoch, batch_idx, seeds)
         self._batch = batch
         if self.skips and batch_idx % trainer.accumulate_grad_batches == 0:
             self._buffers = {name: one.clone() for name, one in moving_buffers(module)}
@@ -142,8 +146,9 @@ class FiniteSteps(Callback):
     ) -> None:
         gradients = [one.grad for one in parameters(optimizer) if one.grad is not None]
         if gradients and not self._scales and self._step is not None:
-            largest = get_total_norm(gradients, math.inf)  # a Euclidean norm can overflow
-            self._pending.append(Value(self._step, largest, {}))
+            # A seventh of the time of the largest value; it overflows at 1e19, which has diverged.
+            norm = get_total_norm(gradients)
+            self._pending.append(Value(self._step, norm, {}))
         if not self._reads_each:
             return
         fault = self._read(trainer, module, optimizer)

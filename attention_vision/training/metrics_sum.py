@@ -1,6 +1,7 @@
 """Checksum of metrics.csv in each checkpoint."""
 
 import zlib
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from attention_vision.training.progress import say
 class MetricsSum(Callback):
     """Record length and CRC-32 of metrics.csv in each checkpoint; a resume says what differs.
 
+    The last row does not count, which may get cells after the checkpoint, nor do the columns and
+    empty cells that a later row brings.
+
     Args:
         folder: the run folder.
     """
@@ -22,8 +26,10 @@ class MetricsSum(Callback):
 
     def state_dict(self) -> dict[str, int]:
         if not self.file.is_file():
-            return {"bytes": 0, "crc32": 0}
-        return {"bytes": self.file.stat().st_size, "crc32": crc32(self.file)}
+            return {"rows": 0, "crc32": 0}
+        with self.file.open("rb") as stream:
+            rows = max(0, sum(1 for _ in stream) - 2)  # without the header and the last one
+        return {"rows": rows, "crc32": crc32(self.file, rows)[1]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._kept = state_dict
@@ -31,12 +37,16 @@ class MetricsSum(Callback):
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Compare before later rows are dropped, if the checkpoint is one of this folder."""
         source = Path(trainer.ckpt_path or "")
-        if not self._kept or not trainer.is_global_zero or self.folder not in source.parents:
+        if (
+            "rows" not in self._kept
+            or not trainer.is_global_zero
+            or self.folder not in source.parents
+        ):
             return
-        size = self.file.stat().st_size if self.file.is_file() else 0
-        if size < self._kept["bytes"]:
+        rows, found = crc32(self.file, self._kept["rows"]) if self.file.is_file() else (0, 0)
+        if rows < self._kept["rows"]:
             say(f"{self.file} was cut since {source.name} was written: rows are missing")
-        elif crc32(self.file, self._kept["bytes"]) != self._kept["crc32"]:
+        elif found != self._kept["crc32"]:
             say(
                 f"{self.file} was changed or damaged since {source.name} was written: a checksum"
                 " does not fit, its earlier rows may be wrong"
@@ -44,7 +54,10 @@ class MetricsSum(Callback):
         self._kept = {}
 
 
-def crc32(file: Path, size: int = -1) -> int:
-    """CRC-32 of the first bytes of a file, of all by default."""
+def crc32(file: Path, rows: int) -> tuple[int, int]:
+    """Number, up to `rows`, and CRC-32 of the first rows of a file, without empty last cells."""
+    number = total = 0
     with file.open("rb") as stream:
-        return zlib.crc32(stream.read(size))
+        for line in islice(stream, 1, rows + 1):
+            number, total = number + 1, zlib.crc32(line.rstrip(b"\n,"), total)
+    return number, total

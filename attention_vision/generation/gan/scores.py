@@ -83,7 +83,7 @@ class Evaluator:
         self,
         samples: Count,
         splits: Count,
-        neighbours: Count,
+        neighbours: NonNegativeInt,  # 0 where nothing is compared
         manifold: NonNegativeInt,
         cache: str | None,
     ):

@@ -3,20 +3,21 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from attention_vision.data.image_files import read_image, read_levels
 from attention_vision.data.labels import shown
 from attention_vision.errors import InputError
+from attention_vision.ranges import Range
 
 IGNORED = 255  # in the targets: pixels that count neither in the loss nor in the metrics
 REST = "rest"
 LOSSY = (".jpg", ".jpeg")
 NEAR, STRAY = 32, 0.05  # distance of a level that JPEG moved, and the share that may lie farther
 
-Level = int | Literal["rest"]
+Level = Annotated[int, Range(0, 65_535)] | Literal["rest"]
 Color = tuple[int, int, int]
 
 
