@@ -61,9 +61,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 CLOCK = "_per_second"  # columns that differ from run to run
-# Sizes and sums of files that contain paths and what the clock decides; and the config, in which a
-# resume writes the preprocessing of the checkpoint where the first attempt left the default.
-RECORDS = ("RunFiles", "config")
+# Sizes and sums of files that contain paths and what the clock decides; the config, in which a
+# resume writes the preprocessing of the checkpoint where the first attempt left the default; and
+# the commit, which may change in hours.
+RECORDS = ("RunFiles", "MetricsSum", "config", "code")
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
