@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS := runs/demo
 
-.PHONY: help setup demo test lint bench docs house
+.PHONY: help setup demo test soak lint bench docs house
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -17,6 +17,11 @@ demo: $(VENV)/.demo  ## classify digits, find them in scenes, draw new ones: abo
 
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+soak: $(VENV)/.dev  ## hours: 10,000 examples of each fuzz test, 60 kills, memory over 20,000 steps
+	FUZZ_PROFILE=soak $(BIN)/python -m pytest --numprocesses 2 tests/fuzz
+	$(BIN)/python tests/soak/kills.py --kills 60
+	$(BIN)/python tests/soak/memory.py --steps 20000
 
 lint: $(VENV)/.dev  ## check style, format and types
 	$(BIN)/ruff check .

@@ -17,11 +17,13 @@ import pytest
 import yaml
 
 from attention_vision.__main__ import main
-from attention_vision.cli import help
+from attention_vision.cli import explain, help, profile
+from attention_vision.runs import command
 from attention_vision.runs.command import make_parser
 from attention_vision.runs.tasks import TASKS
 
 # fmt: off
+WORDS = {"TRUST": "--trust"}  # flags that a config cannot have
 FLAGS: dict[str, set[str]] = {  # of `attention-vision TASK VERB`
     "classification": {
         "attention_backend", "checkpoint_every_n_steps", "ckpt_path", "claim", "claim.help",
@@ -342,6 +344,12 @@ def test_keys_of_an_evaluation(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert main(["classification", "validate", "-c", "classifier/config.yaml"]) == 0
     assert set(json.loads(Path("classifier/validate.json").read_text())) == EVALUATION_KEYS
+
+
+def test_words():
+    assert {name: getattr(command, name) for name in WORDS} == WORDS
+    for tool in (explain, profile):
+        assert "--trust" in {flag for one in tool.parser()._actions for flag in one.option_strings}
 
 
 def test_commands_and_verbs():

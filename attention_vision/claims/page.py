@@ -2,7 +2,7 @@
 
 from attention_vision.claims.ledger import Ledger, LedgerRow
 from attention_vision.report import tables
-from attention_vision.report.text_table import aligned
+from attention_vision.report.text_table import aligned, printable
 
 INTRODUCTION = """\
 # The ledger
@@ -42,12 +42,12 @@ PARTS = {
 def cells(part: str, row: LedgerRow) -> list[str]:
     """Order the texts of a row as the columns of its part."""
     commands = "<br>".join(f"`{command}`" for command in row.commands)
-    last = [row.measured, row.verdict, commands]
+    texts = [row.name, row.claim, row.source, row.measured, row.verdict]
+    if part != "studies":
+        texts.insert(2, row.reported)
     if part == "statements":
-        return [row.name, row.claim, row.reported, row.source, row.literature, *last]
-    if part == "papers":
-        return [row.name, row.claim, row.reported, row.source, *last]
-    return [row.name, row.claim, row.source, *last]
+        texts.insert(4, row.literature)
+    return [*map(tables.without_html, texts), commands]
 
 
 def render_page(ledger: Ledger) -> str:
@@ -69,7 +69,7 @@ def render_text(ledger: Ledger) -> str:
             for row in getattr(ledger, part)
         ]
         parts.append(f"{title}\n\n{aligned(rows) if rows else 'nothing yet'}")
-    return "\n\n".join(parts) + "\n"
+    return printable("\n\n".join(parts) + "\n")
 
 
 def literature(row: LedgerRow) -> list[str]:

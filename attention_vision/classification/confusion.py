@@ -56,7 +56,8 @@ def named_accuracies(accuracy: Tensor, names: Sequence[str]) -> dict[str, float]
 
     Of more than 100 classes the mean alone.
     """
-    measured = {name: a for name, a in zip(names, accuracy.tolist(), strict=True) if a == a}
+    values = accuracy.view(-1).tolist()  # torchmetrics gives a scalar for one class
+    measured = {name: a for name, a in zip(names, values, strict=True) if a == a}
     macro = {"top1_macro": sum(measured.values()) / max(1, len(measured))}
     if len(names) > MOST_NAMED:
         return macro
@@ -144,8 +145,8 @@ def draw(counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     size = 8 if len(names) <= MOST_WRITTEN else 5
     ticks = range(len(names))
-    axis.set_xticks(ticks, names, rotation=90, fontsize=size)
-    axis.set_yticks(ticks, names, fontsize=size)
+    axis.set_xticks(ticks, names, rotation=90, fontsize=size, parse_math=False)
+    axis.set_yticks(ticks, names, fontsize=size, parse_math=False)
     axis.set(xlabel="predicted", ylabel="true")
     axis.set_title("images, colored by share of the true class", fontsize=8)
     if len(names) <= MOST_WRITTEN:

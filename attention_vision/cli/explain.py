@@ -97,6 +97,7 @@ def run(options: Namespace) -> None:
     import torch
     from PIL import Image
 
+    from attention_vision.config.trust import refuse_links
     from attention_vision.runs.load import load_data, load_run, read_run
     from attention_vision.runs.measured import add_origin, identity_of, other_data_line
     from attention_vision.training.progress import quiet
@@ -121,6 +122,8 @@ def run(options: Namespace) -> None:
         print(layer_table(layers))
         return
     names = shown_layers(explainer, layers, options.layers, folder)
+    if not options.out:
+        refuse_links(folder)
     out = Path(options.out or folder / "explained")
     out.mkdir(parents=True, exist_ok=True)
     print("layers: " + ", ".join(names))

@@ -242,6 +242,6 @@ def plot(rows: "Sequence[tuple[Workload, Cost]]", file: str) -> None:
         panel.margins(y=0.01)
     for panel in panels[:2]:
         panel.set_xscale("log")
-    panels[0].set_yticks(positions, names)
+    panels[0].set_yticks(positions, names, parse_math=False)
     panels[0].invert_yaxis()
     figure.savefig(file, dpi=150)

@@ -8,6 +8,7 @@ from pathlib import Path
 from attention_vision.cli.tool_parser import ToolParser
 from attention_vision.report.results import read_study
 from attention_vision.report.summary import Report
+from attention_vision.yaml_json import write_atomically
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
@@ -26,9 +27,10 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     files = []
     for ending, content in texts.items():
         files.append(folder / f"report.{ending}")
-        files[-1].write_text(content, encoding="utf-8")
+        write_atomically(files[-1], content)  # in place of a link, not through it
     for name, figure in figures.items():
         files.append(folder / f"{name}.png")
+        files[-1].unlink(missing_ok=True)
         figure.savefig(files[-1], dpi=200)
     return files
 

@@ -24,7 +24,10 @@ from attention_vision.errors import ConfigError, InputError
 KNOWN = (
     "attention_vision.attention",
     "attention_vision.backbones",
+    "attention_vision.checkpoints.preprocessing.Preprocessing",
+    "attention_vision.claims.claim",
     "attention_vision.classification",
+    "attention_vision.data",
     "attention_vision.detection",
     "attention_vision.generation",
     "attention_vision.data.splits",
@@ -32,6 +35,7 @@ KNOWN = (
     "attention_vision.training.wandb_logger",
     "lightning.fabric.plugins.environments",
     "lightning.pytorch.callbacks",
+    "lightning.pytorch.cli.ReduceLROnPlateau",
     "lightning.pytorch.loggers",  # named in configs of runs; not built unless a run is trained
     "lightning.pytorch.plugins.environments",
     "lightning.pytorch.strategies.DDPStrategy",
@@ -41,6 +45,8 @@ KNOWN = (
     "torchvision.models",
     "torchvision.ops",
 )
+# Argument by which classes of this package write files -> the one that says where.
+WRITES = {"cache": "cache", "download": "root"}
 AS_IT_BEGINS = dict(parsing_settings)
 
 _everything = ContextVar("everything", default=False)
@@ -161,3 +167,42 @@ def imported(path: str) -> Any:
     """What a path names that the parser has imported already."""
     module, _, name = path.rpartition(".")
     return getattr(sys.modules.get(module), name, None)
+
+
+def refuse_writes(config: Any, folder: Path, above: str = "") -> None:
+    """Raise ConfigError for a config that writes neither below the current folder nor its own.
+
+    Args:
+        config: parsed, and not trusted.
+        folder: of the run.
+        above: the key of the config.
+    """
+    if not isinstance(config, Namespace):
+        return
+    for key, value in vars(config).items():
+        path = above if key == "init_args" else f"{above}.{key}".strip(".")
+        place = vars(config).get(WRITES.get(key, ""))
+        if value and isinstance(place, str) and not is_below(Path(place), Path(), folder):
+            raise ConfigError(
+                f"{path} would write to {place}, which is neither below this folder nor of the run:"
+                " leave it out, or give --trust"
+            )
+        refuse_writes(value, folder, path)
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise ConfigError for a link in a folder through which results would be written elsewhere.
+
+    Checkpoints may lie elsewhere, as they are only read.
+    """
+    for above, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            link = Path(above, name)
+            if link.is_symlink() and not is_below(link, folder) and name != "checkpoints":
+                raise ConfigError(f"{link} is a link that leaves {folder}: remove it")
+        folders[:] = [name for name in folders if name not in ("checkpoints", "wandb")]
+
+
+def is_below(path: Path, *folders: Path) -> bool:
+    """Whether a path is below one of some folders when all links are followed."""
+    return any(path.resolve().is_relative_to(folder.resolve()) for folder in folders)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -44,6 +44,10 @@ DOCUMENTS = {
     ".emf",
 }
 UNREADABLE = Exception  # a damaged file fails anywhere in its decoder
+# Pixels of an image at most, as stored. A few bytes of PNG may stand for terabytes. Pillow's
+# own limit warns from half as many on; here there is one.
+MOST_PIXELS = 178_956_970
+Image.MAX_IMAGE_PIXELS = None
 
 
 @cache
@@ -65,6 +69,19 @@ def extensions() -> frozenset[str]:
         if kind in Image.OPEN and ending not in DOCUMENTS
     }
     return frozenset(readable)
+
+
+@cache
+def kinds() -> tuple[str, ...]:
+    """Pillow's names of the kinds of files that `extensions` are endings of, frequent ones first.
+
+    Whatever its ending says, a file is opened as one of these only: a PostScript file named
+    photo.png would be run by Ghostscript.
+    """
+    found = {Image.registered_extensions()[ending] for ending in extensions()}
+    return tuple(
+        sorted(found, key=lambda kind: (kind not in ("JPEG", "PNG"), Image.ID.index(kind)))
+    )
 
 
 def read_image(path: str | Path, turn: bool = True, content: bytes | None = None) -> Image.Image:
@@ -123,15 +140,21 @@ def read_levels(path: str | Path) -> np.ndarray:
 
 @contextmanager
 def open_image(path: str | Path | io.BytesIO) -> Iterator[Image.Image]:
-    """Open an image, the content of its file, or a page of a TIFF."""
+    """Open an image, the content of its file, or a page of a TIFF.
+
+    Raises:
+        ValueError: it has more than `MOST_PIXELS`.
+    """
     page = 0
     if not isinstance(path, io.BytesIO):
         file = Path(path)
         if file.name.isdecimal() and file.parent.is_file():
             path, page = file.parent, int(file.name)
-    with Image.open(path) as image:
+    with Image.open(path, formats=kinds()) as image:
         if page:
             image.seek(page)
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
         yield image
 
 
@@ -276,7 +299,7 @@ def image_files(folder: str) -> list[str]:
 def pages(file: str) -> list[str]:
     """The pages of a TIFF that has several, or the file itself."""
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             count = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
     except UNREADABLE:  # whoever reads it says so
         count = 1
@@ -326,6 +349,12 @@ def reason_broken(file: str | io.BytesIO) -> str | None:
     except UNREADABLE as error:
         return str(error) or type(error).__name__
     return None
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a file name, read below a folder, means a file outside of it."""
+    plain = os.path.normpath(name.replace("\\", "/"))
+    return os.path.isabs(plain) or plain.split("/")[0] == ".." or PureWindowsPath(name).drive != ""
 
 
 def path_below(file: str, folder: str) -> Path:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from attention_vision.data.findings import Findings
-from attention_vision.data.image_files import list_images, read_image
+from attention_vision.data.image_files import leaves_folder, list_images, read_image
 from attention_vision.data.labels import labels_by_name
 from attention_vision.data.loading import OnBadImage
 from attention_vision.data.splits import SplitShares
@@ -167,8 +167,9 @@ def is_file(path: Path) -> bool:
 class FilesOfImages:
     """The image files of instances, found in their folder.
 
-    A name with backslashes, or with folders that are not there, is taken for the file that it
-    means, and counted. A file that is missing keeps the path where it should be.
+    A name with backslashes, with folders that are not there, or that leaves the folder, is taken
+    for the file that it means below the folder, and counted. A file that is missing keeps the path
+    where it should be.
     """
 
     def __init__(self, instances: Instances, folder: Path):
@@ -181,11 +182,12 @@ class FilesOfImages:
         taken: set[str] = set()
         inside: dict[str, list[str]] | None = None
         for file in instances.files:
-            if file in here or is_file(folder / file):
+            outside = leaves_folder(file)
+            if file in here or (not outside and is_file(folder / file)):
                 self.paths.append(str(folder / file))
                 continue
             plain = file.replace("\\", "/")
-            if is_file(folder / plain):
+            if not outside and is_file(folder / plain):
                 self.paths.append(str(folder / plain))
                 changed.append(file)
                 continue
@@ -200,7 +202,7 @@ class FilesOfImages:
                 self.paths.append(of_that_name[0])
                 changed.append(file)
             else:
-                self.paths.append(str(folder / file))
+                self.paths.append(str(folder / (plain.rpartition("/")[2] if outside else file)))
                 self.missing.append(file)
         if changed:
             self.repaired.append(

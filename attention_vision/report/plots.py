@@ -27,6 +27,7 @@ INK = "#010203"  # replaced by currentColor in the page
 WIDTH = 4.4  # inches
 SETTINGS: dict[Any, Any] = {  # Matplotlib's stubs want a Literal of all its keys
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names may contain dollars
     "svg.hashsalt": "report",  # equal reports give equal files
     "font.size": 10,
     "axes.edgecolor": INK,

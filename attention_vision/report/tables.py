@@ -11,7 +11,7 @@ from statistics import median_low
 from attention_vision.report.results import COSTS
 from attention_vision.report.statistics import Difference, Finding
 from attention_vision.report.summary import CellSummary, Report
-from attention_vision.report.text_table import aligned
+from attention_vision.report.text_table import aligned, printable
 
 TITLES = {
     "parameters": "parameters",
@@ -151,7 +151,7 @@ def text(report: Report) -> str:
     if report.remarks:
         parts.append("\n".join(report.remarks))
     parts.append("\n".join(textwrap.wrap(report.method, 100)))
-    return "\n\n".join(parts) + "\n"
+    return printable("\n\n".join(parts) + "\n")
 
 
 Record = list[str | float | None]
@@ -162,7 +162,8 @@ def records(report: Report) -> list[Record]:
     compared = ["difference", "low", "high", "pairs", "p_holm"]
     rows: list[Record] = [["cell", "metric", "n", "mean", "std", *compared, *COSTS]]
     for row in report.rows:
-        numbers: Record = [row.cell, report.study.metric, len(row.values), row.mean, row.std]
+        names = map(as_text, (row.cell, report.study.metric))
+        numbers: Record = [*names, len(row.values), row.mean, row.std]
         if row.difference is None:
             numbers += [None] * 5
         else:
@@ -170,6 +171,11 @@ def records(report: Report) -> list[Record]:
             numbers += [row.difference.mean, *ends, len(row.difference.values), row.p]
         rows.append([*numbers, *(row.cost[name] for name in COSTS)])
     return rows
+
+
+def as_text(name: str) -> str:
+    """A name that a spreadsheet does not take for a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def comma_separated(report: Report) -> str:
@@ -180,26 +186,38 @@ def comma_separated(report: Report) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Format a GitHub Markdown table; bars inside cells are escaped.
+    """Format a GitHub Markdown table; bars inside cells are escaped, and lines joined.
 
     Columns are not padded: the cells of the ledger are whole sentences.
     """
     rule = ["---:" if column in right else "---" for column in range(len(rows[0]))]
-    head, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    head, *body = [
+        [" ".join(cell.replace("|", r"\|").splitlines()) for cell in row] for row in rows
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
 
 def markdown(report: Report) -> str:
-    """Format the report as Markdown."""
+    """Format the report as Markdown; pages made of it keep names as they are, not as HTML."""
     parts = [
-        f"## {report.study.question}",
+        f"## {one_line(report.study.question)}",
         subtitle(report) + ".",
         markdown_table(table(report), right_aligned(report)),
     ]
     if report.findings:
         parts.append(markdown_table(verdicts(report)))
-    parts += ["\n".join(f"- {line}" for line in report.remarks)] if report.remarks else []
-    return "\n\n".join([*parts, report.method]) + "\n"
+    if report.remarks:
+        parts.append("\n".join(f"- {one_line(line)}" for line in report.remarks))
+    return without_html("\n\n".join([*parts, report.method]) + "\n")
+
+
+def without_html(text: str) -> str:
+    """Escape what would open a tag in Markdown, but for line breaks."""
+    return re.sub(r"<(?!br>)(?=[A-Za-z/!?])", "&lt;", text)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 LATEX = {  # tabulate's own escapes do not cover ±, dashes and signs
@@ -229,7 +247,7 @@ def latex(report: Report) -> str:
         r"% \usepackage{booktabs}",
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{{escaped(report.study.question)} {escaped(subtitle(report))}.",
+        rf"  \caption{{{escaped(one_line(report.study.question))} {escaped(subtitle(report))}.",
         f"    {escaped(report.method.partition(' A verdict')[0])}}}",
         rf"  \begin{{tabular}}{{{columns}}}",
         r"    \toprule",
@@ -239,7 +257,7 @@ def latex(report: Report) -> str:
         r"    \bottomrule",
         r"  \end{tabular}",
         r"\end{table}",
-        *(f"% {' | '.join(row)}" for row in verdicts(report)),
-        *(f"% {line}" for line in report.remarks),
+        *(f"% {one_line(' | '.join(row))}" for row in verdicts(report)),
+        *(f"% {one_line(line)}" for line in report.remarks),
     ]
     return "\n".join(lines) + "\n"

@@ -1,9 +1,11 @@
 """Plain-text tables with aligned columns, for every command that prints one."""
 
+import re
 from collections.abc import Collection, Sequence
 
 from tabulate import DataRow, TableFormat, tabulate
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 GAP = 3  # spaces between two columns
 
 
@@ -24,3 +26,8 @@ def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = (), gap: int
     layout = TableFormat(None, None, None, None, row, row, padding=0, with_header_hide=None)
     sides = ["right" if column in right else "left" for column in range(len(rows[0]))]
     return tabulate(rows, tablefmt=layout, colalign=sides, disable_numparse=True)
+
+
+def printable(text: str) -> str:
+    """Replace characters that a terminal obeys instead of showing, such as those of colors."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -37,7 +37,13 @@ from attention_vision.config.build import add_nodes, instantiate
 from attention_vision.config.parser import ArgumentParser, kept_arguments, parse_words
 from attention_vision.config.ranges import check_ranges
 from attention_vision.config.trainer import check_after, check_before, refusals_of_trainer
-from attention_vision.config.trust import imports, trusts_everything
+from attention_vision.config.trust import (
+    imports,
+    is_below,
+    refuse_links,
+    refuse_writes,
+    trusts_everything,
+)
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import RUN_VARIABLE, ConfigError, InputError
@@ -189,6 +195,8 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
     parsed = parse(name, verb, words)
     run = open_run(parsed)
     try:
+        if not parsed.trusted:
+            stay_below(parsed.config, run.folder)
         if verb == "fit" and run.checkpoint:
             callbacks = [take_over(parsed, run.checkpoint), *callbacks]
         objects = build(parsed, run.checkpoint)
@@ -199,6 +207,17 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
     except BaseException:
         run.give_up()
         raise
+
+
+def stay_below(config: Namespace, folder: Path) -> None:
+    """Raise ConfigError for a config that is not trusted and writes where it was not told to."""
+    files = [Path(str(file)) for file in config.config or []]
+    for file in files:
+        named = read_yaml(file).get("run")
+        if named == str(folder) and not is_below(folder, Path(), file.parent):
+            raise ConfigError(f"{file}: run would write to {folder}: give --run RUN, or --trust")
+    refuse_writes(config, folder)
+    refuse_links(folder)
 
 
 def parse(name: str, verb: str, words: list[str]) -> Parsed:
@@ -572,6 +591,12 @@ def fit(work: Work) -> None:
     say(parameter_count(module))
     with running(work):
         work.trainer.fit(module, datamodule=data, weights_only=True)
+    trained = [one for one in work.trainer.callbacks if isinstance(one, RunConfig)]  # pyright: ignore[reportAttributeAccessIssue] set from afar
+    if trained and not trained[0].has_begun:
+        say(
+            f"nothing trained, {work.run.folder} has all of its epochs or steps: raise"
+            " trainer.max_epochs or max_steps"
+        )
     if work.parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
         step = {"step": step_number(work.trainer) - 1}
         write_json(work, "fp8.json", step | compare_after_fit(work.trainer, module, data))

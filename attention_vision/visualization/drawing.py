@@ -95,13 +95,13 @@ def sheet(
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, pictures in enumerate(rows):
-        axes[row][0].set_ylabel(names[row], fontsize=8)
+        axes[row][0].set_ylabel(names[row], fontsize=8, parse_math=False)
         for column, picture in enumerate(pictures):
             axis = axes[row][column]
             axis.imshow(picture.numpy(), interpolation="antialiased")  # pixels where enlarged
             axis.set(xticks=[], yticks=[])
             if titles[row]:
-                axis.set_title(titles[row][column], fontsize=8)
+                axis.set_title(titles[row][column], fontsize=8, parse_math=False)
         for axis in axes[row][len(pictures) :]:
             axis.set_axis_off()
     canvas = FigureCanvasAgg(figure)

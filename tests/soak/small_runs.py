@@ -54,7 +54,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             discriminator=node("Discriminator", size=16, width=4, attention_at=[8]),
             ema_decay=0.9,
             ema_start=3,
-            augment=["color", "translation", "cutout"],
+            augment=["colour", "translation", "cutout"],
         ),
     },
     "unet": {

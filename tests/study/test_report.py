@@ -109,7 +109,7 @@ def test_names_are_escaped(tmp_path):
     write_report(report, tmp_path)
     tex = (tmp_path / "report.tex").read_text()
     assert r"50\_\% $<$b$>$ \& |x| \textbackslash{} & 3 &" in tex
-    assert r"| 50_% <b> & \|x\| \ |" in (tmp_path / "report.md").read_text()
+    assert r"| 50_% &lt;b> & \|x\| \ |" in (tmp_path / "report.md").read_text()
     assert "<b>" not in (tmp_path / "report.html").read_text()
 
 

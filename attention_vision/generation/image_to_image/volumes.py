@@ -21,6 +21,7 @@ from attention_vision.generation.image_to_image.mask_folders import (
 from attention_vision.ranges import Count, Finite, Seed, Size, Workers, checked
 
 VOLUMES = (".npy", ".npz")
+MOST_BYTES = 2**34  # of an .npz unpacked, all of which is held in memory
 
 
 @checked
@@ -181,10 +182,16 @@ class VolumesToSegment(Dataset):
 def read_volume(file: Path) -> np.ndarray:
     """Open a volume (D, H, W); an .npy is read from the disk when it is used."""
     try:
-        array = np.load(file, mmap_mode="r")
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
         if isinstance(array, np.lib.npyio.NpzFile):
             if len(array.files) != 1:
                 raise InputError(f"{file} contains {len(array.files)} arrays, not one")
+            (packed,) = array.zip.infolist()
+            if packed.file_size > MOST_BYTES:
+                raise InputError(
+                    f"{file}: {packed.file_size:,} bytes unpacked, more than {MOST_BYTES:,}:"
+                    " save it as .npy, which is read in parts"
+                )
             array = array[array.files[0]]
     except Exception as error:  # a damaged archive fails anywhere in its decoder
         if isinstance(error, InputError):
