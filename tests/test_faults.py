@@ -194,7 +194,7 @@ FAULTS = [
     Fault("flipped bits in best.ckpt", MEASURE, "damaged",
           lambda: flip("run/checkpoints/best.ckpt")),
     Fault("flipped bits in metrics.csv", RESUME, "checksum",
-          lambda: flip("run/metrics.csv", b"loss")),
+          lambda: flip("run/metrics.csv", b"\n0,0,")),
     Fault("metrics.csv is cut", RESUME, "was cut", lambda: cut("run/metrics.csv")),
     Fault("flipped bits in config.yaml", RESUME, "^changed on resume",
           lambda: flip("run/config.yaml", b"batch_size: 16\n")),

@@ -211,6 +211,10 @@ def test_a_refused_resume_leaves_the_run_and_a_changed_one_keeps_its_config(caps
     written = yaml.safe_load(Path("run/config.yaml").read_text())["model"]["optimizer"]["init_args"]
     assert changes.items() <= written.items()
 
+    before = files("run")
+    assert fit("--run=run", "--ckpt_path=last", "--model.mixup=0.1") == 0
+    assert "nothing trained, run has all of its epochs or steps" in capsys.readouterr().out
+    assert files("run")["run/config.yaml"] == before["run/config.yaml"]
     assert fit("--run=run", "--ckpt_path=last", "--trainer.max_epochs=3") == 0  # a file of before
     output = capsys.readouterr().out
     kept = " ".join(flags)

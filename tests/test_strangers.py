@@ -257,6 +257,7 @@ def test_fit_trusts_its_config_but_not_a_teachers_run(capsys):
         "x: !!python/object/new:theirs.Theirs []",
         "x: !!python/module:theirs",
     ],
+    ids=["apply", "name", "new", "module"],
 )
 @pytest.mark.parametrize("file", ["run/config.yaml", "experiments/claims/a.yaml"])
 def test_a_tag_of_yaml_is_refused(file, text, capsys):

@@ -64,6 +64,7 @@ MOVED_PATHS = {  # below attention_vision; moved in 0.2
     "backbones.vit.TwoHeads": "backbones.vit.DistilledHead",
     "claim": "claims.claim",
     "classification.data.Published": "classification.data.TorchvisionData",
+    "config.parser.SaveConfig": "runs.run_config.RunConfig",
     "config_parser": "config.parser",
     "generation.extractors": "generation.gan.extractors",
     "generation.pairs.PairData": "generation.image_to_image.data.ImageToImageData",

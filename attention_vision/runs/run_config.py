@@ -35,12 +35,12 @@ class RunConfig(Callback):
     def __init__(self, parser: ArgumentParser, config: Namespace, flags: Sequence[str]):
         self.parser, self.config, self.flags = parser, config, list(flags)
         self._plain: dict[str, Any] | None = None
-        self._is_written = False
+        self.has_begun = False  # a step
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        if self._is_written:
+        if self.has_begun:
             return
-        self._is_written = True
+        self.has_begun = True
         if not trainer.is_global_zero:
             return
         write_config(Path(self.config.run), self._text(module))

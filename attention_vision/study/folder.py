@@ -1,6 +1,6 @@
 """Layout of a study folder, with atomic writes.
 
-study.json, cells/CELL/preflight.json, and
+study.json, preflights/CELL.json, and
 cells/CELL/seedS/{cell.yaml,result.json,error.txt,log.txt,progress.json} in addition to the files
 that `attention-vision TASK fit` writes into a run folder. Runs whose configuration is no longer
 that of the study lie in earlier/SHA256/CELL/seedS, and return when it is again.

@@ -198,8 +198,6 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
 
     refuse_other_data(study, results, {name: one.data for name, one in fresh.items()})
     settle_folder(study, folder, others, back)
-    for name, preflight in fresh.items():
-        write_preflight(study, folder, name, preflight)
     costs = {}
     for name, preflight in preflights.items():
         if "flops" in study.budget:
@@ -207,6 +205,8 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
         keys = ("parameters", "macs", "peak_memory")
         costs[name] = {key: getattr(preflight, key) for key in keys}
     announce(write_study(study, folder, seeds, facts))
+    for name, preflight in fresh.items():
+        write_preflight(study, folder, name, preflight)
     for run in waiting:
         write_config(run, run_config(configs[run.cell], run, threads))
     launcher = make_launcher(request, folder, jobs, threads, gpus)
@@ -221,7 +221,7 @@ def known_preflights(study: Study, folder: Path, cells: Iterable[str]) -> dict[s
 
     known = {}
     for name in cells:
-        file = folder / "cells" / name / "preflight.json"
+        file = folder / "preflights" / f"{name}.json"
         with suppress(OSError, InputError, KeyError, TypeError):  # it is measured again
             content = read_json(file)
             identity = content["config_sha256"], content["code"]
@@ -234,7 +234,7 @@ def write_preflight(study: Study, folder: Path, cell: str, preflight: "Preflight
     """Write the preflight of a cell, for the next `study run`."""
     identity = {"config_sha256": study.cells[cell].sha256, "code": code()}
     content = identity | {"preflight": vars(preflight)}
-    write_atomically(folder / "cells" / cell / "preflight.json", to_json(content))
+    write_atomically(folder / "preflights" / f"{cell}.json", to_json(content))
 
 
 def settle_folder(study: Study, folder: Path, others: dict[Run, str], back: list[Run]) -> None:

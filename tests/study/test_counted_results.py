@@ -272,7 +272,7 @@ def test_a_cell_that_was_begun_is_not_measured_again(study, capsys, monkeypatch)
     monkeypatch.setattr(runner, "code", lambda: {"torch": "3"})
     study(capsys, "--seeds", "4")
     assert study.measured == ["none", "se", "none", "none", "se"]
-    Path("folder/cells/se/preflight.json").write_text("{")
+    Path("folder/preflights/se.json").write_text("{")
     study(capsys, "--seeds", "5")
     assert study.measured[-2:] == ["none", "se"]
     cost = json.loads(Path("folder/cells/se/seed5/result.json").read_text())["cost"]

@@ -141,7 +141,7 @@ WRONG = [
         SE,
         "model.network.attention: there is no class SqueezeExite; did you mean SqueezeExcite?",
     ),
-    ([("reduction: 1", "reduction: 0")], SE, "SqueezeExcite: reduction is 0: it has to be"),
+    ([("reduction: 1", "reduction: 0")], SE, "reduction is 0: it has to be"),
     ([("metric: val/top1", "metric: top1")], [], "study.metric 'top1' is not a logged key"),
     ([], ["--only", "sse"], "--only sse: "),
     ([], ["--seeds", "1", "1"], "--seeds: duplicate seed 1"),

@@ -186,6 +186,7 @@ def read_volume(file: Path) -> np.ndarray:
         if isinstance(array, np.lib.npyio.NpzFile):
             if len(array.files) != 1:
                 raise InputError(f"{file} contains {len(array.files)} arrays, not one")
+            assert array.zip is not None  # it is open
             (packed,) = array.zip.infolist()
             if packed.file_size > MOST_BYTES:
                 raise InputError(
