@@ -256,6 +256,23 @@ def test_files_of_two_checkpoints_are_not_recorded(repository, run):
 
 
 @pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"checkpoint_id": "0" * 16}, "was trained on after validate measured it"),
+        ({"data": {"val": {"samples": 8}}}, "measured otherwise: val has 8 samples, not 9; val"),
+        ({"changed": {"model.network.heads": "2 -> 4"}}, "otherwise: model.network.heads 2 -> 4;"),
+    ],
+)
+def test_a_validation_of_something_else_is_not_recorded(changes, line, repository, run):
+    """Of weights that a flag named, which claim.json does not name; of other data or arguments."""
+    (run / "data.json").write_text(json.dumps({"fingerprint": {"val": {"samples": 9}}}))
+    file = run / "validate.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(InputError, match=line):
+        record_results([run], repository)
+
+
+@pytest.mark.parametrize(
     ("name", "changes", "line"),
     [
         ("data.json", {"fingerprint": {"train": {"samples": 8}}}, "has other data than .*: train"),

@@ -112,6 +112,20 @@ def test_other_data_than_that_of_the_run_is_said(place, capsys):
     assert "the data is not that of the checkpoint: val has files of" in capsys.readouterr().err
 
 
+def test_a_measurement_with_other_arguments_than_the_training_is_said(place, capsys):
+    command("validate", "-c", "run/config.yaml", "--data.batch_size", "1", "--trainer.devices", "1")
+    command("validate", "-c", "experiment.yaml", "--run", "run")
+    assert "WARNING: not as" not in capsys.readouterr().out
+    assert "changed" not in read("validate.json")
+    command("validate", "-c", "run/config.yaml", "--data.image_size", "16")
+    line = "WARNING: not as run/checkpoints/best.ckpt was trained: data.image_size 8 -> 16"
+    assert line in capsys.readouterr().out
+    assert read("validate.json")["changed"] == {"data.image_size": "8 -> 16"}
+    words = ["--data.images", "data/val", "--data.image_size", "16"]
+    command("predict", "-c", "run/config.yaml", *words)
+    assert read("predict.json")["changed"] == {"data.image_size": "8 -> 16"}
+
+
 def test_a_checkpoint_knows_the_code_and_the_data(place, capsys, monkeypatch):
     checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["code"] == code()

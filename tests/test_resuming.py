@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -222,6 +223,27 @@ def test_a_refused_resume_leaves_the_run_and_a_changed_one_keeps_its_config(caps
     assert rows("run")[-1]["train/lr"] == "0.005"
     assert main(["classification", "fit", "--run=run", "--ckpt_path=last"]) == 0  # and none
     assert "arguments of the run: run/config.yaml" in capsys.readouterr().out
+
+
+def test_the_flags_of_a_run_are_its_own(capsys):
+    """Not those of the run that it is a copy of.
+
+    They hold on behind a resume from config.yaml, and where that was lost.
+    """
+    assert fit("--run=run", "--model.mixup=0.1") == 0
+    shutil.copytree("run", "copy")
+    longer = ["--ckpt_path=last", "--trainer.max_epochs=2"]
+    assert fit("--run=run", *longer, "--model.label_smoothing=0.1") == 0
+    capsys.readouterr()
+    assert fit("-c", "copy/config.yaml", *longer) == 0
+    output = capsys.readouterr().out
+    assert "changed on resume: trainer.max_epochs 1 -> 2\n" in output
+    assert "flags of the run" not in output
+    Path("copy/config.yaml").unlink()
+    assert fit("--run=copy", "--ckpt_path=last", "--trainer.max_epochs=3") == 0
+    output = capsys.readouterr().out
+    assert "flags of the run that hold on: --model.mixup=0.1\n" in output
+    assert "changed on resume: trainer.max_epochs 2 -> 3\n" in output
 
 
 def test_a_config_edited_by_hand_is_compared_with_what_was_trained():

@@ -63,6 +63,7 @@ def record_results(runs: list[Path], root: Path) -> Path:
         if "not comparable" in require(outcome, "verdict", str, run / "claim.json"):
             raise InputError(f"{run} was evaluated on a part of the images: validate it again")
         refuse_other_checkpoints(run, outcome)
+        refuse_other_question(run, outcome)
         data = data_of(run)
         first = first or (run, config, data)
         refuse_unlike(run, config, data, *first)
@@ -126,15 +127,29 @@ def refuse_other_checkpoints(run: Path, outcome: dict[str, Any]) -> None:
     again = f"{run}: was trained on after {verb} measured it: validate it again"
     if verb == "fit" and "step" in outcome and last_validated(run) not in (None, outcome["step"]):
         raise InputError(again)
+    report = evaluation(run, outcome)
+    measured = measured or report.get("checkpoint_id")  # weights that a flag named
     if measured is None:
         return
     kept = (run / "checkpoints").glob("*.ckpt")
     if measured not in {checkpoint_id(file) for file in kept}:
         raise InputError(again)
-    if evaluation(run, outcome).get("checkpoint_id", measured) not in (None, measured):
+    if report.get("checkpoint_id", measured) not in (None, measured):
         raise InputError(
             f"{run}: claim.json and {verb}.json are of different checkpoints: {verb} it again"
         )
+
+
+def refuse_other_question(run: Path, outcome: dict[str, Any]) -> None:
+    """Refuse a claim that was measured on other data, or with other arguments, than the run's.
+
+    Raises:
+        InputError: what differs, in one line.
+    """
+    report, verb = evaluation(run, outcome), outcome.get("by")
+    changed = ", ".join(f"{key} {words}" for key, words in (report.get("changed") or {}).items())
+    if changed := changed or data_difference(data_of(run), report.get("data") or {}):
+        raise InputError(f"{run}: {verb}.json was measured otherwise: {changed}; {verb} it again")
 
 
 def last_validated(run: Path) -> int | None:

@@ -34,7 +34,9 @@ CLAIM_OUTCOME = {  # claim.json of a run
     "source": str, "metric": str, "reported": float, "measured": float, "verdict": str, "by": str,
     "step": int, "checkpoint_id": str,
 }  # fmt: skip
-EVALUATION = {"metrics": NUMBERS, "checkpoint_id": str}  # validate.json and test.json of a run
+EVALUATION = {  # validate.json and test.json of a run
+    "metrics": NUMBERS, "checkpoint_id": str, "data": {"*": {}}, "changed": TEXTS,
+}  # fmt: skip
 
 
 def check_shape(content: Any, shape: Any, source: Path, key: str = "") -> None:

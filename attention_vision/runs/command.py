@@ -39,7 +39,8 @@ from attention_vision.runs.data_summary import ReportData
 from attention_vision.runs.folder import OpenRun, open_run, stay_below, take_over
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.measured import identity_of, other_data_line
-from attention_vision.runs.run_config import RunConfig
+from attention_vision.runs.resume import changes_of_measurement, record_of, shown
+from attention_vision.runs.run_config import RunConfig, plain_config
 from attention_vision.runs.weights import (
     labels_of,
     named_weights,
@@ -55,7 +56,7 @@ from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.metrics_sum import MetricsSum
 from attention_vision.training.progress import ProgressLines, RunBar, say
 from attention_vision.training.resume import checkpoint_callbacks
-from attention_vision.training.run_folder import read_state
+from attention_vision.training.run_folder import read_checkpoint, read_state
 from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.training.steps import step_number
 
@@ -264,7 +265,7 @@ def fit(work: Work) -> None:
 def evaluate(work: Work) -> None:
     """Validate or test; RUN/VERB.json is written."""
     parsed, trainer = work.parsed, work.trainer
-    say_what_is_measured(work)
+    changed = say_what_is_measured(work)
     verb = getattr(trainer, parsed.verb)
     with running(work):
         results = verb(work.objects.module, datamodule=work.objects.data, weights_only=True)
@@ -274,7 +275,7 @@ def evaluate(work: Work) -> None:
     origin = identity_of(source, work.objects.data)
     if line := other_data_line(work.run.folder, work.objects.data):
         say(line)
-    report = {**origin, "images": images, "metrics": metrics}
+    report = {**origin, **changed, "images": images, "metrics": metrics}
     if parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
         exact = metrics_in("fused", verb, work.objects.module, work.objects.data)
         report["metrics_fused"] = exact
@@ -286,27 +287,42 @@ def evaluate(work: Work) -> None:
 
 def predict(work: Work) -> None:
     """Apply the network to images; the task writes its own files."""
-    say_what_is_measured(work)
+    changed = say_what_is_measured(work)
     source = work.run.checkpoint or named_weights(work.parsed.config)
     if work.trainer.is_global_zero:  # a prediction that is stopped has not the origin of another
         (work.run.folder / "predict.json").unlink(missing_ok=True)
     with running(work):
         work.trainer.predict(work.objects.module, datamodule=work.objects.data, weights_only=True)
-    origin = identity_of(source, None) | {"images": getattr(work.objects.data, "images", None)}
+    images = {"images": getattr(work.objects.data, "images", None)}
+    origin = identity_of(source, None) | changed | images
     write_json(work, "predict.json", origin)
     files = (work.run.folder / name for name in work.parsed.task.predictions)
     say(f"written: {', '.join(str(file) for file in files if file.exists())}")
 
 
-def say_what_is_measured(work: Work) -> None:
-    """Print the notices of a command that does not train, and the source of its weights."""
+def say_what_is_measured(work: Work) -> dict[str, dict[str, str]]:
+    """Print the notices of a command that does not train, and the source of its weights.
+
+    Returns:
+        {"changed": "BEFORE -> NOW" by dotted key}, for the file of results, of arguments that the
+        checkpoint was not trained with; empty without any.
+    """
     for line in work.parsed.notices:
         say(line)
-    if work.run.checkpoint:
-        say(f"checkpoint: {work.run.checkpoint}")
-    else:
+    checkpoint = work.run.checkpoint
+    if checkpoint is None:
         other = f", not {work.run.displaced}" if work.run.displaced else ""
         say(f"weights: {named_weights(work.parsed.config)}{other}")
+        return {}
+    say(f"checkpoint: {checkpoint}")
+    config = plain_config(work.parsed.parser, work.parsed.config)
+    changes = changes_of_measurement(record_of(read_checkpoint(checkpoint)), config)
+    if not changes:
+        return {}
+    words = {key: f"{shown(old)} -> {shown(new)}" for key, (old, new) in changes.items()}
+    text = ", ".join(f"{key} {change}" for key, change in words.items())
+    say(f"WARNING: not as {checkpoint} was trained: {text}")
+    return {"changed": words}
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from attention_vision.runs.arguments import Parsed
 from attention_vision.runs.data_summary import DATA_FILES
 from attention_vision.runs.resume import (
     changed_arguments,
+    earlier_flags,
     in_words,
     is_inside_epoch,
     record_of,
@@ -208,6 +209,7 @@ def take_over(parsed: Parsed, checkpoint: Path) -> ApplyChanges:
             config.seed_everything = record["config"].get("seed_everything", True)
         changes = changed_arguments(record, plain_config(parsed.parser, config), checkpoint, inside)
     parsed.notices.extend(in_words(changes))
+    parsed.flags[:0] = earlier_flags(record, parsed.flags, changes)
     return ApplyChanges(changes, inside, record.get("processes"))
 
 

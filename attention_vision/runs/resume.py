@@ -128,6 +128,8 @@ RULES = (
     ),
 )  # fmt: skip
 
+MEASURED = ("seed", "network", "objective and score", "data")  # rules of what decides a number
+
 
 def table() -> str:
     """The rules as a table of the documentation."""
@@ -213,6 +215,24 @@ def changed_arguments(
     return changes
 
 
+def changes_of_measurement(
+    record: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Change]:
+    """Arguments of data, network and score that a run was not trained with, by dotted key.
+
+    What is measured with them is not the run's number. Places, batches and optimizers are left
+    out, and all of a checkpoint that does not know its config.
+    """
+    if "config" not in record:
+        return {}
+    changes = differences(record["config"], config, record.get("version") == __version__)
+    return {
+        key: change
+        for key, change in changes.items()
+        if key.startswith(("data", "model")) and rule_of(key).name in MEASURED
+    }
+
+
 def refusal(key: str, change: Change, inside: bool) -> str | None:
     """Why a resume refuses a change, and what to do; None where it does not."""
     rule = rule_of(key)
@@ -283,11 +303,12 @@ def words_on_resume(words: Sequence[str]) -> tuple[list[str], list[str]]:
     name = name or ("last" if is_requeued() else None)
     if run is None or name is None:
         return [*words], []
-    own = Path(run, "config.yaml")
-    if not own.is_file() or any(file.exists() and file.samefile(own) for file in files):
+    if any(is_own_config(file, run) for file in files):  # of the run, or of a copy of it
         return [*words], []
+    own = Path(run, "config.yaml")
     if not files:
-        return ["-c", str(own), *words], [f"arguments of the run: {own}"]
+        lines = [f"arguments of the run: {own}"]
+        return (["-c", str(own), *words], lines) if own.is_file() else ([*words], [])
     try:
         checkpoint, _ = whole_checkpoint(resumable_checkpoint(Path(run), name))
         record = record_of(read_checkpoint(checkpoint))
@@ -299,9 +320,25 @@ def words_on_resume(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return joined([*flags[:behind], *kept, *flags[behind:]]), lines
 
 
+def is_own_config(file: Path, run: str | None) -> bool:
+    """Whether a file is the config.yaml of a run, also of one that was moved or copied since."""
+    if file.name != "config.yaml" or run is None or not file.is_file():
+        return False
+    return file.parent.resolve() == Path(run).resolve() or read_yaml(file).get("run") == run
+
+
 def flags_of_run(words: Sequence[str]) -> list[str]:
     """The flags of a command line that hold on when its run is resumed."""
     return joined([flag for flag in split_words(words) if flag[0] not in NOT_KEPT])
+
+
+def earlier_flags(
+    record: Mapping[str, Any], flags: Sequence[str], changes: Mapping[str, Change]
+) -> list[str]:
+    """Flags of the run before that config.yaml has, for a resume with the files of its start."""
+    given = {key_of(flag) for flag, _ in split_words(flags)} | changes.keys()
+    known = split_words(record.get("flags", []))
+    return joined([flag for flag in known if key_of(flag[0]) not in given])
 
 
 def in_words(changes: Mapping[str, Change]) -> list[str]:

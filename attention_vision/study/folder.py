@@ -105,6 +105,12 @@ def read_result(run: Run) -> dict[str, Any] | None:
         raise InputError(
             f"{run.result} is truncated or damaged: delete it, then {run} is run again"
         )
+    for key, value in {"study": run.study, "cell": run.cell, "seed": run.seed}.items():
+        if result.get(key, value) != value:
+            raise InputError(
+                f"{run.result} belongs to another study or run: its {key} is {result[key]!r}, not"
+                f" {value!r}; move it away, then {run} is run again"
+            )
     return result if sha256 in (run.sha256, run.earlier_sha256) else None
 
 

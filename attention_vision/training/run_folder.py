@@ -45,7 +45,7 @@ def new_run(task: str, stem: str) -> Path:
 
 def is_requeued() -> bool:
     """Whether this is a SLURM job that was requeued."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+    return os.environ.get("SLURM_RESTART_COUNT", "0").strip() not in ("", "0")
 
 
 def holds_run(run: Path) -> bool:

@@ -299,6 +299,7 @@ def test_runs_go_seed_by_seed():
         ('{"study": "study", "metr', "is truncated or damaged: delete it"),
         ("{}", "is truncated or damaged: delete it"),
         ('{"metrics": [], "config_sha256": "x"}', "is truncated or damaged: delete it"),
+        ('{"metrics": {}, "config_sha256": "x", "seed": 7}', "its seed is 7, not "),
     ],
 )
 def test_damaged_result(text, line):
