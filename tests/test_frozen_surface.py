@@ -18,8 +18,8 @@ import yaml
 
 from attention_vision.__main__ import main
 from attention_vision.cli import explain, help, profile
-from attention_vision.runs import command
-from attention_vision.runs.command import make_parser
+from attention_vision.runs import arguments
+from attention_vision.runs.arguments import make_parser
 from attention_vision.runs.tasks import TASKS
 
 # fmt: off
@@ -347,7 +347,7 @@ def test_keys_of_an_evaluation(folder, monkeypatch):
 
 
 def test_words():
-    assert {name: getattr(command, name) for name in WORDS} == WORDS
+    assert {name: getattr(arguments, name) for name in WORDS} == WORDS
     for tool in (explain, profile):
         assert "--trust" in {flag for one in tool.parser()._actions for flag in one.option_strings}
 

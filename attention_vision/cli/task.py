@@ -1,7 +1,8 @@
 """`attention-vision TASK VERB`."""
 
 from attention_vision.config.trust import trusting
-from attention_vision.runs.command import TRUST, VERBS, prepare
+from attention_vision.runs.arguments import TRUST
+from attention_vision.runs.command import VERBS, prepare
 from attention_vision.training.progress import quiet
 
 

@@ -1,21 +1,18 @@
 """The path of `attention-vision TASK VERB`: parse, open_run, build, make_trainer, then the verb."""
 
 import json
-import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import lightning
 import torch
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import (
     Callback,
@@ -26,52 +23,29 @@ from lightning.pytorch import (
 )
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
-from attention_vision import __version__
 from attention_vision.attention import attention_backend
 from attention_vision.claims.check import ClaimCheck
 from attention_vision.claims.claim import Claim
-from attention_vision.config.build import add_nodes, instantiate
-from attention_vision.config.parser import ArgumentParser, kept_arguments, parse_words
-from attention_vision.config.ranges import check_ranges
+from attention_vision.config.build import instantiate
 from attention_vision.config.trainer import check_after, check_before, refusals_of_trainer
-from attention_vision.config.trust import (
-    imports,
-    is_below,
-    refuse_links,
-    refuse_writes,
-    trusts_everything,
-)
+from attention_vision.config.trust import imports
 from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
-from attention_vision.errors import RUN_VARIABLE, ConfigError, InputError
-from attention_vision.ranges import Count, Seed, Threads
-from attention_vision.runs.data_summary import DATA_FILES, ReportData
+from attention_vision.errors import InputError
+from attention_vision.runs.arguments import Parsed, parse
+from attention_vision.runs.data_summary import ReportData
+from attention_vision.runs.folder import OpenRun, open_run, stay_below, take_over
 from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, print_difference
 from attention_vision.runs.measured import identity_of, other_data_line
-from attention_vision.runs.resume import (
-    changed_arguments,
-    flags_of_run,
-    in_words,
-    is_inside_epoch,
-    read_config,
-    record_of,
-    split_words,
-    words_on_resume,
-)
-from attention_vision.runs.run_config import RunConfig, plain_config
-from attention_vision.runs.tasks import TASKS, Task
+from attention_vision.runs.run_config import RunConfig
 from attention_vision.runs.weights import (
     labels_of,
-    measures_weights,
     named_weights,
     settle_preprocessing,
     unread_weights,
-    weights_by_flag,
 )
-from attention_vision.training.changes import ApplyChanges
 from attention_vision.training.checkpoint_io import AtomicCheckpointIO
 from attention_vision.training.finite import FiniteSteps
 from attention_vision.training.heartbeat import Heartbeat
@@ -81,88 +55,11 @@ from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.metrics_sum import MetricsSum
 from attention_vision.training.progress import ProgressLines, RunBar, say
 from attention_vision.training.resume import checkpoint_callbacks
-from attention_vision.training.run_folder import (
-    best_or_last,
-    default_run,
-    find_checkpoint,
-    holds_run,
-    is_requeued,
-    make,
-    missing_parents,
-    new_run,
-    read_checkpoint,
-    read_state,
-    remove_empty,
-    resumable_checkpoint,
-    whole_checkpoint,
-)
-from attention_vision.training.run_lock import RunLock
+from attention_vision.training.run_folder import read_state
 from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.training.steps import step_number
-from attention_vision.yaml_json import read_yaml
 
-TRUST = "--trust"  # a word of the command alone: a file cannot ask to be trusted
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A command line that parses.
-
-    Args:
-        name: a key of `TASKS`.
-        verb: fit, validate, test or predict.
-        config: of all files and flags, defaults filled in.
-        notices: lines on what the arguments do not say by themselves.
-        flags: that hold on when the run is resumed.
-        weights_by_flag: whether a flag, not a file alone, names weights.
-        trusted: whether the config may name any class: that of fit, or by --trust.
-    """
-
-    name: str
-    verb: str
-    task: Task
-    parser: ArgumentParser
-    config: Namespace
-    notices: list[str]
-    flags: list[str]
-    weights_by_flag: bool
-    trusted: bool
-
-
-@dataclass(frozen=True)
-class OpenRun:
-    """Folder of a run, and the checkpoint it starts from.
-
-    Args:
-        folder: the run folder.
-        is_new: whether it was not there before this command.
-        lock: of the folder while it is trained in; None for the other verbs and processes.
-        checkpoint: None for fresh or named weights.
-        displaced: the run's own checkpoint where named weights are measured in its place.
-        parents: folders above it that this command made, the innermost first.
-    """
-
-    folder: Path
-    is_new: bool
-    lock: RunLock | None
-    checkpoint: Path | None = None
-    displaced: Path | None = None
-    parents: Sequence[Path] = ()
-
-    def close(self) -> None:
-        """Let others train in the folder."""
-        if self.lock:
-            self.lock.release()
-
-    def give_up(self) -> None:
-        """Close, and remove a new folder that contains only what a failed start wrote."""
-        self.close()
-        own = ("config.yaml", *DATA_FILES)
-        failed = self.is_new and all(path.name in own for path in self.folder.glob("*"))
-        if failed and not rank_zero_only.rank:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            remove_empty(self.parents)
 
 
 @dataclass(frozen=True)
@@ -213,253 +110,6 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
     except BaseException:
         run.give_up()
         raise
-
-
-def stay_below(config: Namespace, folder: Path) -> None:
-    """Raise ConfigError for a config that is not trusted and writes where it was not told to."""
-    files = [Path(str(file)) for file in config.config or []]
-    for file in files:
-        named = read_yaml(file).get("run")
-        if named == str(folder) and not is_below(folder, Path(), file.parent):
-            raise ConfigError(f"{file}: run would write to {folder}: give --run RUN, or --trust")
-    refuse_writes(config, folder)
-    refuse_links(folder)
-
-
-def parse(name: str, verb: str, words: list[str]) -> Parsed:
-    """Parse the files and flags of a command line.
-
-    Raises:
-        ConfigError: they do not parse, or a file is of another task.
-    """
-    task, lines = TASKS[name], []
-    trusted = verb == "fit" or TRUST in words or trusts_everything()
-    words = [word for word in words if word != TRUST]
-    if verb == "fit":
-        words, lines = words_on_resume(words)
-    given = list(read_words(words))
-    for file, content in given:
-        if file is not None and (other := content.get("task", name)) != name:
-            raise ConfigError(f"{file} is for `attention-vision {other}`, not for {name}")
-    parser = make_parser(name, verb, task)
-    roots = {"model": task.model, "data": task.data, "trainer": Trainer}
-    with imports(trusted, ", ".join(str(file) for file, _ in given if file)):
-        config = parse_words(parser, words, roots)
-        check_ranges(parser, config)
-    lines += kept_arguments((content for _, content in given), config.as_dict())
-    by_flag = weights_by_flag(content for file, content in given if file is None)
-    flags = flags_of_run(words)
-    return Parsed(name, verb, task, parser, config, lines, flags, by_flag, trusted)
-
-
-def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]:
-    """Read files and flags in the order they are given, a flag as {dotted key: value}.
-
-    Yields the file, None for a flag, and what it says.
-    """
-    for flag, value in split_words(words):
-        if flag in ("-c", "--config") and value and Path(value).is_file():
-            yield Path(value), read_config(Path(value))
-        elif flag.startswith("--"):
-            yield None, {flag[2:]: value or ""}
-
-
-def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
-    """The parser of a verb of a task: its own flags, then trainer, model and data."""
-    parser = ArgumentParser(
-        prog=f"attention-vision {name} {verb}",
-        description=None,
-        epilog="--trust: configs may name classes outside of this package, torch and torchvision"
-        " (those of fit always may)",
-        allow_abbrev=False,  # or `--trainer.max_epoch 3` passes for something else
-        exit_on_error=False,
-        dump_header=[
-            f"attention-vision {__version__}, lightning {lightning.__version__}, "
-            f"torch {torch.__version__}"
-        ],
-    )
-    parser.add_argument(
-        "-c", "--config", action=ActionConfigFile, help="a config file; several are merged in order"
-    )
-    parser.add_argument("--task", type=Literal[name], default=name, help="fixed")
-    parser.add_argument(
-        "--run", type=str | None, default=None,
-        help="the run folder (default: a new one, runs/TASK/TIME_FILE)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ckpt_path", type=str | None, default=None,
-        help="'last', 'best' or a file: fit resumes from it, the other verbs evaluate it",
-    )  # fmt: skip
-    parser.add_argument(
-        "--checkpoint_every_n_steps", type=Count | None, default=None,
-        help="steps between two saves of last.ckpt inside an epoch (default: ten minutes)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--on_nonfinite", type=Literal["stop", "skip"], default="stop",
-        help="at a loss or gradients that are NaN or infinite: stop, or leave the step out, which"
-        " waits for the GPU in every step",
-    )  # fmt: skip
-    parser.add_argument(
-        "--pictures", type=bool, default=True,
-        help="draw pictures: in training in RUN/pictures and W&B, and those of predict",
-    )  # fmt: skip
-    parser.add_argument(
-        "--attention_backend", type=Literal["fused", "eager", "fp8"], default="fused",
-        help="how attention weights are computed, see attention_vision.attention",
-    )  # fmt: skip
-    parser.add_argument(
-        "--compile", type=Literal["inductor", "aot_eager", "eager"] | None, default=None,
-        help="torch.compile the networks with this backend; inductor makes them faster, the"
-        " others only trace them (default: not compiled)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--threads", type=Threads | None, default=None,
-        help="CPU threads of each process (default: torch's own choice)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--claim", type=Claim | None, default=None, help="the number that the run reproduces"
-    )
-    parser.add_argument(
-        "--seed_everything", type=bool | Seed, default=0, help="the seed; true draws one"
-    )
-    parser.add_lightning_class_args(Trainer, "trainer")
-    add_nodes(parser, task.nodes, task.links)
-    return parser
-
-
-def open_run(parsed: Parsed) -> OpenRun:
-    """Choose the run folder and the checkpoint to start from.
-
-    The folder is that of `--run`, of the config, of the config's own place, or a new one. It is
-    made here, and locked for `fit`: of several commands one has it.
-
-    Raises:
-        InputError: `--run` is a file, another process trains in it, `fit` without `--ckpt_path`
-            into a folder that contains a run, there is no such checkpoint or it is of another run
-            than the folder's, or nothing to evaluate.
-    """
-    run = claim_folder(parsed)
-    try:
-        checkpoint, displaced = choose_checkpoint(parsed, run)
-    except BaseException:
-        run.give_up()
-        raise
-    return replace(run, checkpoint=checkpoint, displaced=displaced)
-
-
-def claim_folder(parsed: Parsed) -> OpenRun:
-    """Choose the folder; make it, and lock it to train, in the first process."""
-    config = parsed.config
-    first, writes = rank_zero_only.rank == 0, not config.trainer.fast_dev_run
-    folder = (
-        choose_folder(parsed)
-        if first or RUN_VARIABLE not in os.environ
-        else Path(os.environ[RUN_VARIABLE])
-    )
-    is_new = folder is None or not folder.exists()
-    parents = missing_parents(folder, parsed.name) if first else []
-    if folder is None:
-        stem = Path(str(config.config[0])).stem if config.config else parsed.name
-        folder = (new_run if first and writes else default_run)(parsed.name, stem)
-    if first:
-        os.environ[RUN_VARIABLE] = str(folder)
-    lock = None
-    if parsed.verb == "fit" and first and writes:
-        with suppress(OSError):  # which the lock reports
-            make(folder, exist_ok=True)
-        lock = RunLock(folder)
-    return OpenRun(folder, is_new, lock, parents=parents)
-
-
-def choose_folder(parsed: Parsed) -> Path | None:
-    """The run folder that this command names; None for a new one."""
-    config = parsed.config
-    if config.run == "":
-        raise InputError("--run is empty: give the folder of the run")
-    run = Path(config.run) if config.run else None
-    for file in (Path(str(path)) for path in config.config or []):
-        if file.name == "config.yaml" and read_yaml(file).get("run") == config.run:
-            run = file.parent  # the same folder, unless it was moved
-    if run is None and config.ckpt_path in ("best", "last"):
-        raise InputError(f"--ckpt_path {config.ckpt_path}: of which run? give --run RUN")
-    if run is not None and run.is_file():
-        raise InputError(f"--run {run} is a file: give the folder of the run")
-    return run
-
-
-def choose_checkpoint(parsed: Parsed, run: OpenRun) -> tuple[Path | None, Path | None]:
-    """The checkpoint to start from, and the one that named weights displace; see `OpenRun`."""
-    config, folder = parsed.config, run.folder
-    named, config.run = config.run is not None, str(folder)
-    if parsed.verb == "fit":
-        return checkpoint_to_resume(parsed, run), None
-    if config.ckpt_path and parsed.weights_by_flag:
-        raise InputError(f"{parsed.verb} measures --ckpt_path or --weights: leave one of them out")
-    if config.ckpt_path:
-        return find_checkpoint(folder, config.ckpt_path), None
-    checkpoint = best_or_last(folder)
-    if measures_weights(config, parsed.weights_by_flag, folder):
-        return None, checkpoint
-    if checkpoint is None and named_weights(config) is None:
-        where = "give -c RUN/config.yaml"
-        if named:
-            where = f"{folder} does not contain one, train it to its first one by fit"
-        raise InputError(
-            f"no checkpoint to {parsed.verb}: {where}, --ckpt_path FILE or --weights FILE"
-        )
-    return checkpoint, None
-
-
-def checkpoint_to_resume(parsed: Parsed, run: OpenRun) -> Path | None:
-    """The checkpoint that `fit` goes on from; None for a run from its start."""
-    config, folder = parsed.config, run.folder
-    if is_requeued() and holds_run(folder):
-        config.ckpt_path = config.ckpt_path or "last"
-    # The other processes may come when the first one has begun to write.
-    holds = rank_zero_only.rank == 0 and not config.trainer.fast_dev_run and holds_run(folder)
-    if not config.ckpt_path:
-        if holds:
-            raise InputError(
-                f"{folder} contains a run: resume it by --ckpt_path last, or give another --run"
-            )
-        return None
-    wanted = resumable_checkpoint(folder, config.ckpt_path)
-    checkpoint, lines = whole_checkpoint(wanted)
-    parsed.notices.extend(lines)
-    if folder.resolve() not in checkpoint.resolve().parents:
-        if holds:
-            raise InputError(
-                f"{folder} contains a run, and {checkpoint} is of another: give a new --run to"
-                " continue that one there"
-            )
-        parsed.notices.append(
-            f"{folder} continues {checkpoint}: its weights, optimizer and position; --weights"
-            f" {checkpoint} would take the weights alone"
-        )
-    elif config.ckpt_path == "last" and not (folder / "checkpoints" / "last.ckpt").is_file():
-        parsed.notices.append(f"there is no last.ckpt: resumed from {checkpoint}")
-    return checkpoint
-
-
-def take_over(parsed: Parsed, checkpoint: Path) -> ApplyChanges:
-    """Compare the arguments with those of the run to resume; see `runs.resume.RULES`.
-
-    Raises:
-        InputError: an argument changed that may not.
-    """
-    state, config = read_checkpoint(checkpoint), parsed.config
-    record: dict[str, Any] = record_of(state)
-    beside = checkpoint.resolve().parents[1] / "config.yaml"
-    if not record and beside.is_file():  # by an earlier version
-        record = {"config": read_yaml(beside)}
-    inside = "loops" in state and is_inside_epoch(state)
-    changes = {}
-    if record:
-        if config.seed_everything is True:  # a resume does not draw another one
-            config.seed_everything = record["config"].get("seed_everything", True)
-        changes = changed_arguments(record, plain_config(parsed.parser, config), checkpoint, inside)
-    parsed.notices.extend(in_words(changes))
-    return ApplyChanges(changes, inside, record.get("processes"))
 
 
 def build(parsed: Parsed, checkpoint: Path | None = None) -> Built:
