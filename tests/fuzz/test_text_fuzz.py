@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attention_vision.errors import InputError, one_line
-from attention_vision.runs.command import parse
+from attention_vision.runs.arguments import parse
 from attention_vision.study.definition import merge, read_definition, replace
 from attention_vision.yaml_json import read_json, read_yaml
 

@@ -63,7 +63,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "data": node("DigitMasks", size=16, batch_size=128, num_workers=0),
         "model": node(
             "ImageToImage",
-            network=node("AttentionUNet", width=4, depth=2),
+            network=node("AttentionUNet", width=4, depth=3, gated_levels=[2, 3]),
             objective=node("Segmentation"),
             optimizer=ADAM,
         ),
