@@ -277,14 +277,15 @@ def answer(arguments: str) -> Answer:
 
 
 def snapshot() -> dict[str, tuple[int, int]]:
-    """Size and time of change of the files below this folder, without compiled modules.
-
-    An empty runs/TASK may stay: another run may be about to begin in it.
-    """
-    paths = (path for path in Path().rglob("*") if path.is_symlink() or not path.is_dir())
-    found = (path for path in paths if "__pycache__" not in path.parts)
-    stats = {str(path): path.lstat() for path in found}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+    """Size and time of change of what is below this folder, without compiled modules."""
+    found = (path for path in Path().rglob("*") if "__pycache__" not in path.parts)
+    stats = {path: path.lstat() for path in found}
+    return {
+        str(path): (0, 0)
+        if path.is_dir() and not path.is_symlink()
+        else (stat.st_size, stat.st_mtime_ns)
+        for path, stat in stats.items()
+    }
 
 
 @pytest.fixture(scope="module")

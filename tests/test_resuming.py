@@ -32,7 +32,7 @@ from attention_vision.runs.resume import (
 )
 from attention_vision.training.changes import ApplyChanges, Change
 from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure
-from attention_vision.training.run_folder import new_run
+from attention_vision.training.run_folder import new_run, remove_empty
 from attention_vision.training.run_lock import RunLock
 
 EXPERIMENT = """
@@ -543,6 +543,9 @@ def test_a_lock_where_the_file_system_has_none(monkeypatch):
 
 
 def claim(name: str) -> None:
+    for _ in range(10):  # starts that fail and remove the parents that another one needs
+        new_run("classification", "refused").rmdir()
+        remove_empty([Path("runs/classification"), Path("runs")])
     run = new_run("classification", "experiment")
     (run / name).touch()
 
@@ -557,6 +560,16 @@ def test_runs_that_start_together_have_folders_of_their_own():
 
 def test_a_failed_start_leaves_no_folder():
     assert fit("--trainer.accelerator=tpu") == 1
-    assert fit("--run=new", "--data.batch_size=0") == 1
+    assert fit("--run=new", "--data.batch_size=0") == 2
+    assert fit("--run=new/run", "--ckpt_path=last") == 1
     assert not Path("new").exists()
-    assert list(Path("runs/classification").iterdir()) == []
+    assert not Path("runs").exists()
+    Path("runs/other").mkdir(parents=True)
+    assert fit("--trainer.accelerator=tpu") == 1
+    assert os.listdir("runs") == ["other"]
+
+
+def test_no_folder_can_be_made_below_a_link_to_nowhere(capsys: pytest.CaptureFixture[str]):
+    Path("runs").symlink_to("nowhere")
+    assert fit() == 1
+    assert "cannot be made: give --run RUN" in capsys.readouterr().err

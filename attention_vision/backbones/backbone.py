@@ -1,6 +1,6 @@
 """Base of all backbones, global average pooling, and the check of attention slots."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from types import MappingProxyType
 from typing import Any, Self
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_vision.backbones.layer_groups import layers_by_depth
+from attention_vision.errors import InputError
 
 
 class Backbone(nn.Module):
@@ -16,6 +17,7 @@ class Backbone(nn.Module):
 
     `network:` and `backbone:` in a configuration file accept its subclasses, which set
 
+    * `in_channels`: of the images, where they are not RGB;
     * `num_classes`: number of logits, 0 for none (then `forward` returns the pooled features);
     * `channels`: channels of each map that `features` returns;
     * `strides`: pixels of the image per pixel of each of these maps;
@@ -24,6 +26,7 @@ class Backbone(nn.Module):
     * `head`: maps (B, C) -> (B, num_classes).
     """
 
+    in_channels: int = 3
     num_classes: int
     channels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -76,10 +79,26 @@ class MeanPool(nn.Module):
         return tokens.mean(1)
 
 
+def build_pool(network: Backbone, pool: Callable[[int], nn.Module], width: int) -> nn.Module:
+    """Build the pool of a backbone. Raises InputError if it does not map (B, N, C) to (B, C)."""
+    module = pool(width)
+    if hasattr(module, "num_prefix_tokens"):  # a class token, which is one of the tokens
+        return module
+    if reason := shape_error(module, torch.zeros(2, 4, width), shape=(2, width)):
+        raise InputError(
+            f"{type(network).__name__}: pool {type(module).__name__} does not map tokens"
+            f" (2, 4, {width}) to (2, {width}): {reason}"
+        )
+    return module
+
+
 def shape_error(
-    attention: nn.Module, x: Tensor, named: Mapping[str, Any] = MappingProxyType({})
+    attention: nn.Module,
+    x: Tensor,
+    named: Mapping[str, Any] = MappingProxyType({}),
+    shape: tuple[int, ...] | None = None,
 ) -> str | None:
-    """Reason why a mechanism does not map `x` to its shape; None if it does.
+    """Reason why a mechanism does not map `x` to its shape, or to another; None if it does.
 
     Neither the random state nor the module's own state (running means, mode) is changed.
 
@@ -87,6 +106,7 @@ def shape_error(
         attention: the mechanism.
         x: its input.
         named: keyword arguments of its forward, such as a bias of the attention logits.
+        shape: of the output; None for that of `x`.
     """
     modes = {module: module.training for module in attention.modules()}
     try:
@@ -98,4 +118,4 @@ def shape_error(
     finally:
         for module, training in modes.items():
             module.training = training
-    return None if y.shape == x.shape else f"it gives {tuple(y.shape)}"
+    return None if y.shape == (shape or x.shape) else f"it gives {tuple(y.shape)}"

@@ -13,7 +13,7 @@ from attention_vision.attention import (
     SequencePool,
     TokenAttention,
 )
-from attention_vision.backbones.backbone import Backbone
+from attention_vision.backbones.backbone import Backbone, build_pool
 from attention_vision.backbones.vit import (
     ClassToken,
     TransformerBlock,
@@ -141,7 +141,7 @@ class CCT(Backbone):
             raise InputError(f"CCT: width {width} is not a multiple of heads {heads}")
         if position not in ("learned", "sine", "none"):
             raise InputError(f"CCT: position {position!r} is not one of learned, sine, none")
-        self.num_classes = num_classes
+        self.num_classes, self.in_channels = num_classes, in_channels
 
         self.tokenizer = tokenizer(in_channels, width)
         with torch.no_grad():
@@ -154,7 +154,7 @@ class CCT(Backbone):
         grid = (tokens.shape[2], tokens.shape[3])
         self.channels, self.strides = (width,), (round(image_size / grid[0]),)
 
-        self.pool = pool(width)
+        self.pool = build_pool(self, pool, width)
         prefix = self.pool.num_prefix_tokens if isinstance(self.pool, ClassToken) else 0
         self.num_prefix_tokens = prefix
         self.position = None if position == "none" else LearnedPosition(width, grid, prefix)

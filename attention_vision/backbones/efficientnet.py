@@ -13,7 +13,7 @@ from torchvision.models.efficientnet import MBConvConfig
 from torchvision.ops import StochasticDepth
 
 from attention_vision.attention import FeatureAttention, SqueezeExcite
-from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
+from attention_vision.backbones.backbone import Backbone, MeanPool, build_pool, shape_error
 from attention_vision.errors import InputError
 from attention_vision.ranges import Fraction, NonNegativeInt, Size, checked
 
@@ -219,7 +219,8 @@ class EfficientNet(Backbone):
         make_attention = slot(attention, lite)
         conv = partial(convolution, norm=norm, padding=padding)
         stages, released_dropout = stages_of(variant)
-        self.variant, self.padding, self.num_classes = variant, padding, num_classes
+        self.variant, self.padding = variant, padding
+        self.num_classes, self.in_channels = num_classes, in_channels
 
         inputs, stride = LITE_STEM if lite else stages[0].input_channels, 2
         self.stem = conv(in_channels, inputs, 3, stride, activation=activation)
@@ -247,7 +248,7 @@ class EfficientNet(Backbone):
         self.channels = (*(stages[ends[stride]].out_channels for stride in finer), outputs)
         self.ends = frozenset(ends[stride] for stride in finer)
 
-        self.pool = pool(outputs)
+        self.pool = build_pool(self, pool, outputs)
         self.dropout = nn.Dropout(released_dropout if dropout is None else dropout)
         self.head = nn.Linear(outputs, num_classes) if num_classes else nn.Identity()
         self.initialize(own_attention=attention is None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from attention_vision.attention import FeatureAttention
-from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
+from attention_vision.backbones.backbone import Backbone, MeanPool, build_pool, shape_error
 from attention_vision.errors import InputError
 from attention_vision.ranges import Fraction, NonNegativeInt, Range, Size, checked
 
@@ -241,7 +241,7 @@ class ResNet(Backbone):
         block, blocks = DEPTHS[depth]
         if stride_first and block is Bottleneck:
             block = StrideFirstBottleneck
-        self.num_classes = num_classes
+        self.num_classes, self.in_channels = num_classes, in_channels
 
         self.stem = Stem(in_channels, width, stem, norm)
         stride = self.stem.stride
@@ -268,7 +268,7 @@ class ResNet(Backbone):
             width *= 2
         self.channels, self.strides = tuple(channels), tuple(strides)
 
-        self.pool = pool(inputs)
+        self.pool = build_pool(self, pool, inputs)
         self.head = nn.Linear(inputs, num_classes) if num_classes else nn.Identity()
         if zero_init_residual:
             for module in self.modules():

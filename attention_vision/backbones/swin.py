@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from attention_vision.attention import TokenAttention, WindowAttention
 from attention_vision.attention.window import pad_to_windows
-from attention_vision.backbones.backbone import Backbone, MeanPool, shape_error
+from attention_vision.backbones.backbone import Backbone, MeanPool, build_pool, shape_error
 from attention_vision.backbones.vit import TransformerBlock, initialize
 from attention_vision.errors import InputError
 from attention_vision.ranges import Fraction, Layers, NonNegativeInt, Positive, Size, checked
@@ -135,7 +135,7 @@ class Swin(Backbone):
                     f"Swin: heads {tuple(heads)}: {count} does not divide {width << number - 1}, "
                     f"the width of stage {number}"
                 )
-        self.num_classes = num_classes
+        self.num_classes, self.in_channels = num_classes, in_channels
         self.channels = tuple(width << stage for stage in range(len(depths)))
         self.strides = tuple(patch_size << stage for stage in range(len(depths)))
 
@@ -162,7 +162,7 @@ class Swin(Backbone):
             merging = PatchMerging(channels // 2) if stage else nn.Identity()
             self.stages.append(SwinStage(merging, blocks))
         self.norm = nn.LayerNorm(self.channels[-1])
-        self.pool = pool(self.channels[-1])
+        self.pool = build_pool(self, pool, self.channels[-1])
         self.head = nn.Linear(self.channels[-1], num_classes) if num_classes else nn.Identity()
         for part in (self.stages, self.head):
             part.apply(initialize)

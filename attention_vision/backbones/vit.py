@@ -15,7 +15,7 @@ from attention_vision.attention import (
     RelativePositionBias,
     TokenAttention,
 )
-from attention_vision.backbones.backbone import Backbone, shape_error
+from attention_vision.backbones.backbone import Backbone, build_pool, shape_error
 from attention_vision.errors import InputError
 from attention_vision.ranges import Fraction, Layers, NonNegativeInt, Positive, Size, checked
 
@@ -215,11 +215,11 @@ class ViT(Backbone):
                 f"ViT: image_size {image_size} is not a multiple of patch_size {patch_size}"
             )
         grid = (image_size // patch_size, image_size // patch_size)
-        self.num_classes = num_classes
+        self.num_classes, self.in_channels = num_classes, in_channels
         self.channels, self.strides = (width,), (patch_size,)
 
         self.patches = nn.Conv2d(in_channels, width, patch_size, patch_size)
-        self.pool = pool(width)
+        self.pool = build_pool(self, pool, width)
         prefix = self.pool.num_prefix_tokens if isinstance(self.pool, ClassToken) else 0
         self.num_prefix_tokens = prefix
         self.position = LearnedPosition(width, grid, prefix) if position == "absolute" else None

@@ -43,7 +43,7 @@ from attention_vision.classification.progressive import (
     ProgressiveActivation,
 )
 from attention_vision.data.labels import labels_in
-from attention_vision.data.loading import LabeledDataset, check_classes, data_of
+from attention_vision.data.loading import LabeledDataset, check_channels, check_classes, data_of
 from attention_vision.errors import InputError
 from attention_vision.ranges import (
     Fraction,
@@ -157,7 +157,7 @@ class Classifier(LightningModule):
     loss_weights: Tensor | None  # (num_classes,)
 
     def setup(self, stage: str) -> None:
-        """Raises InputError when network and data disagree about the number of classes."""
+        """Raises InputError when network and data disagree about classes or channels."""
         data = data_of(self.trainer)
         check_classes(self.network, data)
         if self.weights is not None and self.trainer.ckpt_path is None:
@@ -174,6 +174,7 @@ class Classifier(LightningModule):
                 if self.trainer.is_global_zero:
                     print(line, flush=True)
         if stage == "fit":
+            check_channels(self.network, data, "model.network")
             self._weigh_classes(data)
             for term in self.terms.values():
                 term.prepare(self.network, data)

@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser
 from attention_vision.config.moved_paths import RENAMED_CLASSES
 from attention_vision.config.trust import may_import, refusal
 
+NO_TEXT = r"Key must be a string, got: (.+)\."  # jsonargparse of a key of YAML
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")  # what a node that chooses a class may hold
 
 
@@ -42,10 +43,12 @@ def explain(error: ArgumentError, parser: ArgumentParser, roots: dict[str, type]
         or unimportable(text, path)
         or wrong_kind(text, path)
         or unknown_key(text, parser)
+        or key_without_text(text)
         or wrong_contract(text, path)
         or missing(text)
         or unknown_class(text, path, roots)
         or key_without_class(text, path)
+        or no_class(text, path, roots)
         or wrong_value(text, path)
         or " ".join(text.split())
     )
@@ -62,7 +65,7 @@ def without_other_branches(text: str) -> str:
         re.M,
     )
     while found := union.search(text):
-        branches = re.split(r"^ *- ", found["branches"], flags=re.M)
+        branches = re.split(rf"^{found[1]}  - ", found["branches"], flags=re.M)
         named = [one for one in branches if one.startswith("Problem with given class_path")]
         if not named:
             return text
@@ -175,6 +178,20 @@ def unknown_key(text: str, parser: ArgumentParser) -> str | None:
     return None
 
 
+def key_without_text(text: str) -> str | None:
+    """A key that YAML reads as a number, a truth value or null, among those of a class."""
+    if not (found := re.search(NO_TEXT, text)):
+        return None
+    path = key_path(text[: found.start()])
+    start = f"{path}: " if path else ""
+    return f"{start}the key {as_yaml(found[1])} is not text: write the name of a key"
+
+
+def as_yaml(value: str) -> str:
+    """The `repr` of a value of YAML as it is written there."""
+    return {"None": "null", "True": "true", "False": "false"}.get(value, value)
+
+
 def missing(text: str) -> str | None:
     if found := re.search(r"File does not exist: '(.+?)'", text):
         return f"no such file: {found[1]}"
@@ -246,6 +263,21 @@ def unknown_class(text: str, path: str, roots: dict[str, type]) -> str | None:
     return f"{path}: there is no class {found[1]}; {hint}{own}"
 
 
+def no_class(text: str, path: str, roots: dict[str, type]) -> str | None:
+    """A value that names no class or several, or that is no mapping where one is needed."""
+    if found := re.search(r"Multiple subclasses with name (\w+)\..*?: (.+?)\.?$", text, re.M):
+        return f"{path}: there are several classes {found[1]}: name one of {found[2]}"
+    if found := re.search(r"Unable to load config '(.*)'", text):
+        path = key_path(text[: found.start()])
+        return f"{path}: expected keys and values, got '{found[1]}'"
+    if found := re.search(r"import path or a subclass spec, but got (.*?)(?:\. Got|$)", text, re.M):
+        return f"{path}: expected a class, got {as_yaml(found[1])}"
+    if found := re.search(r"Not a valid subclass of (\w+)\. Got value: (.*)", text):
+        known = choices(accepted_classes(text, path, roots))
+        return f"{path}: expected {a(found[1])}, got {as_yaml(found[2])}; {known}"
+    return None
+
+
 def wrong_value(text: str, path: str) -> str | None:
     """Names the types or choices that a key takes, and the nearest choice to what was given."""
     cause = text[text.rfind('Parser key "') :]
@@ -260,6 +292,7 @@ def wrong_value(text: str, path: str) -> str | None:
     literals = re.findall(r"'(.+?)'", " ".join(kind for kind in kinds if "Literal" in kind))
     types = [kind for kind in kinds if "Literal" not in kind]
     types = [re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", kind) for kind in types]
+    types = [re.sub(r"^tuple\b", "list", kind) for kind in types]  # as YAML calls it
     value = re.sub(r"NestedArg\(.*val='?(.*?)'?\)", r"\1", given[1])
     near = nearest(value, literals)
     hint = f"; did you mean {near}?" if near else ""

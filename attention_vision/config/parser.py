@@ -1,20 +1,22 @@
 """Config files and flags: how they are read and parsed."""
 
+import re
 from argparse import ArgumentError
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
-from attention_vision.config.messages import explain, reason_and_line
+from attention_vision.config.messages import NO_TEXT, explain, reason_and_line
 from attention_vision.config.moved_paths import with_current_paths
 from attention_vision.errors import ConfigError, InputError
-from attention_vision.yaml_json import Loader, parse_yaml
+from attention_vision.yaml_json import Loader, parse_yaml, read_yaml
 
 MODE = "yaml, current class paths"
 dumping = ContextVar("dumping", default=False)
@@ -93,18 +95,41 @@ def parse_words(parser: ArgumentParser, words: list[str], roots: dict[str, type]
     words = [
         word.replace(short, long, 1) if word.partition("=")[0] == short else word for word in words
     ]
-    for flag, word in pairwise(["", *words]):
-        key, _, value = word.partition("=") if word.startswith("--") else (flag, "", word)
+    for key, value in flags_and_values(words):
         if value.lstrip()[:1] in ("[", "{"):
             parse_yaml(value, key)
     try:
         return parser.parse_args(words)
     except ArgumentError as error:
-        raise ConfigError(explain(error, parser, roots)) from error
+        line = explain(error, parser, roots)
+        if found := re.search(NO_TEXT, str(error)):
+            line = f"{file_with_key(words, found[1])}{line}"
+        raise ConfigError(line) from error
     except (AssertionError, InputError, KeyboardInterrupt):
         raise
     except Exception as error:  # of a module of the user's own, while it is imported
         raise ConfigError(reason_and_line(error)) from error
+
+
+def flags_and_values(words: list[str]) -> Iterator[tuple[str, str]]:
+    """Each word as the value of the flag before it; `--flag=value` is both."""
+    for flag, word in pairwise(["", *words]):
+        key, _, value = word.partition("=") if word.startswith("--") else (flag, "", word)
+        yield key, value
+
+
+def file_with_key(words: list[str], key: str) -> str:
+    """Start of a line: the config file among the words that has a key, given as `repr` shows it."""
+
+    def has_key(content: Any) -> bool:
+        if isinstance(content, list):
+            return any(map(has_key, content))
+        return isinstance(content, dict) and (
+            key in map(repr, content) or any(map(has_key, content.values()))
+        )
+
+    named = (value for flag, value in flags_and_values(words) if flag in ("-c", "--config"))
+    return next((f"{file}: " for file in named if file and has_key(read_yaml(Path(file)))), "")
 
 
 def input_error(error: BaseException | None) -> InputError | None:

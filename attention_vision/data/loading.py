@@ -535,3 +535,24 @@ def check_classes(network: nn.Module, data: TaskData | None) -> None:
             f"the network has {network.num_classes} classes, {type(data).__name__}"
             f" {data.num_classes}: set num_classes of model.network to {data.num_classes}"
         )
+
+
+def check_channels(network: nn.Module, data: TaskData | None, key: str) -> None:
+    """Raise InputError when the training images have other channels than a network takes.
+
+    An image is read where the network takes other than three alone.
+
+    Args:
+        network: with `in_channels`; others take three.
+        data: after its `setup`.
+        key: of the network in a config.
+    """
+    takes = getattr(network, "in_channels", 3)
+    if data is None or takes == 3:
+        return
+    channels = len(cast(Any, data.train_images)[0][0])
+    if channels != takes:
+        raise InputError(
+            f"{key} takes {takes} channels, {type(data).__name__} has {channels}: set"
+            f" {key}.in_channels to {channels}"
+        )

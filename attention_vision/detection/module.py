@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from torchvision.ops import box_convert
 
 from attention_vision.checkpoints import load_backbone, load_official
-from attention_vision.data.loading import check_classes, data_of, length
+from attention_vision.data.loading import check_channels, check_classes, data_of, length
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
 from attention_vision.detection.batch_picture import BoxedBatch
@@ -108,9 +108,11 @@ class Detector(LightningModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Raises InputError when network and data disagree about the number of classes."""
+        """Raises InputError when network and data disagree about classes or channels."""
         data, network = data_of(self.trainer), self.network
         check_classes(network, data)
+        if stage == "fit":
+            check_channels(network.backbone, data, "model.network.backbone")
         if data is not None:
             for split in self.average_precision:
                 self._metric(split).names = list(data.class_names)

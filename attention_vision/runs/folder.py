@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +38,11 @@ from attention_vision.training.run_folder import (
     find_checkpoint,
     holds_run,
     is_requeued,
+    make,
+    missing_parents,
     new_run,
     read_checkpoint,
+    remove_empty,
     resumable_checkpoint,
     whole_checkpoint,
 )
@@ -56,6 +60,7 @@ class OpenRun:
         lock: of the folder while it is trained in; None for the other verbs and processes.
         checkpoint: None for fresh or named weights.
         displaced: the run's own checkpoint where named weights are measured in its place.
+        parents: folders above it that this command made, the innermost first.
     """
 
     folder: Path
@@ -63,6 +68,7 @@ class OpenRun:
     lock: RunLock | None
     checkpoint: Path | None = None
     displaced: Path | None = None
+    parents: Sequence[Path] = ()
 
     def close(self) -> None:
         """Let others train in the folder."""
@@ -76,6 +82,7 @@ class OpenRun:
         failed = self.is_new and all(path.name in own for path in self.folder.glob("*"))
         if failed and not rank_zero_only.rank:
             shutil.rmtree(self.folder, ignore_errors=True)
+            remove_empty(self.parents)
 
 
 def open_run(parsed: Parsed) -> OpenRun:
@@ -108,6 +115,7 @@ def claim_folder(parsed: Parsed) -> OpenRun:
         else Path(os.environ[RUN_VARIABLE])
     )
     is_new = folder is None or not folder.exists()
+    parents = missing_parents(folder, parsed.name) if first else []
     if folder is None:
         stem = Path(str(config.config[0])).stem if config.config else parsed.name
         folder = (new_run if first and writes else default_run)(parsed.name, stem)
@@ -116,9 +124,9 @@ def claim_folder(parsed: Parsed) -> OpenRun:
     lock = None
     if parsed.verb == "fit" and first and writes:
         with suppress(OSError):  # which the lock reports
-            folder.mkdir(parents=True, exist_ok=True)
+            make(folder, exist_ok=True)
         lock = RunLock(folder)
-    return OpenRun(folder, is_new, lock)
+    return OpenRun(folder, is_new, lock, parents=parents)
 
 
 def choose_folder(parsed: Parsed) -> Path | None:

@@ -5,6 +5,7 @@ RUN/{validate,test}.json; previous.ckpt is the last.ckpt before the last one
 """
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -36,11 +37,32 @@ def default_run(task: str, stem: str) -> Path:
 
 def new_run(task: str, stem: str) -> Path:
     """Make the folder of `default_run`: of commands that start together, each has its own."""
-    while True:
+    for _ in range(1000):
         run = default_run(task, stem)
         with suppress(FileExistsError):  # another command was first
-            run.mkdir(parents=True, exist_ok="SLURM_JOB_ID" in os.environ)
+            make(run, exist_ok="SLURM_JOB_ID" in os.environ)
             return run
+    raise InputError(f"{run} cannot be made: give --run RUN")  # runs is a link to nowhere
+
+
+def make(run: Path, exist_ok: bool) -> None:
+    """Make a run folder, again where a start that failed has just removed its parent."""
+    for _ in range(100):
+        with suppress(FileNotFoundError):
+            return run.mkdir(parents=True, exist_ok=exist_ok)
+    run.mkdir(parents=True, exist_ok=exist_ok)
+
+
+def missing_parents(run: Path | None, task: str) -> list[Path]:
+    """The folders above a run that its start will make, the innermost first; None: a new run."""
+    return [one for one in (run or Path("runs", task, "new")).parents if not one.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders in which nothing lies, the innermost first, up to the first that is in use."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def is_requeued() -> bool:

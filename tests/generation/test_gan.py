@@ -280,7 +280,7 @@ def test_what_it_logs(tmp_path: Path) -> None:
         ({"clip": -1.0}, "clip is -1.0: it has to be"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0: it has to be"),
         ({"augment": ("color",)}, "no part 'color' of DiffAugment; there are colour, translation"),
-        ({"attention_points": [(0.5, 8.0)]}, "model.attention_points: x and y are fractions"),
+        ({"attention_points": [(0.5, 8.0)]}, "attention_points[0][1] is 8.0: it has to be in 0..1"),
     ],
 )
 def test_refuses_numbers_out_of_range(arguments: dict, message: str) -> None:

@@ -164,12 +164,13 @@ class SAGAN(GenerationModule):
         return [self.generator, self.discriminator]
 
     def setup(self, stage: str) -> None:
-        """Tell the data how many images a step and a validation take.
+        """Tell the data how many images a step and a validation take; find the scorer's network.
 
         Lightning builds loaders after this, and calls the data's own `setup` before.
 
         Raises:
-            InputError: the data is not a GAN's, or has other classes or another size.
+            InputError: the data is not a GAN's, or has other classes or another size; or the
+                scorer's network is missing or does not fit.
         """
         super().setup(stage)
         data = self.datamodule
@@ -186,6 +187,8 @@ class SAGAN(GenerationModule):
                 f" {data.size}: set the size of model.generator and model.discriminator to it"
             )
         data.batches_per_step, data.samples = self.batches_per_step, self.scorer.samples
+        if stage == "fit" and self.trainer.limit_val_batches:  # else it would be missed after hours
+            self.scorer.find(data)
 
     def configure_callbacks(self) -> list[Callback]:
         """Raise InputError for arguments of the trainer that two networks do not allow."""

@@ -119,13 +119,14 @@ class Evaluator:
         """Numbers by key from logits (n, K) and labels (n,) of all samples; one is "score"."""
         raise NotImplementedError
 
-    def prepare(self, data: GenerationData, device: torch.device | str) -> None:
-        """Build the network; measure the training images, or read their statistics from the cache.
+    def find(self, data: GenerationData) -> None:
+        """Raise InputError before training for a network that `prepare` would miss; base: nothing.
 
-        The images are those of `data.dataset("train", ...)` as in evaluation, without augmentation.
-        All processes call it. Raises InputError for a network that is missing or does not fit.
+        All processes call it.
         """
-        self.device = torch.device(device)
+
+    def _load(self, data: GenerationData) -> None:
+        """Build the network once, and check the data."""
         self.conditional = data.num_classes > 0
         if self._network is None:
             # A network built in inference mode, as validation is, could be used nowhere else; and
@@ -133,6 +134,15 @@ class Evaluator:
             with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
                 self._network = self.build().requires_grad_(False).eval()
         self.check(data)
+
+    def prepare(self, data: GenerationData, device: torch.device | str) -> None:
+        """Build the network; measure the training images, or read their statistics from the cache.
+
+        The images are those of `data.dataset("train", ...)` as in evaluation, without augmentation.
+        All processes call it. Raises InputError for a network that is missing or does not fit.
+        """
+        self.device = torch.device(device)
+        self._load(data)
         self.network.to(self.device)
         images: Images = data.dataset("train", 0)
         if len(images) <= max(1, self.neighbours):
@@ -255,6 +265,9 @@ class InceptionEvaluator(Evaluator):
         super().__init__(samples, splits, neighbours, manifold, cache)
         self.weights = weights
 
+    def find(self, data: GenerationData) -> None:
+        self._load(data)
+
     def build(self) -> Extractor:
         return Inception2015(inception_file(self.weights))
 
@@ -291,6 +304,9 @@ class ClassifierEvaluator(Evaluator):
         super().__init__(samples, splits, neighbours, manifold, cache)
         self.run = run
         self.judged_names: Sequence[str] = ()
+
+    def find(self, data: GenerationData) -> None:
+        self._load(data)
 
     def build(self) -> RunClassifier:
         judge = RunClassifier(Path(self.run))
