@@ -195,6 +195,12 @@ WRONG_FLAGS = [
     ("--data CIFAR1O", "data: there is no class CIFAR1O; did you mean CIFAR10?"),
     ("--model.network ViTT", "model.network: there is no class ViTT; did you mean ViT?"),
     ("-c nowhere.yaml", "no such file:"),
+    ("-c .", " is a folder: give a file in it"),
+    ("--batch_size 8", "no key --batch_size; did you mean --data.batch_size?"),
+    ("--learning-rate 1", "no key --learning-rate; did you mean --model.optimizer.lr?"),
+    ("--epochs 8", "no key --epochs; did you mean --trainer.max_epochs?"),
+    ("--seed 8", "no key --seed; did you mean --seed_everything?"),
+    ("--model.schedule null", "model.schedule: expected a class, got null"),
     ("--trainer.max_epochs", "--trainer.max_epochs: expected one argument"),
     ("leftover", "unexpected 'leftover'"),
 ]

@@ -133,7 +133,7 @@ def test_a_checkpoint_knows_the_code_and_the_data(place, capsys, monkeypatch):
     newer = {**code(), "lightning": "3.0"}
     monkeypatch.setattr("attention_vision.runs.data_summary.code", lambda: newer)
     command("fit", "-c", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2")
-    assert f"code: lightning {code()['lightning']}, not 3.0 as where" in capsys.readouterr().out
+    assert f"code: lightning 3.0, not {code()['lightning']} as where" in capsys.readouterr().out
 
 
 def test_the_id_of_a_checkpoint_is_that_of_its_content(tmp_path):

@@ -25,6 +25,23 @@ from attention_vision.config.trust import may_import, refusal
 NO_TEXT = r"Key must be a string, got: (.+)\."  # jsonargparse of a key of YAML
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")  # what a node that chooses a class may hold
 
+USUAL_FLAGS = {  # of other programs, and the keys that they are here
+    "batch_size": "data.batch_size",
+    "epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "lr": "model.optimizer.lr",
+    "learning_rate": "model.optimizer.lr",
+    "weight_decay": "model.optimizer.weight_decay",
+    "workers": "data.num_workers",
+    "num_workers": "data.num_workers",
+    "gpus": "trainer.devices",
+    "device": "trainer.accelerator",
+    "seed": "seed_everything",
+    "resume": "ckpt_path",
+    "output": "run",
+    "output_dir": "run",
+}
+
 
 def explain(error: ArgumentError, parser: ArgumentParser, roots: dict[str, type]) -> str:
     """One line for a parse error.
@@ -152,7 +169,11 @@ def unknown_flag(text: str, parser: ArgumentParser) -> str | None:
     word = found[1].split()[0]
     if not word.startswith("--"):
         return f"unexpected '{word}': options are --dotted.key VALUE"
-    return wrong_key(word[2:].partition("=")[0], known_keys(parser), flag="--")
+    given, known = word[2:].partition("=")[0], known_keys(parser)
+    usual = USUAL_FLAGS.get(given.replace("-", "_"), "")
+    if usual in known or usual.rpartition(".")[0] in known:
+        return f"there is no key --{given}; did you mean --{usual}?"
+    return wrong_key(given, known, flag="--")
 
 
 def unknown_key(text: str, parser: ArgumentParser) -> str | None:
@@ -195,6 +216,9 @@ def as_yaml(value: str) -> str:
 def missing(text: str) -> str | None:
     if found := re.search(r"File does not exist: '(.+?)'", text):
         return f"no such file: {found[1]}"
+    if found := re.search(r"Path is not a file: '(.+?)'", text):
+        kind = "a folder: give a file in it" if Path(found[1]).is_dir() else "not a file"
+        return f"{found[1]} is {kind}"
     if found := re.search(r"arguments are required: (.+?)(?:\. Got value|$)", text, re.M):
         path = key_path(text[: found.start()])
         keys = ", ".join(f"{path}.{key}" if path else key for key in found[1].split(", "))
@@ -296,6 +320,8 @@ def wrong_value(text: str, path: str) -> str | None:
     value = re.sub(r"NestedArg\(.*val='?(.*?)'?\)", r"\1", given[1])
     near = nearest(value, literals)
     hint = f"; did you mean {near}?" if near else ""
+    if kinds == ["import path or a subclass spec, but got None"]:
+        return f"{path}: expected a class, got null"
     words = ["null" if word == "NoneType" else word for word in types + literals]
     if "str" in words and (quote := unquoted(value)):
         hint = quote

@@ -136,7 +136,7 @@ def refusal(class_path: str, key: str) -> str:
     return (
         f"{where}: {class_path} is not of this package, torch.nn, torch.optim or torchvision, and"
         " naming it runs its code: if you trust where this comes from, give --trust (in Python"
-        " trust=True)"
+        " trust=True), or name code of your own in ~/.config/attention_vision/trusted"
     )
 
 

@@ -99,9 +99,10 @@ def changed_since(plan: Mapping[str, Any]) -> Iterator[str]:
         if now.get(key, unset) != plan.get(key, unset)
     ]
     if words:
+        same = ", with the --profile that it was run with," if plan.get("profile") else ""
         yield (
             f"{file} has changed since: {'; '.join(words)}; `attention-vision study run {file}`"
-            " takes it over"
+            f"{same} takes it over"
         )
 
 

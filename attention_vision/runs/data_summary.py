@@ -263,7 +263,7 @@ class ReportData(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        changed = code_difference(checkpoint.get("code", {}), code())
+        changed = code_difference(code(), checkpoint.get("code", {}))
         if changed and trainer.is_global_zero:
             say(f"code: {changed} as where the checkpoint was written")
 

@@ -146,6 +146,11 @@ def read_definition(file: str | Path) -> Study:
     metric = str(study["metric"])
     if not METRIC.fullmatch(metric):
         raise InputError(f"{file}: study.metric '{metric}' is not a logged key such as val/top1")
+    if "loss" in metric and "higher_is_better" not in study:
+        raise InputError(
+            f"{file}: study.metric is {metric}: add higher_is_better: false to study, without which"
+            " a higher value is taken for the better one"
+        )
     for name in (study["baseline"], *expected_cells(file, study.get("expect") or [])):
         if name not in cells:
             raise InputError(

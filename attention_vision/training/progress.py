@@ -211,4 +211,5 @@ def quiet() -> None:
 
 
 def worth_reading(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(("💡 Tip", "TPU available: False"))
+    said_again = ("Restoring states from", "`Trainer.fit` stopped: `max_epochs=")  # by later lines
+    return not record.getMessage().startswith(("💡 Tip", "TPU available: False", *said_again))

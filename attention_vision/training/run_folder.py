@@ -95,7 +95,7 @@ def find_checkpoint(run: Path, name: str = "best") -> Path:
     file = run / "checkpoints" / f"{name}.ckpt" if name in ("best", "last") else Path(name)
     if not file.is_file():
         kept = sorted(path.stem for path in (run / "checkpoints").glob("*.ckpt"))
-        found = f"{run} has {', '.join(kept)}" if kept else f"{run} has no checkpoint"
+        found = f"{run} has {', '.join(kept)}" if kept else f"{run} has none, train it anew by fit"
         raise InputError(f"no checkpoint {file}: {found}")
     return file
 

@@ -217,12 +217,14 @@ def test_a_finished_study_follows_its_file(study, capsys):
     assert Report.of(read_study("folder")).study.baseline == "none"
     edit(study.file, "baseline: none", "baseline: se")
     edit(study.file, "expect: [se > none]", "expect: [none < se]")
-    edit(study.file, "metric: val/top1", "metric: val/loss")
+    edit(study.file, "metric: val/top1", "metric: val/loss\n  higher_is_better: false")
     (line,) = (one for one in remarks() if "has changed since" in one)
-    assert "metric is val/loss, not val/top1; baseline is se, not none" in line
+    assert "metric is val/loss, not val/top1; " in line
+    assert "; baseline is se, not none" in line
     study.launcher.value = lambda run: pytest.fail("no run is needed")
     printed = study(capsys)
-    assert printed.startswith("the study file asks for metric val/loss (was val/top1), baseline se")
+    assert printed.startswith("the study file asks for metric val/loss (was val/top1), ")
+    assert ", baseline se (was none)" in printed
     assert "all 4 runs of study are finished" in printed
     report = Report.of(read_study("folder"))
     assert (report.study.metric, report.study.baseline) == ("val/loss", "se")

@@ -211,6 +211,7 @@ WRONG = [
     ("base: base.yaml\n", "", "missing: base"),
     ("base.yaml", "nowhere.yaml", "no such file: nowhere.yaml"),
     ("val/top1", "top1", "study.metric 'top1' is not a logged key such as val/top1"),
+    ("val/top1", "val/loss", "study.metric is val/loss: add higher_is_better: false to study"),
     ("baseline: none-deep", "baseline: none", "names 'none', which is not a cell: none-deep,"),
     ("[se-deep >", "[eca-deep >", "names 'eca-deep', which is not a cell"),
     ("se-deep > none-deep", "se-deep beats none-deep", "is not an ordering such as"),
