@@ -182,7 +182,13 @@ class Work:
     trainer: Trainer
 
 
-def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback] = ()) -> Work:
+def prepare(
+    name: str,
+    verb: str,
+    words: list[str],
+    callbacks: Sequence[Callback] = (),
+    hold_on: bool = True,
+) -> Work:
     """Parse, choose the run folder, build the objects and the trainer.
 
     Args:
@@ -190,12 +196,13 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
         verb: fit, validate, test or predict.
         words: the rest of the command line.
         callbacks: for the trainer, besides those of the config.
+        hold_on: whether flags of the run that is resumed hold on, see `words_on_resume`.
 
     Raises:
         ConfigError: the arguments or a config file do not parse.
         InputError: anything else that is wrong with what the user gave.
     """
-    parsed = parse(name, verb, words)
+    parsed = parse(name, verb, words, hold_on)
     run = open_run(parsed)
     try:
         if not parsed.trusted:
@@ -223,7 +230,7 @@ def stay_below(config: Namespace, folder: Path) -> None:
     refuse_links(folder)
 
 
-def parse(name: str, verb: str, words: list[str]) -> Parsed:
+def parse(name: str, verb: str, words: list[str], hold_on: bool = True) -> Parsed:
     """Parse the files and flags of a command line.
 
     Raises:
@@ -232,7 +239,7 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
     task, lines = TASKS[name], []
     trusted = verb == "fit" or TRUST in words or trusts_everything()
     words = [word for word in words if word != TRUST]
-    if verb == "fit":
+    if verb == "fit" and hold_on:
         words, lines = words_on_resume(words)
     given = list(read_words(words))
     for file, content in given:
