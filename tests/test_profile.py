@@ -202,7 +202,7 @@ WRONG = [
     (["text.yaml"], "text.yaml: expected keys and values"),
     (["other.yaml"], "other.yaml is not an experiment"),
     (["typo.yaml"], "typo.yaml: .*did you mean"),
-    (["refused.yaml"], "refused.yaml: ViT: depth is 0: it has to be"),
+    (["refused.yaml"], "refused.yaml: model.network.depth is 0: it has to be in"),
     (["a.yaml", "--size", "1", "2", "3"], "--size is for --mechanisms"),
     (["--mechanisms", "--image_size", "8"], "--image_size is for experiments"),
     (["--mechanisms", "--size", "8", "4"], "--size: expected 3 arguments"),

@@ -58,7 +58,7 @@ class Parsed:
     trusted: bool
 
 
-def parse(name: str, verb: str, words: list[str]) -> Parsed:
+def parse(name: str, verb: str, words: list[str], hold_on: bool = True) -> Parsed:
     """Parse the files and flags of a command line.
 
     Raises:
@@ -67,7 +67,7 @@ def parse(name: str, verb: str, words: list[str]) -> Parsed:
     task, lines = TASKS[name], []
     trusted = verb == "fit" or TRUST in words or trusts_everything()
     words = [word for word in words if word != TRUST]
-    if verb == "fit":
+    if verb == "fit" and hold_on:
         words, lines = words_on_resume(words)
     given = list(read_words(words))
     for file, content in given:

@@ -83,7 +83,13 @@ class Work:
     trainer: Trainer
 
 
-def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback] = ()) -> Work:
+def prepare(
+    name: str,
+    verb: str,
+    words: list[str],
+    callbacks: Sequence[Callback] = (),
+    hold_on: bool = True,
+) -> Work:
     """Parse, choose the run folder, build the objects and the trainer.
 
     Args:
@@ -91,12 +97,13 @@ def prepare(name: str, verb: str, words: list[str], callbacks: Sequence[Callback
         verb: fit, validate, test or predict.
         words: the rest of the command line.
         callbacks: for the trainer, besides those of the config.
+        hold_on: whether flags of the run that is resumed hold on, see `words_on_resume`.
 
     Raises:
         ConfigError: the arguments or a config file do not parse.
         InputError: anything else that is wrong with what the user gave.
     """
-    parsed = parse(name, verb, words)
+    parsed = parse(name, verb, words, hold_on)
     run = open_run(parsed)
     try:
         if not parsed.trusted:

@@ -128,7 +128,8 @@ def load_experiment(file: str | Path, trust: bool = False) -> Experiment:
     """
     path = Path(file)
     if not path.is_file():
-        raise InputError(f"{file}: there is no such file")
+        found = "a folder: give its config.yaml" if path.is_dir() else "there is no such file"
+        raise InputError(f"{file}: {found}")
     config = read_yaml(path)
     if not describes_task(config):
         raise ConfigError(

@@ -338,6 +338,12 @@ def training_part(config: Config, outside: re.Pattern, above: str = "") -> Confi
     return part
 
 
+def is_of_training(key: str) -> bool:
+    """Whether an argument, by its dotted key without `init_args`, changes the training."""
+    of_a_job = key in ("trainer.devices", "trainer.num_nodes") or key.startswith("trainer.plugins")
+    return not (of_a_job or re.fullmatch(HARDWARE + PLACES, key))
+
+
 def flattened(config: Config, above: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted key, without `init_args`, and value of all leaves of a config."""
     for key, value in config.items():

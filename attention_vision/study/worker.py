@@ -29,6 +29,8 @@ from attention_vision.identity import code
 from attention_vision.profiling.cost import hardware
 from attention_vision.report.consistency import not_finite
 from attention_vision.runs.command import Work, evaluate, fit, prepare
+from attention_vision.runs.resume import in_words
+from attention_vision.study.definition import is_of_training
 from attention_vision.study.exit_code import ExitCode
 from attention_vision.study.folder import (
     Run,
@@ -37,6 +39,7 @@ from attention_vision.study.folder import (
     read_progress,
     read_result,
 )
+from attention_vision.training.changes import ApplyChanges
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.pace import finished_share
 from attention_vision.training.progress import quiet
@@ -63,7 +66,9 @@ def prepare_run(run: Run, verb: str, words: list[str]) -> Work:
         words: arguments besides the config and the folder.
     """
     words = ["-c", str(run.config), "--run", str(run.folder), *words]
-    return prepare(run.task, verb, words, [CheckMetric(run)] if verb == "fit" else [])
+    callbacks = [CheckMetric(run)] if verb == "fit" else []
+    # The cell is the whole question: no flag of a `fit` by hand holds on.
+    return prepare(run.task, verb, words, callbacks, hold_on=False)
 
 
 class CheckMetric(Callback):
@@ -100,6 +105,7 @@ def train(run: Run, cost: dict[str, Any]) -> None:
     if not last.is_file():  # the attempt was killed before its first checkpoint
         remove_attempt(run.folder)
     work = prepare_run(run, "fit", ["--ckpt_path", "last"] if last.is_file() else [])
+    refuse_another_training(run, work)
     with tracked_progress(run, work.trainer):
         fit(work)
         final = step_number(work.trainer) - 1
@@ -133,6 +139,24 @@ def train(run: Run, cost: dict[str, Any]) -> None:
     }
     write_atomically(run.result, to_json(result))
     run.error.unlink(missing_ok=True)
+
+
+def refuse_another_training(run: Run, work: Work) -> None:
+    """Refuse a checkpoint that `fit` trained on with other arguments than the cell has.
+
+    Raises:
+        InputError: it is not a checkpoint of the cell.
+    """
+    callbacks: list[Callback] = work.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] set from afar
+    changes = next((one.changes for one in callbacks if isinstance(one, ApplyChanges)), {})
+    changes = {key: one for key, one in changes.items() if is_of_training(key)}
+    for line in in_words(changes):
+        work.run.close()
+        what = line.removeprefix("changed on resume: ")
+        raise InputError(
+            f"{run.folder} was trained on outside of the study ({what} in it): move it away, then"
+            f" {run} is run again"
+        )
 
 
 def evaluated_metrics(run: Run, verb: str, arguments: list[str]) -> dict[str, float]:

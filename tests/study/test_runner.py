@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -186,6 +187,24 @@ def test_a_result_cut_in_half(whole, capsys):
         assert result.read_text() == text[:100]
     finally:
         write_atomically(result, text)
+
+
+def test_a_run_that_was_trained_on_by_hand_is_no_result(whole, tmp_path):
+    """Its checkpoint is of more steps than the cell's."""
+    file, folder = write_study(tmp_path, ONE_SEED), tmp_path / "folder"
+    shutil.copytree(whole, folder)
+    place = folder / "cells/none/seed0"
+    words = ["-c", str(place / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps", "9"]
+    assert main(["classification", "fit", *words]) == 0
+    (place / "result.json").unlink()
+    code, printed = run(file, "--folder", folder, "--jobs", 1, output=tmp_path / "printed")
+    assert code == 1, printed
+    line = "was trained on outside of the study (trainer.max_steps 9 -> 7 in it): move it away"
+    assert line in (place / "error.txt").read_text()
+    assert not (place / "result.json").exists()
+    place.rename(tmp_path / "away")
+    code, printed = run(file, "--folder", folder, "--jobs", 1, output=tmp_path / "printed")
+    assert code == 0, printed
 
 
 def dry_run(file: Path) -> dict[str, list[str]]:
