@@ -31,6 +31,7 @@ from attention_vision.runs.resume import (
     table,
 )
 from attention_vision.training.changes import ApplyChanges, Change
+from attention_vision.training.checkpoint_io import AtomicCheckpointIO
 from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure
 from attention_vision.training.run_folder import new_run, remove_empty
 from attention_vision.training.run_lock import RunLock
@@ -244,6 +245,28 @@ def test_the_flags_of_a_run_are_its_own(capsys):
     output = capsys.readouterr().out
     assert "flags of the run that hold on: --model.mixup=0.1\n" in output
     assert "changed on resume: trainer.max_epochs 2 -> 3\n" in output
+
+
+def test_a_folder_that_is_named_by_a_flag_is_worked_in():
+    assert fit("--run=run") == 0
+    shutil.copytree("run", "copy")
+    validate = ["classification", "validate", "-c", "copy/config.yaml"]
+    assert main([*validate, "--run=run"]) == 0
+    measured = Path("run/validate.json").read_bytes()
+    assert not Path("copy/validate.json").exists()
+    assert main([*validate, "--run=run", "--trainer.fast_dev_run=true"]) == 0
+    assert Path("run/validate.json").read_bytes() == measured  # one batch to try it is no result
+
+
+def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(tmp_path):
+    last, previous = tmp_path / "checkpoints/last.ckpt", tmp_path / "checkpoints/previous.ckpt"
+    for step in (1, 2):
+        AtomicCheckpointIO().save_checkpoint({"step": step}, last)
+    last.write_bytes(last.read_bytes()[:-20])
+    later = AtomicCheckpointIO()
+    for step, kept in ((2, 1), (3, 2)):
+        later.save_checkpoint({"step": step}, last)
+        assert torch.load(previous, weights_only=True) == {"step": kept}
 
 
 def test_a_config_edited_by_hand_is_compared_with_what_was_trained():

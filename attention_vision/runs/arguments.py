@@ -44,6 +44,7 @@ class Parsed:
         notices: lines on what the arguments do not say by themselves.
         flags: that hold on when the run is resumed.
         weights_by_flag: whether a flag, not a file alone, names weights.
+        run_by_flag: whether a flag, not a file alone, names the run folder.
         trusted: whether the config may name any class: that of fit, or by --trust.
     """
 
@@ -55,6 +56,7 @@ class Parsed:
     notices: list[str]
     flags: list[str]
     weights_by_flag: bool
+    run_by_flag: bool
     trusted: bool
 
 
@@ -81,7 +83,8 @@ def parse(name: str, verb: str, words: list[str], hold_on: bool = True) -> Parse
     lines += kept_arguments((content for _, content in given), config.as_dict())
     by_flag = weights_by_flag(content for file, content in given if file is None)
     flags = flags_of_run(words)
-    return Parsed(name, verb, task, parser, config, lines, flags, by_flag, trusted)
+    run_by_flag = any(file is None and "run" in content for file, content in given)
+    return Parsed(name, verb, task, parser, config, lines, flags, by_flag, run_by_flag, trusted)
 
 
 def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]:

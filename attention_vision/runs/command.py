@@ -22,7 +22,7 @@ from lightning.pytorch import (
     seed_everything,
 )
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from torch.utils.data import DataLoader
 
 from attention_vision.attention import attention_backend
@@ -59,6 +59,7 @@ from attention_vision.training.resume import checkpoint_callbacks
 from attention_vision.training.run_folder import read_checkpoint, read_state
 from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.training.steps import step_number
+from attention_vision.yaml_json import write_atomically
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
 
@@ -200,6 +201,11 @@ def make_trainer(
     for logger in loggers:
         if isinstance(logger, RunFolderLogger):
             logger.write_to(run.folder)
+        if type(logger) is WandbLogger:
+            parsed.notices.append(
+                "WandbLogger ends a run to which W&B does not answer; -c"
+                " experiments/profiles/wandb.yaml has a logger that goes on offline"
+            )
     options.callbacks = [
         FiniteSteps(parsed.config.on_nonfinite),  # first: the others see no such step
         *callbacks,
@@ -287,6 +293,8 @@ def evaluate(work: Work) -> None:
         exact = metrics_in("fused", verb, work.objects.module, work.objects.data)
         report["metrics_fused"] = exact
         print_difference(metrics, exact)
+    if work.objects.trainer.fast_dev_run:
+        return  # one batch to try it, as for fit
     write_json(work, f"{parsed.verb}.json", report)
     part = f" ({images} of {total} images: trainer.limit_*_batches)"
     say(f"written: {work.run.folder / parsed.verb}.json{part if images < total else ''}")
@@ -378,7 +386,7 @@ def how_to_resume(work: Work) -> str:
 
 def write_json(work: Work, name: str, report: dict[str, Any]) -> None:
     if work.trainer.is_global_zero:
-        (work.run.folder / name).write_text(json.dumps(report, indent=2) + "\n")
+        write_atomically(work.run.folder / name, json.dumps(report, indent=2) + "\n")
 
 
 def evaluated_images(work: Work) -> tuple[int, int]:

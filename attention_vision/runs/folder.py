@@ -135,7 +135,7 @@ def choose_folder(parsed: Parsed) -> Path | None:
     if config.run == "":
         raise InputError("--run is empty: give the folder of the run")
     run = Path(config.run) if config.run else None
-    for file in (Path(str(path)) for path in config.config or []):
+    for file in (Path(str(path)) for path in config.config or [] if not parsed.run_by_flag):
         if file.name == "config.yaml" and read_yaml(file).get("run") == config.run:
             run = file.parent  # the same folder, unless it was moved
     if run is None and config.ckpt_path in ("best", "last"):

@@ -22,6 +22,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     if that is on another file system, the last step is a copy.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: set[Path] = set()
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
@@ -42,13 +46,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     raise
                 previous.unlink()
                 write(checkpoint, part)
-            if previous is not None and path.is_file():
+            if previous is not None and path.is_file() and self._is_whole(path):
                 keep(path, previous)
             os.replace(part, path)
+            self._written.add(path)
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
                 part.unlink()
             raise InputError(unwritten(path, error)) from error
+
+    def _is_whole(self, file: Path) -> bool:
+        """Whether a file is to be kept: one of this process, or one that its sums fit."""
+        if file not in self._written:
+            try:
+                check_sums(file)
+            except InputError:
+                return False
+        return True
 
 
 def write(checkpoint: dict[str, Any], file: Path) -> None:
