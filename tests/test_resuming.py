@@ -1,6 +1,7 @@
 """A resumed run: what changes, what is refused, what one long run would have done."""
 
 import csv
+import json
 import multiprocessing
 import os
 import shutil
@@ -256,6 +257,9 @@ def test_a_folder_that_is_named_by_a_flag_is_worked_in():
     assert not Path("copy/validate.json").exists()
     assert main([*validate, "--run=run", "--trainer.fast_dev_run=true"]) == 0
     assert Path("run/validate.json").read_bytes() == measured  # one batch to try it is no result
+    Path("run/validate.json").unlink()
+    assert main(["classification", "validate", "--run", "run"]) == 0  # by its own config
+    assert json.loads(Path("run/validate.json").read_text()) == json.loads(measured)
 
 
 def test_a_damaged_checkpoint_does_not_take_the_place_of_a_whole_one(tmp_path):

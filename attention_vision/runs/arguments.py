@@ -25,6 +25,7 @@ from attention_vision.runs.resume import (
     flags_of_run,
     read_config,
     split_words,
+    words_of_run,
     words_on_resume,
 )
 from attention_vision.runs.tasks import TASKS, Task
@@ -71,6 +72,8 @@ def parse(name: str, verb: str, words: list[str], hold_on: bool = True) -> Parse
     words = [word for word in words if word != TRUST]
     if verb == "fit" and hold_on:
         words, lines = words_on_resume(words)
+    elif verb != "fit":
+        words, lines = words_of_run(words)
     given = list(read_words(words))
     for file, content in given:
         if file is not None and (other := content.get("task", name)) != name:

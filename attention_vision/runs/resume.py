@@ -305,10 +305,8 @@ def words_on_resume(words: Sequence[str]) -> tuple[list[str], list[str]]:
         return [*words], []
     if any(is_own_config(file, run) for file in files):  # of the run, or of a copy of it
         return [*words], []
-    own = Path(run, "config.yaml")
     if not files:
-        lines = [f"arguments of the run: {own}"]
-        return (["-c", str(own), *words], lines) if own.is_file() else ([*words], [])
+        return words_of_run(words, run)
     try:
         checkpoint, _ = whole_checkpoint(resumable_checkpoint(Path(run), name))
         record = record_of(read_checkpoint(checkpoint))
@@ -318,6 +316,24 @@ def words_on_resume(words: Sequence[str]) -> tuple[list[str], list[str]]:
     behind = 1 + max(number for number, (flag, _) in enumerate(flags) if flag in FILE_FLAGS)
     lines = [f"flags of the run that hold on: {' '.join(joined(kept))}"] if kept else []
     return joined([*flags[:behind], *kept, *flags[behind:]]), lines
+
+
+def words_of_run(words: Sequence[str], run: str | None = None) -> tuple[list[str], list[str]]:
+    """The words of a command with the config of the run, where they name no file.
+
+    Args:
+        words: of the command.
+        run: the folder; that of `--run` if None.
+
+    Returns:
+        all words, and a line on what was added.
+    """
+    flags = split_words(words)
+    run = run or next((value for flag, value in flags if flag == "--run"), None)
+    own = Path(run or "", "config.yaml")
+    if not run or any(flag in FILE_FLAGS for flag, _ in flags) or not own.is_file():
+        return [*words], []
+    return ["-c", str(own), *words], [f"arguments of the run: {own}"]
 
 
 def is_own_config(file: Path, run: str | None) -> bool:
