@@ -378,7 +378,7 @@ def test_the_teacher_stays_as_it_is_and_out_of_what_is_saved(tmp_path):
     ],
 )
 def test_wrong_numbers(options, line):
-    with pytest.raises(InputError, match=f"model.distillation.*{line}"):
+    with pytest.raises(InputError, match=f"[dD]istillation.*{line}"):
         Distillation(**options)
 
 
