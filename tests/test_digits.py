@@ -60,7 +60,7 @@ def test_digits_train_among_clutter_and_validate_on_clean_scans() -> None:
     assert (len(data.source("train")), len(data.source("val"))) == (1442 + 30, 355)
     clean, cluttered = data.source("train")[0][0], data.source("train")[1450][0]
     assert clean.shape == cluttered.shape == (3, 16, 16)
-    with pytest.raises(InputError, match=r"data.cluttered: -1; give a number"):
+    with pytest.raises(InputError, match=r"cluttered is -1: it has to be at least 0"):
         Digits(cluttered=-1)
 
 

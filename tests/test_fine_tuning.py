@@ -234,6 +234,7 @@ def missing_model(errors):
 
 def test_the_command_fine_tunes_and_says_so(tmp_path, capsys):
     pytest.importorskip("sklearn")
+    from attention_vision.__main__ import main
     from attention_vision.cli.task import main as run_task
 
     file = tmp_path / "vit.pth"
@@ -249,7 +250,7 @@ def test_the_command_fine_tunes_and_says_so(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("weights: ") == 1
     assert "a head of 3 classes left out, the new one of 10 starts at zero; position" in printed
-    assert run_task("classification", "validate", [*arguments, f"--weights={file}"]) == 1
+    assert main(["classification", "validate", *arguments, f"--weights={file}"]) == 1
     assert "has 3 classes, the model 10" in capsys.readouterr().err
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from redraw import redraw
 from torch.nn.functional import cross_entropy
 
+from attention_vision.__main__ import main
 from attention_vision.backbones import ViT
 from attention_vision.checkpoints import load_official
 from attention_vision.checkpoints.preprocessing import Preprocessing, find_release
@@ -265,7 +266,7 @@ def test_weights_of_a_flag_are_measured_on_the_data_of_a_run(runs, tmp_path, cap
     loss(a, "-c", str(more))
     assert (a / "claim.json").exists()
     both = ["-c", str(a / "config.yaml"), f"--weights={b}", "--ckpt_path=best"]
-    assert run_task("classification", "validate", both) == 1
+    assert main(["classification", "validate", *both]) == 1
     assert "--ckpt_path or --weights: leave one of them out" in capsys.readouterr().err
 
 

@@ -30,7 +30,6 @@ KNOWN = (
     "attention_vision.data",
     "attention_vision.detection",
     "attention_vision.generation",
-    "attention_vision.data.splits",
     "attention_vision.training.optim",
     "attention_vision.training.wandb_logger",
     "lightning.fabric.plugins.environments",

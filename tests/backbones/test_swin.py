@@ -260,7 +260,7 @@ def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 MISTAKES = [
     (lambda: Swin(heads=(3, 6, 12, 25)), "25 does not divide 768, the width of stage 4"),
-    (lambda: Swin(heads=(0, 6, 12, 24)), "0 does not divide 96, the width of stage 1"),
+    (lambda: Swin(heads=(0, 6, 12, 24)), "heads\[0\] is 0: it has to be"),
     (lambda: Swin(window=0), "window is 0: it has to be"),
     (lambda: Swin(image_size=-1), "image_size is -1: it has to be"),
     (lambda: Swin(depths=(2, 2)), r"depths \(2, 2\) and heads \(3, 6, 12, 24\) must have one"),

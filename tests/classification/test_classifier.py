@@ -78,7 +78,7 @@ def test_mixing_ends_with_its_last_epoch(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_out_of_range(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=f"model.{next(iter(wrong))}"):
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} is .*: it has to be"):
         Classifier(ViT(16, 8, width=16, depth=1, heads=2, num_classes=10), **wrong)
 
 

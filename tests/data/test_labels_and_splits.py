@@ -49,7 +49,7 @@ def test_small_classes_keep_a_training_sample():
 
 @pytest.mark.parametrize("shares", [{"val": 1.0}, {"val": -0.1}, {"val": 0.6, "test": 0.5}])
 def test_shares_that_leave_nothing_are_refused(shares):
-    with pytest.raises(InputError, match=r"data.split"):
+    with pytest.raises(InputError, match=r"data.split|SplitShares"):
         SplitShares(**shares)
 
 

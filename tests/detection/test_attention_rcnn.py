@@ -414,7 +414,7 @@ def test_impossible_targets_are_named(change, message):
 def test_impossible_options_are_named():
     with pytest.raises(InputError, match="2 anchor_sizes for 5 levels, of strides 4, 8, 16,"):
         tiny(anchor_sizes=(8, 16))
-    with pytest.raises(InputError, match=r"first_stage 5 is none of the backbone's maps, 1\.\.4"):
+    with pytest.raises(InputError, match=r"first_stage is 5: it has to be in 1\.\.4"):
         tiny(first_stage=5)
     with pytest.raises(ValueError, match="targets are needed"):
         tiny()(*batch((64, 64)))

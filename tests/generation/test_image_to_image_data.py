@@ -224,9 +224,9 @@ def test_bad_settings_are_one_line(tmp_path):
     refuse(tmp_path, "one gray level for each", values=(0, 1, 2))
     refuse(tmp_path, "one gray level for each", values=(0, 0))
     refuse(tmp_path, "smaller than the patches of 64x64: lower data.size", size=64)
-    refuse(tmp_path, "shrink 0.5", shrink=0.5)
+    refuse(tmp_path, "shrink is 0.5", shrink=0.5)
     refuse(tmp_path, "name the background", class_names=("background",))
-    refuse(tmp_path, "patches_per_image 0", patches_per_image=0)
+    refuse(tmp_path, "patches_per_image is 0", patches_per_image=0)
     with pytest.raises(InputError, match="window"):
         VolumeFolder("a", "b", val_names=["1"], window=(3.0, 3.0))
 
@@ -234,11 +234,11 @@ def test_bad_settings_are_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
-        (lambda: Noise(-1), "sigma -1"),
+        (lambda: Noise(-1), "sigma is -1"),
         (lambda: Noise(9, 3), "sigma_high 3"),
-        (lambda: Holes(0), "count 0"),
-        (lambda: Holes(1, 0.5, 0.2), "0.5..0.2"),
-        (lambda: LowResolution(1), "factor 1"),
+        (lambda: Holes(0), "count is 0"),
+        (lambda: Holes(1, 0.5, 0.2), "least 0.5 is above most 0.2"),
+        (lambda: LowResolution(1), "factor is 1"),
         (lambda: Holes().undegraded(torch.zeros(3, 4, 4)), "data.degrade"),
     ],
 )

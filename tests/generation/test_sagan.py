@@ -340,7 +340,7 @@ def test_bf16_autocast():
 
 
 @pytest.mark.parametrize("build", [Generator, Discriminator])
-@pytest.mark.parametrize("size", [0, -32, 8, 24, 30, 48, 100])
+@pytest.mark.parametrize("size", [8, 24, 30, 48, 100])
 def test_a_size_that_is_no_power_of_two_times_four(build, size):
     with pytest.raises(InputError, match=rf"^{build.__name__}: size {size} is not .* 128 \.\.\.$"):
         build(size)

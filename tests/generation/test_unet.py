@@ -212,7 +212,7 @@ def test_gates_without_maps_are_not_shown():
     ("arguments", "words"),
     [
         ({"dimensions": 4}, "dimensions 4"),
-        ({"depth": 0}, "depth 0"),
+        ({"depth": 0}, "depth is 0: it has to be"),
         ({"depth": 2, "gated_levels": (2, 3)}, "gated level 3 is not in 1..2"),
         ({"dimensions": 3}, "attention.init_args.dims to 3"),
         ({"attention": partial(MultiGate, dims=3)}, "attention.init_args.dims to 2"),
