@@ -60,7 +60,9 @@ class Cluster:
 
     def ask(self, *words: str) -> str:
         """Run a command and return what it prints."""
-        answer = subprocess.run(words, env=self.environment, capture_output=True, text=True)
+        answer = subprocess.run(
+            words, env=self.environment, capture_output=True, text=True, timeout=60
+        )
         return answer.stdout + answer.stderr
 
     def submit(self, *words: str) -> str:
@@ -94,8 +96,7 @@ def cluster() -> Iterator[Cluster]:
             log = stack.enter_context((folder / f"{words[0]}.out").open("w"))
             words = ["setpriv", "--pdeathsig=TERM", *words]  # also where the tests are killed
             daemon = subprocess.Popen(words, env=here.environment, stdout=log, stderr=log)
-            stack.callback(daemon.wait)
-            stack.callback(daemon.terminate)
+            stack.callback(end_of, daemon)
         end = time.monotonic() + 30
         while "idle" not in (answer := here.ask("sinfo", "--noheader", "--format=%T")):
             logs = "".join(file.read_text() for file in folder.glob("*.out"))
@@ -108,6 +109,16 @@ def cluster() -> Iterator[Cluster]:
             end = time.monotonic() + 30
             while here.jobs() and time.monotonic() < end:
                 time.sleep(0.2)
+
+
+def end_of(daemon: subprocess.Popen) -> None:
+    """End a daemon, by force where it does not hear."""
+    daemon.terminate()
+    try:
+        daemon.wait(20)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
 
 
 def free_ports(number: int) -> list[int]:
