@@ -76,7 +76,7 @@ class AttentionBoxHead(nn.Module):
     one cell says is lost in the mean of many, and is learned late.
 
     Each class has its own row in the predictor, as in the plain head: were one row shared, classes
-    could differ by nothing but by where they pyramid_levels, and would all start alike.
+    could differ by nothing but by where they look, and would all start alike.
 
     Cost with 256 channels and K = 91, plain in brackets: 3.8 M parameters (14.4 M), 52 M
     multiply-adds per proposal (14.4 M). Weights that cells share are used for every cell, so

@@ -3,6 +3,7 @@
 import os
 import zipfile
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,22 @@ def unwritten(file: Path, error: BaseException) -> str:
 def check_sums(file: Path) -> None:
     """Compare the content of a checkpoint with its CRC-32 sums, 0.3 s a GB; torch does not.
 
+    A command reads its checkpoint several times, for arguments, labels and weights: a file that is
+    whole and has not been written since is not compared again.
+
     Raises:
         InputError: they differ, or the file is cut.
     """
+    try:
+        written = file.stat()
+    except OSError as error:
+        raise InputError(f"{file} is damaged, or not a checkpoint of this command") from error
+    compare_sums(file, written.st_ino, written.st_size, written.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def compare_sums(file: Path, *written: int) -> None:
+    """Compare the sums of a file as it was written; what raises is not remembered."""
     try:
         with zipfile.ZipFile(file) as records:
             damaged = records.testzip()

@@ -1,7 +1,7 @@
 """Checksum of metrics.csv in each checkpoint."""
 
 import zlib
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ class MetricsSum(Callback):
     def state_dict(self) -> dict[str, int]:
         if not self.file.is_file():
             return {"rows": 0, "crc32": 0}
-        with self.file.open("rb") as stream:
-            rows = max(0, sum(1 for _ in stream) - 2)  # without the header and the last one
-        return {"rows": rows, "crc32": crc32(self.file, rows)[1]}
+        rows, total = crc32(self.file)
+        return {"rows": rows, "crc32": total}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._kept = state_dict
@@ -54,10 +53,16 @@ class MetricsSum(Callback):
         self._kept = {}
 
 
-def crc32(file: Path, rows: int) -> tuple[int, int]:
-    """Number, up to `rows`, and CRC-32 of the first rows of a file, without empty last cells."""
+def crc32(file: Path, rows: int | None = None) -> tuple[int, int]:
+    """Number and CRC-32 of the first rows of a file, without the empty cells at their ends.
+
+    Args:
+        file: a CSV with a header.
+        rows: at most so many; None for all but the last one.
+    """
     number = total = 0
     with file.open("rb") as stream:
-        for line in islice(stream, 1, rows + 1):
+        lines = islice(stream, 1, None if rows is None else rows + 1)
+        for line in lines if rows is not None else (one for one, _ in pairwise(lines)):
             number, total = number + 1, zlib.crc32(line.rstrip(b"\n,"), total)
     return number, total

@@ -13,10 +13,8 @@ from typing import IO
 from attention_vision.errors import InputError
 from attention_vision.training.run_folder import is_requeued
 
-HELD = (
-    errno.EACCES,
-    errno.EAGAIN,
-)  # by another process; other numbers: a file system without locks
+# Errors of a lock that another process has; others come from a file system without locks.
+HELD = (errno.EACCES, errno.EAGAIN)
 
 
 class RunLock:
