@@ -46,19 +46,20 @@ def signals_end_the_run() -> Iterator[None]:
 
     SIGTERM, SIGHUP and SIGUSR1 would kill the process without its clean-up, and leave loaders
     behind. A signal that is ignored (nohup, a study's worker), has a handler (submitit), or is kept
-    until training begins is left alone.
+    until training begins is left alone. At the end all are as they were, also those that the
+    training took: the next run of this process would not know its handler.
     """
-    taken = {}
+    before = {}
     if threading.current_thread() is threading.main_thread():  # others cannot set handlers
-        defaults = (signal.SIG_DFL, signal.default_int_handler)
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        taken = {number: one for number, one in handlers.items() if one in defaults}
-    for number in taken:
-        signal.signal(number, EndAtOnce())
+        before = {number: one for number, one in handlers.items() if one is not None}
+    for number, handler in before.items():
+        if handler in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, EndAtOnce())
     try:
         yield
     finally:
-        for number, handler in taken.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
