@@ -51,7 +51,7 @@ def test_a_run_in_fp8_reports_what_it_costs(tmp_path, monkeypatch, capsys):
     assert main(["classification", "validate", *last]) == 0
     assert table(capsys.readouterr().out) == after_training  # config.yaml says fp8
     report = json.loads((run / "validate.json").read_text())
-    assert {"metrics": report["metrics"], "metrics_fused": report["metrics_fused"]} == saved
+    assert {key: report[key] for key in ("step", "metrics", "metrics_fused")} == saved
 
     assert main(["classification", "validate", *last, "--attention_backend", "fused"]) == 0
     assert "attention in" not in capsys.readouterr().out

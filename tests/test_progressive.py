@@ -96,10 +96,16 @@ def test_the_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"start_epoch": -1}, {"epochs_per_stage": -1}, {"ramp": -0.5}, {"first": "middle"}]
+    ("wrong", "line"),
+    [
+        ({"start_epoch": -1}, "GateSchedule: start_epoch is -1: it has to be at least 0"),
+        ({"epochs_per_stage": -1}, "GateSchedule: epochs_per_stage is -1: it has to be at least 0"),
+        ({"ramp": -0.5}, "GateSchedule: ramp is -0.5: it has to be at least 0"),
+        ({"first": "middle"}, "model.progressive.first"),
+    ],
 )
-def test_numbers_out_of_range(wrong: dict) -> None:
-    with pytest.raises(InputError, match=f"model.progressive.{next(iter(wrong))}"):
+def test_numbers_out_of_range(wrong: dict, line: str) -> None:
+    with pytest.raises(InputError, match=line):
         GateSchedule(**wrong)
 
 
