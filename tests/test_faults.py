@@ -129,6 +129,7 @@ def no_space(owner: object, name: str) -> Iterator[None]:
 def wandb_at(url: str, **variables: str) -> Iterator[None]:
     home = {"HOME": str(Path.cwd()), "NETRC": str(Path("netrc").resolve())}
     values = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "k" * 40, "WANDB_SILENT": "true", **home}
+    __import__("wandb").teardown()  # what a test before has set up would not read the variables
     with pytest.MonkeyPatch.context() as patch:
         for key, value in (values | variables).items():
             patch.setenv(key, value)

@@ -328,7 +328,7 @@ def test_what_does_not_fit_is_one_line():
         module(Segmentation())
     with pytest.raises(InputError, match="dice_weight or cross_entropy_weight has to be above 0"):
         Segmentation(0.0, 0.0)
-    with pytest.raises(InputError, match="ema_decay is 1.0: it has to be in 0..1, 1 excluded"):
+    with pytest.raises(InputError, match=r"ema_decay is 1\.0: it has to be in 0\.\.1, 1 excluded"):
         module(Restoration(), ema_decay=1.0)
     trainer = Trainer(**TRAINER)
     with pytest.raises(InputError, match="nothing to predict"):
