@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,11 +93,14 @@ class HangUp(Act):
 
 class KillWandb(Act):
     def act(self) -> None:
-        processes = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True)
-        for line in processes.stdout.splitlines():
-            if "wandb-core" in line and int(line.split()[1]) == os.getpid():
-                os.kill(int(line.split()[0]), signal.SIGKILL)
-        time.sleep(0.2)
+        children = Path("/proc/self/task").glob("*/children")
+        processes = [process for file in children for process in file.read_text().split()]
+        for process in processes:
+            if b"wandb-core" in Path(f"/proc/{process}/cmdline").read_bytes():
+                os.kill(int(process), signal.SIGKILL)
+                os.waitid(os.P_PID, int(process), os.WEXITED | os.WNOWAIT)
+                return
+        raise AssertionError("W&B has no process")
 
 
 def acting(kind: type[Act]) -> list[str]:
@@ -299,6 +302,16 @@ if __name__ == "__main__":
 """
 
 
+def working_in(folder: Path) -> list[str]:
+    """The processes of this user whose working directory is this folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # another user's, or one that has ended meanwhile
+            if (process / "cwd").readlink() == folder:
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
 def test_a_process_that_stops_ends_a_run(tmp_path):
     (tmp_path / "experiment.yaml").write_text(EXPERIMENT)
     (tmp_path / "two.py").write_text(TWO)
@@ -315,5 +328,4 @@ def test_a_process_that_stops_ends_a_run(tmp_path):
     assert time.monotonic() - start < 60
     assert ended.stderr.count("of this run has ended") == 1, ended.stderr
     assert "Traceback" not in ended.stderr
-    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert str(tmp_path) not in left
+    assert not working_in(tmp_path)
