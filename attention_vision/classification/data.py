@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 import torchvision
+from torch import nn
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from attention_vision.checkpoints.preprocessing import Preprocessing
 from attention_vision.classification.sources import (
@@ -20,6 +20,7 @@ from attention_vision.classification.sources import (
     ClassificationInputs,
     ClassificationSource,
     LabeledFiles,
+    PixelBatches,
     RelabeledSource,
     TensorImages,
     first_per_class,
@@ -28,6 +29,7 @@ from attention_vision.classification.transforms import (
     Augmentation,
     CIFARAugmentation,
     ImageNetAugmentation,
+    Pixels,
 )
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.data.findings import Findings
@@ -130,7 +132,8 @@ class ClassificationData(TaskData):
         if split == "train":
             given = self.preprocessing.options("interpolation")
             transform = self.recipe.train(self.image_size, self.mean, self.std, **given)
-            return AugmentedDataset(self._checked(split), transform, seed, self.repeats)
+            kind = PixelBatches if isinstance(transform, Pixels) else AugmentedDataset
+            return kind(self._checked(split), transform, seed, self.repeats)
         return AugmentedDataset(self._checked(split), self._evaluation(), seed)
 
     def facts(self, split: str) -> dict[str, Any]:
@@ -149,7 +152,7 @@ class ClassificationData(TaskData):
             return RepeatedSampler(images, *processes, seed, self.repeats)
         return super().sampler()
 
-    def _evaluation(self) -> v2.Transform:
+    def _evaluation(self) -> nn.Module:
         given = self.preprocessing.options("interpolation", "crop")
         return self.recipe.evaluation(self.image_size, self.mean, self.std, **given)
 
