@@ -85,7 +85,7 @@ class Row:
         flops: of one step; the share of the measured rate of matrix products follows from it.
         targets: the wanted ratio by peer.
         memory: whether to measure what a step allocates: torch's tensors alone are seen.
-        turns: number of turns; by default that of the command.
+        turns: at most as many turns, where one takes long; by default those of the command.
         note: what a reader has to know.
     """
 
@@ -182,7 +182,7 @@ def measure(row: Row, conditions: Conditions) -> dict:
     shortest = conditions.seconds
     repeats = [max(1, round(shortest / seconds_of(step, 1, conditions))) for step in steps]
     times: list[list[float]] = [[] for _ in steps]
-    for turn in range(row.turns or conditions.turns):
+    for turn in range(min(row.turns or conditions.turns, conditions.turns)):
         order = range(len(steps)) if turn % 2 == 0 else reversed(range(len(steps)))
         for number in order:
             times[number].append(seconds_of(steps[number], repeats[number], conditions))
