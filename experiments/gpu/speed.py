@@ -1,26 +1,35 @@
 """Training steps on one GPU: ours and the peers' in turns, with model FLOPs and busy time.
 
 A step is forward, loss, backward and a fused optimiser, under bf16 autocast, on random images that
-lie on the GPU; convolutional networks are in channels_last on both sides. Both sides take turns,
-A B A B, so that whatever slows the machine down slows both; times are medians over turns. Two
-batches are used in turn. FLOPs are 2 x 3 x the multiply-adds of a forward pass, see
-`attention_vision.profiling.cost.macs`, counted for ours: the peer of a row is the same network.
+lie on the GPU; convolutional networks are in channels_last on both sides. Two batches are used in
+turn. Sides take turns and are compared by the frame of experiments/benchmarks. FLOPs are
+2 x 3 x the multiply-adds of a forward pass, see `attention_vision.profiling.cost.macs`, counted for
+ours: the peer of a row is the same network.
 """
 
-import gc
 import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
 import torch
-from run import ROOT, Part
+from frame import (
+    Conditions,
+    Row,
+    Side,
+    Step,
+    fresh,
+    lines_of,
+    matrix_rate,
+    measure,
+    seconds_of,
+    training_flops,
+)
+from run import BENCHMARKS, Part
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -30,180 +39,38 @@ from attention_vision.detection import DETR, HungarianMatcher, SetCriterion
 from attention_vision.generation import SAGAN, Discriminator, Generator
 from attention_vision.generation.gan.module import MomentumFreeAdam
 from attention_vision.generation.gan.scores import Unscored
-from attention_vision.profiling.cost import Workload, macs
-
-SHEET = {  # dense bf16 FLOP/s of the datasheets
-    "NVIDIA H100 80GB HBM3": 989.4e12,
-    "NVIDIA H200": 989.4e12,
-}
-TURNS = 5
-SECONDS = 0.6  # shortest time that a turn of one side takes
-
-Step = Callable[[], Tensor]
 
 
-@dataclass
-class Side:
-    """One side of a row, ready to step; bytes at its worst moment, its own weights included."""
-
-    label: str
-    step: Step
-    peak: int
-    warm_seconds: float
-
-
-def synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds_of(step: Step, repeats: int, device: str) -> float:
-    synchronise(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    synchronise(device)
-    return (time.perf_counter() - start) / repeats
-
-
-def prepare(label: str, build: Callable[[], Step], device: str, warm: int = 4) -> Side:
-    """Builds a side, warms it up and reads its memory."""
-    before = torch.cuda.memory_allocated() if device == "cuda" else 0
-    step = build()
-    start = time.perf_counter()
-    for _ in range(warm):
-        loss = step()
-    synchronise(device)
-    warm_seconds = time.perf_counter() - start
-    if not torch.as_tensor(loss).isfinite().all():
-        raise ArithmeticError(f"{label}: the loss is {loss}")
-    peak = 0
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        peak = torch.cuda.max_memory_allocated() - before
-    return Side(label, step, peak, warm_seconds)
-
-
-def in_turns(sides: Sequence[Side], device: str, turns: int) -> list[list[float]]:
-    """Seconds of a step, of every side and turn."""
-    repeats = [max(2, round(SECONDS / seconds_of(side.step, 2, device))) for side in sides]
-    if device == "cpu":
-        repeats = [1] * len(sides)
-    times: list[list[float]] = [[] for _ in sides]
-    for _ in range(turns):
-        for side, taken, count in zip(sides, times, repeats, strict=True):
-            taken.append(seconds_of(side.step, count, device))
-    return times
-
-
-def busy(step: Step, wall: float) -> tuple[float, list[list[object]]]:
-    """Share of a step in which a kernel runs, and the kernels that take most of it."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as record:
-        for _ in range(3):
-            step()
-        torch.cuda.synchronize()
-    events = [
-        event for event in record.key_averages()
-        if event.self_device_time_total > 0 and "Optimizer" not in event.key
-    ]  # fmt: skip
-    total = sum(event.self_device_time_total for event in events)  # microseconds
-    events.sort(key=lambda event: -event.self_device_time_total)
-    top = [
-        [event.key[:120], round(event.self_device_time_total / total, 4), event.count // 3]
-        for event in events[:12]
-    ]
-    count = sum(event.count for event in events) // 3
-    return total * 1e-6 / 3 / wall, [["kernels of a step", 1.0, count], *top]
+def conditions_of(part: Part) -> Conditions:
+    """Five turns of at least 0.6 s of each side; one step in a smoke test."""
+    rate = None
+    with suppress(OSError, KeyError, ValueError):
+        rate = json.loads((part.out / "ceilings.json").read_text())["matrix_rate"]
+    turns, seconds = (1, 0.0) if part.smoke else (5, 0.6)
+    return Conditions(part.device, "wall", turns, seconds, rate)
 
 
 def compare(
-    part: Part, name: str, builds: dict[str, Callable[[], Step]], batch: int, flops: float | None,
+    part: Part, name: str, sides: list[Side], batch: int, flops: float | None, note: str = "",
     **facts: object,
 ) -> None:  # fmt: skip
-    """Measures a row, and saves it."""
-    device = part.device
-    row: dict[str, object] = {"name": name, "batch": batch, "precision": "bf16 autocast", **facts}
-    sides = []
-    for label, build in builds.items():
-        sides.append(prepare(label, build, device))
-    times = in_turns(sides, device, 2 if part.smoke else TURNS)
-    row["sides"] = {}
-    for side, taken in zip(sides, times, strict=True):
-        wall = median(taken)
-        numbers: dict[str, object] = {
-            "ms": 1e3 * wall,
-            "ms of each turn": [round(1e3 * one, 3) for one in taken],
-            "images_per_second": batch / wall,
-            "peak_gib": side.peak / 2**30,
-            "first steps, seconds": round(side.warm_seconds, 2),
-        }
-        if flops:
-            rate = flops * batch / wall
-            numbers["tflops"] = rate / 1e12
-            numbers |= {f"mfu of {key}": rate / value for key, value in ceilings(part).items()}
-        if device == "cuda":
-            share, kernels = busy(side.step, wall)
-            numbers |= {"gpu_busy": share, "kernels": kernels}
-        row["sides"][side.label] = numbers
-    if len(sides) == 2:
-        row["peer / ours"] = median(b / a for a, b in zip(*times, strict=True))
-    row["gflops per image"] = flops / 1e9 if flops else None
-    rows = [*part.content.get("rows", []), row]
+    """Measure a row, and save it."""
+    row = measure(Row(name, sides, batch, flops=flops, note=note), conditions_of(part))
+    rows = [*part.content.get("rows", []), row | facts]
     part.save(rows=rows, summary=[line for one in rows for line in lines_of(one)])
-
-
-def lines_of(row: dict) -> list[str]:
-    lines = []
-    for label, side in row["sides"].items():
-        line = f"{row['name']}, {label}: {side['images_per_second']:,.1f} images/s"
-        line += f", {side['ms']:.2f} ms, {side['peak_gib']:.2f} GiB"
-        if "tflops" in side:
-            shares = [f"{100 * v:.1f} % {k}" for k, v in side.items() if k.startswith("mfu")]
-            line += f", {side['tflops']:.0f} TFLOP/s ({', '.join(shares)})"
-        if "gpu_busy" in side:
-            line += f", busy {100 * side['gpu_busy']:.0f} %"
-        lines.append(line)
-    if "peer / ours" in row:
-        lines.append(f"{row['name']}: peer's time / ours {row['peer / ours']:.3f}")
-    return lines
-
-
-def ceilings(part: Part) -> dict[str, float]:
-    """What the datasheet says, and what `matrix_rate` measured, in FLOP/s."""
-    found = {}
-    with suppress(OSError, KeyError, ValueError):
-        found["measured"] = 1e12 * json.loads((part.out / "ceilings.json").read_text())["tflops"]
-    name = torch.cuda.get_device_name() if part.device == "cuda" else ""
-    return found | ({"datasheet": SHEET[name]} if name in SHEET else {})
-
-
-def fresh() -> None:
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.compiler.reset()
 
 
 def measure_ceilings(part: Part) -> None:
     """A product of 8192 x 8192 matrices in bf16, and a copy, on random numbers."""
-    n = 256 if part.smoke else 8192
-    a, b = (torch.randn(n, n, device=part.device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = repeated(lambda: a @ b, part.device)
+    conditions = conditions_of(part)
+    rate = matrix_rate(conditions, part.smoke)
     size = 2**20 if part.smoke else 2**31
     source = torch.randn(size, device=part.device)
     target = torch.empty_like(source)
-    copying = repeated(lambda: target.copy_(source), part.device)
-    tflops, bandwidth = 2 * n**3 / seconds / 1e12, 8 * size / copying / 1e12
-    line = f"{n}^3 bf16 product {tflops:.0f} TFLOP/s, copy {bandwidth:.2f} TB/s"
-    part.save(tflops=tflops, copy_tb_per_second=bandwidth, matrix=n, summary=[line])
-
-
-def repeated(step: Callable[[], object], device: str) -> float:
-    for _ in range(3):
-        step()
-    return median(seconds_of(step, 10, device) for _ in range(5))
+    copies = [seconds_of(lambda: target.copy_(source), 10, conditions) for _ in range(6)]
+    bandwidth = 8 * size / median(copies[1:])
+    line = f"matrix products {rate / 1e12:.1f} TFLOP/s, copy {bandwidth / 1e12:.2f} TB/s"
+    part.save(matrix_rate=rate, copy_bytes_per_second=bandwidth, summary=[line])
 
 
 # Classification
@@ -258,19 +125,19 @@ def classification_row(
     batch: int, channels_last: bool, side: int = 224, compiled: str | None = None,
     classes: int = 1000,
 ) -> None:  # fmt: skip
-    fresh()
+    fresh(part.device)
     torch.backends.cudnn.benchmark = True
     batch, side = (2, min(side, 64)) if part.smoke else (batch, side)
     batches = random_batches(batch, side, part.device, classes)
-    network = ours().to(part.device)
-    flops = 6 * macs(Workload.of_network(name, network, batches[0][0][:2]))
-    del network
-    builds = {
-        label: lambda make=make: image_step(make(), batches, part.device, channels_last, compiled)
-        for label, make in {"ours": ours, **peers}.items()
-    }
+    flops = batch / 2 * training_flops(ours().to(part.device), batches[0][0][:2])
+    sides = [
+        Side(
+            who, lambda make=make: image_step(make(), batches, part.device, channels_last, compiled)
+        )
+        for who, make in {"ours": ours, **peers}.items()
+    ]
     compare(
-        part, name, builds, batch, flops, image=side, compiled=compiled,
+        part, name, sides, batch, flops, image=side, compiled=compiled,
         layout="channels_last" if channels_last else "contiguous",
     )  # fmt: skip
 
@@ -431,20 +298,18 @@ def their_detr(batch: tuple, device: str, compiled: str | None) -> Step:
 
 
 def detr(part: Part, compiled: str | None = None) -> None:
-    fresh()
+    fresh(part.device)
     torch.backends.cudnn.benchmark = True
     batch, size = (2, (64, 96)) if part.smoke else (4, (800, 1066))
     images, padding, targets = scenes(batch, size, part.device)
     images = images.contiguous(memory_format=torch.channels_last)
-    network = DETR().to(part.device)
-    flops = 6 * macs(Workload.of_network("DETR-R50", network, images[:1], padding[:1]))
-    del network
+    flops = batch * training_flops(DETR().to(part.device), images[:1], padding[:1])
     given = ((images, padding, targets), part.device, compiled)
-    builds = {"ours": lambda: our_detr(*given)}
+    sides = [Side("ours", partial(our_detr, *given))]
     if not compiled:  # the matcher inside of the peer's forward breaks its graph
-        builds["transformers DetrForObjectDetection"] = lambda: their_detr(*given)
+        sides.append(Side("transformers DetrForObjectDetection", partial(their_detr, *given)))
     compare(
-        part, "DETR-R50", builds, batch, flops, image=list(size), compiled=compiled,
+        part, "DETR-R50", sides, batch, flops, image=list(size), compiled=compiled,
         layout="channels_last",
         note="FLOPs as if all of the backbone were trained: stem and first stage are frozen",
     )  # fmt: skip
@@ -464,7 +329,7 @@ def parts_of_detr(images: Tensor, padding: Tensor, targets: list, device: str) -
             "criterion with matching": lambda: criterion(outputs, targets),
         }
         return {
-            key: 1e3 * median(seconds_of(step, 3, device) for _ in range(3))
+            key: 1e3 * median(seconds_of(step, 3, Conditions(device)) for _ in range(3))
             for key, step in steps.items()
         }
 
@@ -474,15 +339,13 @@ def parts_of_detr(images: Tensor, padding: Tensor, targets: list, device: str) -
 
 def sagan(part: Part) -> None:
     """One step of D and one of G with the average of G, at StudioGAN's sizes of 32 pixels."""
-    fresh()
     torch.backends.cudnn.benchmark = True
     for layout in (torch.contiguous_format, torch.channels_last):
         for rate in (1,) if part.smoke else (1, 5):
             label = f"SAGAN-32, {rate} step{'s' * (rate > 1)} of D"
             label += ", channels_last" * (layout == torch.channels_last)
             build = partial(sagan_step, part.device, 4 if part.smoke else 64, rate, layout)
-            compare(part, label, {"ours": build}, 4 if part.smoke else 64, None, image=32)
-            fresh()
+            compare(part, label, [Side("ours", build)], 4 if part.smoke else 64, None, image=32)
 
 
 def sagan_step(device: str, batch: int, rate: int, layout: torch.memory_format) -> Step:
@@ -526,26 +389,18 @@ def sagan_step(device: str, batch: int, rate: int, layout: torch.memory_format) 
 
 
 def benchmark(part: Part, name: str, *options: str) -> None:
-    """Runs experiments/benchmarks/NAME.py, and takes its rows over."""
-    fresh()
-    output = part.out / f"{part.name}_rows.json"
-    command = [sys.executable, str(ROOT / "experiments/benchmarks" / f"{name}.py")]
-    command += ["--device", part.device, "--output", str(output), *options]
+    """Run experiments/benchmarks/NAME.py, and take its rows over."""
+    fresh(part.device)
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--device", part.device]
+    command += ["--out", str(part.out), "--turns", "3", *options, *["--smoke"] * part.smoke]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=max(10, part.left - 3), env=os.environ
     )
-    part.save(output=done.stdout[-8000:], summary=done.stdout.splitlines()[2:])
+    file = part.out / f"bench_{name}.json"
+    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
+    part.save(rows=rows, summary=done.stdout.splitlines()[1:])
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
-    part.save(rows=json.loads(output.read_text())["rows"])
-
-
-def matching(part: Part) -> None:
-    benchmark(part, "matching")
-
-
-def layers(part: Part) -> None:
-    benchmark(part, "attention", *(["--only", "attend, 64"] if part.smoke else []))
 
 
 PARTS = {
@@ -558,8 +413,8 @@ PARTS = {
     "detr_r50": detr,
     "sagan32": sagan,
     "small": small,
-    "matching": matching,
-    "layers": layers,
+    "matching": partial(benchmark, name="matching"),
+    "layers": partial(benchmark, name="attention"),
     "vit_b16_compiled": partial(vit, compiled="default"),
     "resnet50_compiled": partial(resnet, compiled="default"),
     "se_resnet50_compiled": partial(se_resnet, compiled="default"),

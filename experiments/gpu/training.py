@@ -1,6 +1,8 @@
 """Steps of every task through Lightning: GPU against CPU, twice alike, resumed, compiled."""
 
 import os
+import subprocess
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 from correctness import error, exact_float32, vector
-from run import Part
+from run import ROOT, Part
 from torch import Tensor
 
 from attention_vision.runs.command import evaluate, prepare
@@ -172,4 +174,16 @@ def attempt(rows: list, failures: list, name: str, work) -> None:
         failures.append({"name": name, "error": traceback.format_exc()})
 
 
-PARTS = {"training": training}
+def tests(part: Part) -> None:
+    """The tests that need a GPU, as pytest runs them; without one they are skipped."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--durations=0"]
+    done = subprocess.run(
+        [*command, "-m", "gpu", str(ROOT / "tests/test_gpu.py")], cwd=ROOT, text=True,
+        capture_output=True, timeout=max(10, part.left - 3),
+    )  # fmt: skip
+    part.save(output=done.stdout[-20000:], summary=done.stdout.strip().splitlines()[-1:])
+    if done.returncode:
+        raise RuntimeError((done.stdout + done.stderr)[-3000:])
+
+
+PARTS = {"training": training, "tests": tests}
