@@ -7,18 +7,14 @@ trains on the embedded digits, two steps each.
 """
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from cifar import FOLDER, PACKS, unpack
+from commands import run_command
 from run import ROOT, Part
 
 EXPERIMENTS = ROOT / "experiments"
@@ -65,33 +61,11 @@ class Trainings:
         Returns:
             Whether it went through; what went wrong is in the rows.
         """
-        start, seconds = time.time(), self.part.left - BEFORE
-        if seconds <= 0:
+        if (seconds := self.part.left - BEFORE) <= 0:
             return False
-        process = subprocess.Popen(
-            [sys.executable, "-m", "attention_vision", *words], cwd=self.part.out,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "2", "WANDB_MODE": "disabled"},
-        )  # fmt: skip
-        stopped = False
-        try:
-            stdout, stderr = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            stopped = True
-            os.killpg(process.pid, signal.SIGINT)
-            try:
-                stdout, stderr = process.communicate(timeout=BEFORE / 3)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                stdout, stderr = process.communicate()
-        told = " ".join(words).replace(f"{ROOT}/", "").replace(f"{self.part.out}/", "")
-        row = {"command": f"attention-vision {told}", "exit": process.returncode}
-        row |= {"seconds": round(time.time() - start, 1), "stopped": stopped}
-        if process.returncode and not stopped:
-            row |= {"stdout": stdout[-1500:], "stderr": stderr[-4000:]}
-        self.rows.append(row)
+        self.rows.append(run_command(self.part, words, self.part.out, seconds))
         self.part.save(rows=self.rows)
-        return process.returncode == 0
+        return self.rows[-1]["exit"] == 0
 
     def fit(self, file: Path, run: str, *more: str) -> bool:
         """Train a run, or resume it; nothing where it is finished."""

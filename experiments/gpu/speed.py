@@ -8,12 +8,10 @@ ours: the peer of a row is the same network.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from statistics import median
 
 import torch
@@ -29,7 +27,7 @@ from frame import (
     seconds_of,
     training_flops,
 )
-from run import BENCHMARKS, Part
+from run import Part
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -50,13 +48,10 @@ def conditions_of(part: Part) -> Conditions:
     return Conditions(part.device, "wall", turns, seconds, rate)
 
 
-def compare(
-    part: Part, name: str, sides: list[Side], batch: int, flops: float | None, note: str = "",
-    **facts: object,
-) -> None:  # fmt: skip
+def compare(part: Part, row: Row, **facts: object) -> None:
     """Measure a row, and save it."""
-    row = measure(Row(name, sides, batch, flops=flops, note=note), conditions_of(part))
-    rows = [*part.content.get("rows", []), row | facts]
+    measured = measure(row, conditions_of(part)) | facts
+    rows = [*part.content.get("rows", []), measured]
     part.save(rows=rows, summary=[line for one in rows for line in lines_of(one)])
 
 
@@ -92,7 +87,7 @@ def image_step(
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5, weight_decay=0.05, fused=fused)
     forward = network
     if compiled:
-        forward = torch.compile(network, mode=None if compiled == "default" else compiled)
+        forward = traced(network, device, compiled)
     batches = [(images.to(memory_format=layout), labels) for images, labels in batches]
     count = 0
 
@@ -108,6 +103,13 @@ def image_step(
         return loss.detach()
 
     return step
+
+
+def traced(network: nn.Module, device: str, mode: str) -> nn.Module:
+    """Compile a network; on a CPU, in a smoke test, it is traced and runs as it is."""
+    if device == "cpu":
+        return torch.compile(network, backend="eager")
+    return torch.compile(network, mode=None if mode == "default" else mode)
 
 
 def random_batches(batch: int, side: int, device: str, classes: int = 1000) -> list:
@@ -127,7 +129,7 @@ def classification_row(
 ) -> None:  # fmt: skip
     fresh(part.device)
     torch.backends.cudnn.benchmark = True
-    batch, side = (2, min(side, 64)) if part.smoke else (batch, side)
+    batch, side = (2, 32) if part.smoke else (batch, side)
     batches = random_batches(batch, side, part.device, classes)
     flops = batch / 2 * training_flops(ours().to(part.device), batches[0][0][:2])
     sides = [
@@ -136,10 +138,9 @@ def classification_row(
         )
         for who, make in {"ours": ours, **peers}.items()
     ]
-    compare(
-        part, name, sides, batch, flops, image=side, compiled=compiled,
-        layout="channels_last" if channels_last else "contiguous",
-    )  # fmt: skip
+    layout = "channels_last" if channels_last else "contiguous"
+    row = Row(name, sides, batch, flops=flops)
+    compare(part, row, image=side, compiled=compiled, layout=layout)
 
 
 def timm_model(name: str, **options: object) -> nn.Module:
@@ -154,34 +155,40 @@ def torchvision_model(name: str) -> nn.Module:
     return getattr(torchvision.models, name)(weights=None)
 
 
+TOY_VIT = {"image_size": 32, "width": 24, "depth": 1, "heads": 2}
+TOY_TIMM_VIT = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2}
+
+
 def vit(part: Part, compiled: str | None = None) -> None:
-    size = {"image_size": 64} if part.smoke else {}
-    timms = {"img_size": 64} if part.smoke else {}
+    ours, timms = (TOY_VIT, TOY_TIMM_VIT) if part.smoke else ({}, {})
+    peer = partial(timm_model, "vit_base_patch16_224", **timms)
     classification_row(
-        part, "ViT-B/16", partial(ViT, **size),
-        {"timm vit_base_patch16_224": partial(timm_model, "vit_base_patch16_224", **timms)},
-        256, False, compiled=compiled,
+        part, "ViT-B/16", partial(ViT, **ours), {"timm vit_base_patch16_224": peer}, 256, False,
+        compiled=compiled,
     )  # fmt: skip
 
 
 def deit(part: Part, compiled: str | None = None) -> None:
-    size = {"image_size": 64} if part.smoke else {}
-    timms = {"img_size": 64} if part.smoke else {}
+    ours = TOY_VIT if part.smoke else {"width": 384, "heads": 6}
+    timms = TOY_TIMM_VIT if part.smoke else {}
+    peer = partial(timm_model, "deit_small_patch16_224", **timms)
     classification_row(
-        part, "DeiT-S/16", partial(ViT, width=384, heads=6, **size),
-        {"timm deit_small_patch16_224": partial(timm_model, "deit_small_patch16_224", **timms)},
-        256, False, compiled=compiled,
+        part, "DeiT-S/16", partial(ViT, **ours), {"timm deit_small_patch16_224": peer}, 256, False,
+        compiled=compiled,
     )  # fmt: skip
 
 
 def resnet(part: Part, compiled: str | None = None) -> None:
-    peers = {"torchvision resnet50": partial(torchvision_model, "resnet50")}
-    classification_row(part, "ResNet-50", ResNet, peers, 256, True, compiled=compiled)
+    depth = 18 if part.smoke else 50
+    peers = {"torchvision resnet50": partial(torchvision_model, f"resnet{depth}")}
+    ours = partial(ResNet, depth)
+    classification_row(part, "ResNet-50", ours, peers, 256, True, compiled=compiled)
 
 
 def se_resnet(part: Part, compiled: str | None = None) -> None:
-    ours = partial(ResNet, attention=partial(SqueezeExcite, reduction=16))
-    peers = {"timm seresnet50": partial(timm_model, "seresnet50")}
+    depth = 18 if part.smoke else 50
+    ours = partial(ResNet, depth, attention=partial(SqueezeExcite, reduction=16))
+    peers = {"timm seresnet50": partial(timm_model, f"seresnet{depth}")}
     classification_row(part, "SE-ResNet-50", ours, peers, 256, True, compiled=compiled)
 
 
@@ -189,23 +196,24 @@ def swin(part: Part, compiled: str | None = None) -> None:
     """Against torchvision's, and eagerly against timm's as well; no stochastic depth anywhere."""
     import torchvision
 
-    side = {"image_size": 64} if part.smoke else {}
-    timms = {"img_size": 64} if part.smoke else {}
+    width, depths, heads, window = 96, [2, 2, 6, 2], [3, 6, 12, 24], 7
+    side, timms = {}, {}
+    if part.smoke:
+        width, depths, heads, window = 8, [1, 1], [1, 2], 4
+        side = {"image_size": 32}
+        timms = {"img_size": 32, "embed_dim": width, "depths": depths, "num_heads": heads}
+        timms["window_size"] = window
+    ours = partial(Swin, width=width, depths=depths, heads=heads, window=window, **side)
     peers = {
         "torchvision swin_t": partial(
-            torchvision.models.SwinTransformer,
-            [4, 4],
-            96,
-            [2, 2, 6, 2],
-            [3, 6, 12, 24],
-            [7, 7],
+            torchvision.models.SwinTransformer, [4, 4], width, depths, heads, [window, window],
             stochastic_depth_prob=0.0,
         ),
-        "timm swin_tiny_patch4_window7_224": partial(
-            timm_model, "swin_tiny_patch4_window7_224", drop_path_rate=0.0, **timms
-        ),
-    }
-    classification_row(part, "Swin-T", partial(Swin, **side), peers, 256, False, compiled=compiled)
+    }  # fmt: skip
+    if not compiled:
+        name = "swin_tiny_patch4_window7_224"
+        peers[f"timm {name}"] = partial(timm_model, name, drop_path_rate=0.0, **timms)
+    classification_row(part, "Swin-T", ours, peers, 256, False, compiled=compiled)
 
 
 def small(part: Part) -> None:
@@ -244,12 +252,19 @@ def adamw(network: nn.Module, device: str) -> torch.optim.Optimizer:
     return torch.optim.AdamW(weights, lr=1e-5, weight_decay=1e-4, fused=device == "cuda")
 
 
+def detr_network(device: str) -> DETR:
+    """DETR-R50, or a toy on a CPU."""
+    toy = {"width": 32, "heads": 2, "hidden": 32, "encoder_layers": 1, "decoder_layers": 1}
+    network = DETR() if device == "cuda" else DETR(backbone=ResNet(8, width=8), **toy)
+    return network.to(device, memory_format=torch.channels_last).train()
+
+
 def our_detr(batch: tuple, device: str, compiled: str | None) -> Step:
     images, padding, targets = batch
-    network = DETR().to(device, memory_format=torch.channels_last).train()
+    network = detr_network(device)
     criterion = SetCriterion(91, HungarianMatcher()).to(device)
     optimizer = adamw(network, device)
-    forward = torch.compile(network) if compiled else network
+    forward = traced(network, device, compiled) if compiled else network
 
     def step() -> Tensor:
         with torch.autocast(device, torch.bfloat16):
@@ -271,10 +286,16 @@ def their_detr(batch: tuple, device: str, compiled: str | None) -> Step:
     import transformers
 
     images, padding, targets = batch
-    backbone = transformers.ResNetConfig(out_features=["stage4"])
+    toy, small = {}, {}
+    if device == "cpu":
+        small = {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]}
+        toy = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
+        toy |= {f"{one}_attention_heads": 2 for one in ("encoder", "decoder")}
+        toy |= {f"{one}_ffn_dim": 32 for one in ("encoder", "decoder")}
+    backbone = transformers.ResNetConfig(out_features=["stage4"], **small)
     config = transformers.DetrConfig(
         use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
-        backbone_config=backbone, auxiliary_loss=True, num_labels=91,
+        backbone_config=backbone, auxiliary_loss=True, num_labels=91, **toy,
     )  # fmt: skip
     network = transformers.DetrForObjectDetection(config)
     for weight_name, weight in network.model.backbone.named_parameters():
@@ -282,7 +303,7 @@ def their_detr(batch: tuple, device: str, compiled: str | None) -> Step:
             weight.requires_grad_(True)
     network = network.to(device, memory_format=torch.channels_last).train()
     optimizer = adamw(network, device)
-    forward = torch.compile(network) if compiled else network
+    forward = traced(network, device, compiled) if compiled else network
     mask = (~padding).long()
     labels = [{"class_labels": one["labels"], "boxes": one["boxes"]} for one in targets]
 
@@ -303,23 +324,21 @@ def detr(part: Part, compiled: str | None = None) -> None:
     batch, size = (2, (64, 96)) if part.smoke else (4, (800, 1066))
     images, padding, targets = scenes(batch, size, part.device)
     images = images.contiguous(memory_format=torch.channels_last)
-    flops = batch * training_flops(DETR().to(part.device), images[:1], padding[:1])
+    flops = batch * training_flops(detr_network(part.device), images[:1], padding[:1])
     given = ((images, padding, targets), part.device, compiled)
     sides = [Side("ours", partial(our_detr, *given))]
     if not compiled:  # the matcher inside of the peer's forward breaks its graph
         sides.append(Side("transformers DetrForObjectDetection", partial(their_detr, *given)))
-    compare(
-        part, "DETR-R50", sides, batch, flops, image=list(size), compiled=compiled,
-        layout="channels_last",
-        note="FLOPs as if all of the backbone were trained: stem and first stage are frozen",
-    )  # fmt: skip
+    note = "FLOPs as if all of the backbone were trained: stem and first stage are frozen"
+    row = Row("DETR-R50", sides, batch, flops=flops, note=note)
+    compare(part, row, image=list(size), compiled=compiled, layout="channels_last")
     if part.device == "cuda" and not compiled:
         part.save(parts=parts_of_detr(images, padding, targets, part.device))
 
 
 def parts_of_detr(images: Tensor, padding: Tensor, targets: list, device: str) -> dict[str, float]:
     """Milliseconds of the forward pass, the matching and the loss of ours, each by itself."""
-    network = DETR().to(device, memory_format=torch.channels_last).train()
+    network = detr_network(device)
     criterion = SetCriterion(91, HungarianMatcher()).to(device)
     with torch.autocast(device, torch.bfloat16):
         outputs = network(images, padding)
@@ -345,13 +364,17 @@ def sagan(part: Part) -> None:
             label = f"SAGAN-32, {rate} step{'s' * (rate > 1)} of D"
             label += ", channels_last" * (layout == torch.channels_last)
             build = partial(sagan_step, part.device, 4 if part.smoke else 64, rate, layout)
-            compare(part, label, [Side("ours", build)], 4 if part.smoke else 64, None, image=32)
+            compare(part, Row(label, [Side("ours", build)], 4 if part.smoke else 64), image=32)
 
 
 def sagan_step(device: str, batch: int, rate: int, layout: torch.memory_format) -> Step:
     """As `SAGAN.training_step` without its loop and logs; images are those of G's step."""
+    width = {} if device == "cuda" else {"width": 16}
     module = SAGAN(
-        Generator(32), Discriminator(32), discriminator_steps=rate, scorer=Unscored()
+        Generator(32, **width),
+        Discriminator(32, **width),
+        discriminator_steps=rate,
+        scorer=Unscored(),
     ).to(device, memory_format=layout)
     module.train()
     module.manual_backward = lambda loss: loss.backward()
@@ -388,19 +411,10 @@ def sagan_step(device: str, batch: int, rate: int, layout: torch.memory_format) 
 # The project's benchmarks
 
 
-def benchmark(part: Part, name: str, *options: str) -> None:
-    """Run experiments/benchmarks/NAME.py, and take its rows over."""
-    fresh(part.device)
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--device", part.device]
-    command += ["--out", str(part.out), "--turns", "3", *options, *["--smoke"] * part.smoke]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=max(10, part.left - 3), env=os.environ
-    )
-    file = part.out / f"bench_{name}.json"
-    rows = json.loads(file.read_text())["rows"] if file.is_file() else []
-    part.save(rows=rows, summary=done.stdout.splitlines()[1:])
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
+def benchmark(part: Part, name: str) -> None:
+    """Measure the rows of experiments/benchmarks/NAME.py."""
+    for row in import_module(name).rows(part.device, part.smoke):
+        compare(part, row)
 
 
 PARTS = {
