@@ -66,10 +66,11 @@ class ImageCSV(ClassificationData):
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        cache: str | None = None,
     ):
         super().__init__(
             image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image,
-            preprocessing, balanced,
+            preprocessing, balanced, cache=cache,
         )  # fmt: skip
         self.recipe = recipe
         self.root = Path(csv).parent if root is None else Path(root)

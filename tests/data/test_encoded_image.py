@@ -114,7 +114,7 @@ def test_a_damaged_file_is_one_line(cut) -> None:
     with pytest.raises(InputError, match=r"cannot read the image a\.jpg: repair or remove it"):
         EncodedImage("a.jpg", content[:cut]).tensor()
     with pytest.raises(InputError, match=r"cannot read the image nowhere\.jpg"):
-        EncodedImage("nowhere.jpg")
+        EncodedImage("nowhere.jpg").tensor()
 
 
 @pytest.mark.parametrize("erasing", [0.0, 1.0])
