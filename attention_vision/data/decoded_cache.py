@@ -91,7 +91,7 @@ class Pixels:
         self.checked = HEAD + self.sizes.nbytes
         self.start, self.ends = places(self.sizes)
         # Private: a transform that writes to an image would write to the file.
-        self.map = np.memmap(file, np.uint8, mode="c")
+        self.map = np.asarray(np.memmap(file, np.uint8, mode="c"))
         self.checksums = self.map[self.checked : self.checked + 4 * count].view(np.uint32)
         self.file, self.descriptor = file, os.open(file, os.O_RDWR)
 
