@@ -18,6 +18,8 @@ class ClassificationSource(Protocol):
     """Images with labels, as torchvision's data sets have them: `source[i]` is (image, label).
 
     One whose labels are not those of its data module has `class_names`, by which they are mapped.
+    A class whose images are the same at every reading says so by `fixed = True`: they may be held
+    in memory.
     """
 
     @property
@@ -68,6 +70,8 @@ class ClassificationInputs(Dataset):
 class TensorImages:
     """A source of images that are already tensors (n, C, H, W) uint8."""
 
+    fixed = True
+
     def __init__(self, images: Tensor, targets: list[int]):
         self.images, self.targets = images, targets
 
@@ -85,6 +89,8 @@ class LabeledFiles:
         files: (path, label) of each.
         class_names: by label.
     """
+
+    fixed = True
 
     def __init__(self, files: Sequence[tuple[str, int]], class_names: Sequence[str]):
         self.files, self.class_names = list(files), class_names
@@ -122,6 +128,8 @@ class RelabeledSource:
         source: the images.
         labels: new label of each of its labels.
     """
+
+    fixed = True  # if that source is
 
     def __init__(self, source: ClassificationSource, labels: Sequence[int]):
         self.source, self.labels = source, labels

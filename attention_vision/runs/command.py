@@ -23,7 +23,6 @@ from lightning.pytorch import (
 )
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
-from torch.utils.data import DataLoader
 
 from attention_vision.attention import attention_backend
 from attention_vision.claims.check import ClaimCheck
@@ -395,14 +394,13 @@ def write_json(work: Work, name: str, report: dict[str, Any]) -> None:
 def evaluated_images(work: Work) -> tuple[int, int]:
     """Images that validate or test evaluated, and all there are."""
     trainer = work.trainer
+    loader: Any  # the data's own, see `evaluation_loader`
     loader, (batches,) = (
         (trainer.val_dataloaders, trainer.num_val_batches)
         if work.parsed.verb == "validate"
         else (trainer.test_dataloaders, trainer.num_test_batches)
     )
-    assert isinstance(loader, DataLoader)  # the data's own, see `evaluation_loader`
-    assert loader.batch_size is not None
-    total = len(loader.dataset)  # pyright: ignore[reportArgumentType] (Dataset has no length)
+    total = len(loader.dataset)
     return int(min(total, batches * loader.batch_size * trainer.world_size)), total
 
 

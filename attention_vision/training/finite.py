@@ -569,6 +569,8 @@ def batch_indices(trainer: Trainer, step: Step) -> list[Any]:
 def load_batch(trainer: Trainer, module: Any, keys: Sequence[Any]) -> Any:
     """Load a training batch once more: a sample depends on its key alone."""
     loader: Any = trainer.train_dataloader
+    if hasattr(loader, "load"):  # of images in memory
+        return loader.load(keys[0][0], torch.tensor([sample for _, sample in keys]))
     collate = getattr(loader, "collate_fn", None) or default_collate
     batch = collate([loader.dataset[key] for key in keys])
     return module.transfer_batch_to_device(batch, module.device, 0)
