@@ -147,18 +147,23 @@ def batches_of(module: Any, data: Any) -> list[Any]:
     return list(islice(data.train_dataloader(), STEPS + 1))
 
 
-def backward(module: LightningModule, loss: Tensor, *_: Any, **__: Any) -> None:
-    assert loss.device == GPU
-    for one in module.parameters():
-        if one.requires_grad:
-            one.grad = torch.zeros_like(one)
+def backward_of(module: LightningModule) -> Callable[..., None]:
+    """A `Tensor.backward` that gives each parameter a gradient."""
+
+    def backward(loss: Tensor, *_: Any, **__: Any) -> None:
+        assert loss.device == GPU
+        for one in module.parameters():
+            if one.requires_grad:
+                one.grad = torch.zeros_like(one)
+
+    return backward
 
 
 def waits_of(
     module: Any, batches: list[Any], patch: pytest.MonkeyPatch, folder: Path
 ) -> tuple[list[int], Waits]:
     """Waits before each step of a training on the fake device, and all of them."""
-    patch.setattr(Tensor, "backward", partial(backward, module))
+    patch.setattr(Tensor, "backward", backward_of(module))
     patch.setattr(Tensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone())
     waits = Waits()
     stop = StopAt(waits)

@@ -253,11 +253,13 @@ class AnnotatedDataset(Dataset):
         if not self.crowds:
             kept &= objects.iscrowd == 0
         centered = box_convert(boxes[kept], "xyxy", "cxcywh")
+        # Where crowds are dropped already: a criterion would look for them on the device.
+        crowds = {"iscrowd": objects.iscrowd[kept]} if self.crowds else {}
         return image, {
             "boxes": centered / torch.tensor([width, height, width, height]),
             "labels": objects.labels[kept],
             "area": objects.area[kept],
-            "iscrowd": objects.iscrowd[kept],
+            **crowds,
             "image_id": image_id,
             "orig_size": torch.tensor(original),
             "size": torch.tensor([height, width]),
