@@ -125,7 +125,10 @@ def test_affine() -> None:
 @pytest.mark.parametrize("bicubic", [False, True])
 @pytest.mark.parametrize("size", [8, 24, 70])
 def test_resized_crop(size: int, bicubic: bool) -> None:
-    """Smaller and larger; torchvision's kernel has weights of 16 bits, which add up differently."""
+    """Smaller and larger; the 16-bit weights of torchvision's kernel decide what lies halfway.
+
+    It rounds after each direction: two such pixels on the way may make a second level.
+    """
     images = pictures(20, (40, 31))
     stream = torch.Generator().manual_seed(size)
     high, wide = (torch.randint(3, end + 1, (20,), generator=stream) for end in (40, 31))
@@ -134,6 +137,7 @@ def test_resized_crop(size: int, bicubic: bool) -> None:
     parts = [torch.stack((a.floor(), b), 1).float() for a, b in ((top, high), (left, wide))]
     flip = torch.arange(20) % 2 == 0
     ours = image_batches.resized_crop(images, *parts, size, bicubic, flip)
+    distances = []
     mode = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
     for number, image in enumerate(images):
         (first_row, rows), (first_column, columns) = (part[number].int().tolist() for part in parts)
@@ -141,9 +145,11 @@ def test_resized_crop(size: int, bicubic: bool) -> None:
             image, first_row, first_column, rows, columns, [size, size], mode, antialias=True
         )
         theirs = functional.horizontal_flip(theirs) if flip[number] else theirs
-        # Bicubic, a level of the first direction may become two.
-        assert_close(ours[number], theirs, levels=2 if bicubic else 1)
-        assert (ours[number] != theirs).float().mean() < 0.1
+        assert_close(ours[number], theirs, levels=2)
+        distances.append((ours[number].int() - theirs.int()).abs().flatten())
+    distance = torch.cat(distances)
+    assert (distance > 0).float().mean() < 0.05
+    assert (distance > 1).float().mean() < 0.001
 
 
 def test_erase() -> None:
