@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from attention_vision.attention import FeatureAttention, SelfAttention2d
 from attention_vision.backbones.backbone import shape_error
 from attention_vision.errors import InputError
+from attention_vision.generation.gan.resampled_conv import convolve_and_halve, double_and_convolve
 from attention_vision.ranges import NonNegativeInt, Size, checked
 
 Initialization = Literal["orthogonal", "xavier"]
@@ -61,7 +62,11 @@ class GeneratorBlock(nn.Module):
         self.attention = attention
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        y = self.conv1(self._enlarge(self.norm1(x, labels).relu()))
+        y = self.norm1(x, labels).relu()
+        if self.upsampling == "nearest":
+            y = double_and_convolve(y, self.conv1)
+        else:
+            y = self.conv1(self._enlarge(y))
         y = self.conv2(self.norm2(y, labels).relu())
         # The release enlarges first: equal numbers at four times the cost.
         return self.attention(self._enlarge(self.shortcut(x)) + y)
@@ -98,7 +103,8 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.first else x.relu()
         x = y if self.rectified_shortcut else x
-        y = self._shrink(self.conv2(self.conv1(y).relu()))
+        y = self.conv1(y).relu()
+        y = convolve_and_halve(y, self.conv2) if self.halve else self.conv2(y)
         # The release shrinks after the 1x1 convolution, except in the first block: equal numbers at
         # four times the cost.
         return self.attention(self.shortcut(self._shrink(x)) + y)
