@@ -27,7 +27,7 @@ from attention_vision.errors import InputError
 from attention_vision.training.distributed import broadcast, gather, rank, world_size
 from attention_vision.training.logging import log_now, run_folder
 from attention_vision.training.progress import say
-from attention_vision.training.steps import mix, run_seed, step_number
+from attention_vision.training.steps import mix, run_seed, seed_streams, step_number
 
 OnNonFinite = Literal["stop", "skip"]
 FOLDER, FILE = "nonfinite", "step.ckpt"
@@ -386,7 +386,7 @@ def compute_losses(
     autocast = torch.autocast(module.device.type, dtype=kind) if kind else nullcontext()
     eager = torch.compiler.set_stance("force_eager")  # compiled code has no hooks
     try:
-        with seeded(seed), autocast, eager, torch.enable_grad():
+        with seeded(seed, module.device), autocast, eager, torch.enable_grad():
             losses = {name: one.detach() for name, one in module.losses(batch).items()}
     finally:
         for hook in hooks:
@@ -398,13 +398,11 @@ def compute_losses(
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Context with the random numbers of a training step; those outside go on as they were."""
     state, stream = np.random.get_state(), random.getstate()  # noqa: NPY002 (the global stream)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        random.seed(seed)
+        seed_streams(seed, device)
         try:
             yield
         finally:
