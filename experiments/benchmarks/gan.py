@@ -1,4 +1,4 @@
-"""How fast a step of SAGAN is, against the network as articles write it, with torch's spectral norm.
+"""How fast a step of SAGAN is, against the network as articles write it.
 
     python experiments/benchmarks/gan.py --threads 2               # CPU, 10 minutes
     python experiments/benchmarks/gan.py --clock cpu --only "16"   # where the machine is busy
@@ -25,15 +25,16 @@ from attention_vision.generation.gan.module import MomentumFreeAdam
 from attention_vision.generation.gan.scores import Unscored
 
 
-def conv(inputs: int, outputs: int, kernel: int) -> nn.Module:
-    return spectral_norm(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))
+def conv(inputs: int, outputs: int, kernel: int, bias: bool = True) -> nn.Module:
+    return spectral_norm(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias))
 
 
 class Attention(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.theta, self.phi = (conv(channels, channels // 8, 1) for _ in range(2))
-        self.g, self.o = conv(channels, channels // 2, 1), conv(channels // 2, channels, 1)
+        self.theta, self.phi = (conv(channels, channels // 8, 1, bias=False) for _ in range(2))
+        self.g = conv(channels, channels // 2, 1, bias=False)
+        self.o = conv(channels // 2, channels, 1, bias=False)
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ class PlainDiscriminator(nn.Module):
 def ours(images: Tensor, labels: Tensor, layout: torch.memory_format) -> Step:
     """As `SAGAN.training_step` without its loop and logs."""
     module = SAGAN(Generator(32), Discriminator(32), scorer=Unscored())
-    module = module.to(images.device, memory_format=layout).train()
+    module = module.to(images.device).to(memory_format=layout).train()
     module.manual_backward = lambda loss: loss.backward()
     of_g = MomentumFreeAdam(module.generator.parameters(), lr=1e-4, fused=True)
     of_d = MomentumFreeAdam(module.discriminator.parameters(), lr=4e-4, fused=True)
@@ -147,7 +148,7 @@ def ours(images: Tensor, labels: Tensor, layout: torch.memory_format) -> Step:
 def theirs(images: Tensor, labels: Tensor, layout: torch.memory_format) -> Step:
     device = images.device
     g, d = (
-        network.to(device, memory_format=layout).train()
+        network.to(device).to(memory_format=layout).train()
         for network in (PlainGenerator(256, 10), PlainDiscriminator(128, 10))
     )
     mine = Generator(32), Discriminator(32)

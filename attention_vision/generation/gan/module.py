@@ -340,16 +340,17 @@ class SAGAN(GenerationModule):
     def _average_generator(self, decay: float) -> None:
         """average <- decay average + (1 - decay) generator, of normalized weights."""
         with frozen_spectral_norm(self.generator), shared_spectral_norm(self.generator):
-            averaged = []
+            averages, present = [], []
             for name, old in chain(self.average.named_parameters(), self.average.named_buffers()):
                 layer, _, attribute = name.rpartition(".")
                 new = getattr(self.generator.get_submodule(layer), attribute)  # normalized
                 if decay and old.is_floating_point():
-                    averaged.append((old, new))
+                    averages.append(old)
+                    present.append(new)
                 else:
                     old.copy_(new)
-            if averaged:
-                get_ema_multi_avg_fn(decay)(*map(list, zip(*averaged, strict=True)), None)
+            if averages:
+                get_ema_multi_avg_fn(decay)(averages, present, None)
 
     def _log_step(self, numbers: dict[str, Tensor]) -> None:
         self.log_dict({f"train/{name}": value for name, value in numbers.items()}, logger=False)
