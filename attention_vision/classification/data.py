@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 import torchvision
-from torch.utils.data import Dataset
-from torchvision.transforms import v2
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from attention_vision.checkpoints.preprocessing import Preprocessing
 from attention_vision.classification.sources import (
@@ -20,6 +22,7 @@ from attention_vision.classification.sources import (
     ClassificationInputs,
     ClassificationSource,
     LabeledFiles,
+    PixelBatches,
     RelabeledSource,
     TensorImages,
     first_per_class,
@@ -28,7 +31,11 @@ from attention_vision.classification.transforms import (
     Augmentation,
     CIFARAugmentation,
     ImageNetAugmentation,
+    Pixels,
+    batched_form,
 )
+from attention_vision.data.augmentation import Steps
+from attention_vision.data.decoded_cache import CachedImages
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.data.findings import Findings
 from attention_vision.data.formats import hint
@@ -46,7 +53,18 @@ from attention_vision.data.loading import (
     OnBadImage,
     RepeatedSampler,
     TaskData,
+    begin_training,
+    evaluation_share,
+    may_hold,
     replicas,
+)
+from attention_vision.data.resident import (
+    GIB,
+    RESIDENT_GIB,
+    ResidentLoader,
+    held_images,
+    is_fixed,
+    tensors_of,
 )
 from attention_vision.data.splits import SplitShares, refuse_splits_among_classes, split_folder
 from attention_vision.data.torchvision_sets import (
@@ -55,8 +73,9 @@ from attention_vision.data.torchvision_sets import (
     load_torchvision_dataset,
 )
 from attention_vision.errors import InputError
-from attention_vision.ranges import Count, NonNegativeInt, Seed, Size, Workers, checked
+from attention_vision.ranges import Count, NonNegative, NonNegativeInt, Seed, Size, Workers, checked
 
+CACHED = 0.875  # image size by short side in the cache: 224 by 256, as photographs are evaluated
 UNSET = Preprocessing()  # the weights', or else the data set's
 SMALL_IMAGES, PHOTOGRAPHS = CIFARAugmentation(), ImageNetAugmentation()
 # No flips, which would make other digits; small turns, shifts and zooms instead.
@@ -88,6 +107,10 @@ class ClassificationData(TaskData):
             where their release states it, else from the data set and its recipe.
         balanced: train on all classes equally often, however many images they have, see
             `BalancedSampler`.
+        resident_gib: the images of a split are held in memory, on the device, if they need up to so
+            much and a recipe makes them equally large; 0 to read them in every epoch.
+        cache: folder in which the training images are kept decoded, with a short side of
+            `image_size` / 0.875 at most, from which all epochs cut; see `CachedImages`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
 
     Raises:
@@ -109,11 +132,14 @@ class ClassificationData(TaskData):
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        resident_gib: NonNegative = RESIDENT_GIB,
+        cache: str | None = None,
     ):
         super().__init__(batch_size, num_workers, seed, images, split, on_bad_image)
         if balanced and repeats > 1:
             raise InputError("data.balanced and data.repeats both set the order: leave one out")
         self.image_size, self.repeats, self.balanced = image_size, repeats, balanced
+        self.resident_gib, self.cache = resident_gib, cache
         self.use_preprocessing(preprocessing)
 
     def use_preprocessing(self, preprocessing: Preprocessing) -> None:
@@ -130,7 +156,8 @@ class ClassificationData(TaskData):
         if split == "train":
             given = self.preprocessing.options("interpolation")
             transform = self.recipe.train(self.image_size, self.mean, self.std, **given)
-            return AugmentedDataset(self._checked(split), transform, seed, self.repeats)
+            kind = PixelBatches if isinstance(transform, Pixels) else AugmentedDataset
+            return kind(self._cached(self._checked(split)), transform, seed, self.repeats)
         return AugmentedDataset(self._checked(split), self._evaluation(), seed)
 
     def facts(self, split: str) -> dict[str, Any]:
@@ -149,9 +176,59 @@ class ClassificationData(TaskData):
             return RepeatedSampler(images, *processes, seed, self.repeats)
         return super().sampler()
 
-    def _evaluation(self) -> v2.Transform:
+    def train_dataloader(self) -> StatefulDataLoader | ResidentLoader:
+        """Shuffled full batches, of images in memory where they are held; see `TaskData`."""
+        source = getattr(self.train_images, "source", None)
+        if self.trainer is not None and isinstance(source, CachedImages):
+            source.open()  # here, not in each worker
+        held = self._held("train", self.preprocessing.options("interpolation"))
+        if held is None:
+            return super().train_dataloader()
+        sampler = begin_training(self.trainer, self.sampler(), self.batch_size)
+        seed, repeats = self.order_seed, self.repeats
+        return ResidentLoader(self.train_images, *held, self.batch_size, sampler, seed, repeats)
+
+    def val_dataloader(self) -> DataLoader | ResidentLoader:
+        return self._held_evaluation("val") or super().val_dataloader()
+
+    def test_dataloader(self) -> DataLoader | ResidentLoader:
+        return self._held_evaluation("test") or super().test_dataloader()
+
+    def _held_evaluation(self, split: str) -> ResidentLoader | None:
+        """A loader of images in memory; None where they are not held."""
+        held = self._held(split, self.preprocessing.options("interpolation", "crop"))
+        if held is None:
+            return None
+        dataset = getattr(self, f"{split}_images")
+        share = evaluation_share(self.trainer, dataset)
+        return ResidentLoader(dataset, *held, self.batch_size, share=share)
+
+    def _held(self, split: str, given: dict[str, Any]) -> tuple[Tensor, Steps] | None:
+        """The images of a split on the device, and what is done to batches; None if not held."""
+        dataset, trainer = getattr(self, f"{split}_images"), self.trainer
+        known = type(dataset) in (AugmentedDataset, PixelBatches)
+        if not known or not is_fixed(dataset.source):
+            return None
+        form = batched_form(self.recipe, "train" if split == "train" else "evaluation")
+        form = form(self.image_size, self.mean, self.std, **given)
+        if form is None or not self.resident_gib or (trainer and not may_hold(trainer, split)):
+            return None
+        if trainer and trainer.state.fn != TrainerFn.FITTING and tensors_of(dataset.source) is None:
+            return None  # files that are read once
+        threads = max(1, self.num_workers)
+        images = held_images(dataset.source, form.pixels, self.resident_gib * GIB, threads)
+        if images is None:
+            return None
+        return images.to(trainer.strategy.root_device if trainer else "cpu"), form.steps
+
+    def _evaluation(self) -> nn.Module:
         given = self.preprocessing.options("interpolation", "crop")
         return self.recipe.evaluation(self.image_size, self.mean, self.std, **given)
+
+    def _cached(self, source: ClassificationSource) -> ClassificationSource:
+        if self.cache is None:
+            return source
+        return CachedImages(source, self.cache, "train", round(self.image_size / CACHED))
 
     def _checked(self, split: str) -> ClassificationSource:
         source = self._in_trained_labels(self.source(split))
@@ -202,10 +279,11 @@ class Digits(ClassificationData):
         per_class: Count | None = None,
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        resident_gib: NonNegative = RESIDENT_GIB,
     ):
         super().__init__(
             image_size, batch_size, num_workers, seed, images, repeats,
-            preprocessing=preprocessing, balanced=balanced,
+            preprocessing=preprocessing, balanced=balanced, resident_gib=resident_gib,
         )  # fmt: skip
         self.recipe, self.cluttered, self.per_class = recipe, cluttered, per_class
 
@@ -249,11 +327,12 @@ class TorchvisionData(ClassificationData):
         repeats: Count = 1,
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        resident_gib: NonNegative = RESIDENT_GIB,
     ):
         size = image_size or self.own_size
         super().__init__(
             size, batch_size, num_workers, seed, images, repeats,
-            preprocessing=preprocessing, balanced=balanced,
+            preprocessing=preprocessing, balanced=balanced, resident_gib=resident_gib,
         )  # fmt: skip
         self.recipe, self.per_class = recipe, per_class
         self.root, self.download = root, download
@@ -306,7 +385,7 @@ class ImageFolder(ClassificationData):
 
     Args:
         root: the folder.
-        recipe, image_size, repeats, balanced: see `ClassificationData`.
+        recipe, image_size, repeats, balanced, resident_gib, cache: see `ClassificationData`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
     """
 
@@ -324,10 +403,12 @@ class ImageFolder(ClassificationData):
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        resident_gib: NonNegative = RESIDENT_GIB,
+        cache: str | None = None,
     ):
         super().__init__(
             image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image,
-            preprocessing, balanced,
+            preprocessing, balanced, resident_gib, cache,
         )  # fmt: skip
         self.recipe = recipe
         self.root = Path(root)

@@ -23,7 +23,6 @@ from lightning.pytorch import (
 )
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
-from torch.utils.data import DataLoader
 
 from attention_vision.attention import attention_backend
 from attention_vision.claims.check import ClaimCheck
@@ -59,6 +58,7 @@ from attention_vision.training.resume import checkpoint_callbacks
 from attention_vision.training.run_folder import read_checkpoint, read_state
 from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.training.steps import step_number
+from attention_vision.training.unprofiled import Unprofiled
 from attention_vision.yaml_json import write_atomically
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
@@ -231,6 +231,8 @@ def make_trainer(
     options.callbacks.append(Heartbeat())
     if not parsed.config.pictures:
         options.callbacks.append(WithoutPictures())
+    if options.profiler is None:
+        options.profiler = Unprofiled()
     if options.enable_model_summary is None:
         options.enable_model_summary = False  # `fit` says what its table comes to
     if options.enable_progress_bar is not False and not any(
@@ -392,14 +394,13 @@ def write_json(work: Work, name: str, report: dict[str, Any]) -> None:
 def evaluated_images(work: Work) -> tuple[int, int]:
     """Images that validate or test evaluated, and all there are."""
     trainer = work.trainer
+    loader: Any  # the data's own, see `evaluation_loader`
     loader, (batches,) = (
         (trainer.val_dataloaders, trainer.num_val_batches)
         if work.parsed.verb == "validate"
         else (trainer.test_dataloaders, trainer.num_test_batches)
     )
-    assert isinstance(loader, DataLoader)  # the data's own, see `evaluation_loader`
-    assert loader.batch_size is not None
-    total = len(loader.dataset)  # pyright: ignore[reportArgumentType] (Dataset has no length)
+    total = len(loader.dataset)
     return int(min(total, batches * loader.batch_size * trainer.world_size)), total
 
 
