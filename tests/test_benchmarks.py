@@ -17,7 +17,7 @@ FOLDER = ROOT / "experiments/benchmarks"
 def on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    for name in ("all", "page", "scores", "attention", "matching"):
+    for name in ("page", *names()):
         sys.modules.pop(name, None)
 
 
