@@ -69,10 +69,11 @@ class ImageCSV(ClassificationData):
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
         resident_gib: NonNegative = RESIDENT_GIB,
+        cache: str | None = None,
     ):
         super().__init__(
             image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image,
-            preprocessing, balanced, resident_gib,
+            preprocessing, balanced, resident_gib, cache,
         )  # fmt: skip
         self.recipe = recipe
         self.root = Path(csv).parent if root is None else Path(root)

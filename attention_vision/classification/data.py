@@ -12,10 +12,9 @@ from typing import Any
 import torch
 import torchvision
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
-from torchvision.transforms import v2
 
 from attention_vision.checkpoints.preprocessing import Preprocessing
 from attention_vision.classification.sources import (
@@ -23,6 +22,7 @@ from attention_vision.classification.sources import (
     ClassificationInputs,
     ClassificationSource,
     LabeledFiles,
+    PixelBatches,
     RelabeledSource,
     TensorImages,
     first_per_class,
@@ -31,9 +31,11 @@ from attention_vision.classification.transforms import (
     Augmentation,
     CIFARAugmentation,
     ImageNetAugmentation,
+    Pixels,
     batched_form,
 )
 from attention_vision.data.augmentation import Steps
+from attention_vision.data.decoded_cache import CachedImages
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.data.findings import Findings
 from attention_vision.data.formats import hint
@@ -73,6 +75,7 @@ from attention_vision.data.torchvision_sets import (
 from attention_vision.errors import InputError
 from attention_vision.ranges import Count, NonNegative, NonNegativeInt, Seed, Size, Workers, checked
 
+CACHED = 0.875  # image size by short side in the cache: 224 by 256, as photographs are evaluated
 UNSET = Preprocessing()  # the weights', or else the data set's
 SMALL_IMAGES, PHOTOGRAPHS = CIFARAugmentation(), ImageNetAugmentation()
 # No flips, which would make other digits; small turns, shifts and zooms instead.
@@ -106,6 +109,8 @@ class ClassificationData(TaskData):
             `BalancedSampler`.
         resident_gib: the images of a split are held in memory, on the device, if they need up to so
             much and a recipe makes them equally large; 0 to read them in every epoch.
+        cache: folder in which the training images are kept decoded, with a short side of
+            `image_size` / 0.875 at most, from which all epochs cut; see `CachedImages`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
 
     Raises:
@@ -128,12 +133,13 @@ class ClassificationData(TaskData):
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
         resident_gib: NonNegative = RESIDENT_GIB,
+        cache: str | None = None,
     ):
         super().__init__(batch_size, num_workers, seed, images, split, on_bad_image)
         if balanced and repeats > 1:
             raise InputError("data.balanced and data.repeats both set the order: leave one out")
         self.image_size, self.repeats, self.balanced = image_size, repeats, balanced
-        self.resident_gib = resident_gib
+        self.resident_gib, self.cache = resident_gib, cache
         self.use_preprocessing(preprocessing)
 
     def use_preprocessing(self, preprocessing: Preprocessing) -> None:
@@ -150,7 +156,8 @@ class ClassificationData(TaskData):
         if split == "train":
             given = self.preprocessing.options("interpolation")
             transform = self.recipe.train(self.image_size, self.mean, self.std, **given)
-            return AugmentedDataset(self._checked(split), transform, seed, self.repeats)
+            kind = PixelBatches if isinstance(transform, Pixels) else AugmentedDataset
+            return kind(self._cached(self._checked(split)), transform, seed, self.repeats)
         return AugmentedDataset(self._checked(split), self._evaluation(), seed)
 
     def facts(self, split: str) -> dict[str, Any]:
@@ -171,6 +178,9 @@ class ClassificationData(TaskData):
 
     def train_dataloader(self) -> StatefulDataLoader | ResidentLoader:
         """Shuffled full batches, of images in memory where they are held; see `TaskData`."""
+        source = getattr(self.train_images, "source", None)
+        if self.trainer is not None and isinstance(source, CachedImages):
+            source.open()  # here, not in each worker
         held = self._held("train", self.preprocessing.options("interpolation"))
         if held is None:
             return super().train_dataloader()
@@ -196,7 +206,8 @@ class ClassificationData(TaskData):
     def _held(self, split: str, given: dict[str, Any]) -> tuple[Tensor, Steps] | None:
         """The images of a split on the device, and what is done to batches; None if not held."""
         dataset, trainer = getattr(self, f"{split}_images"), self.trainer
-        if type(dataset) is not AugmentedDataset or not is_fixed(dataset.source):
+        known = type(dataset) in (AugmentedDataset, PixelBatches)
+        if not known or not is_fixed(dataset.source):
             return None
         form = batched_form(self.recipe, "train" if split == "train" else "evaluation")
         form = form(self.image_size, self.mean, self.std, **given)
@@ -210,9 +221,14 @@ class ClassificationData(TaskData):
             return None
         return images.to(trainer.strategy.root_device if trainer else "cpu"), form.steps
 
-    def _evaluation(self) -> v2.Transform:
+    def _evaluation(self) -> nn.Module:
         given = self.preprocessing.options("interpolation", "crop")
         return self.recipe.evaluation(self.image_size, self.mean, self.std, **given)
+
+    def _cached(self, source: ClassificationSource) -> ClassificationSource:
+        if self.cache is None:
+            return source
+        return CachedImages(source, self.cache, "train", round(self.image_size / CACHED))
 
     def _checked(self, split: str) -> ClassificationSource:
         source = self._in_trained_labels(self.source(split))
@@ -369,7 +385,7 @@ class ImageFolder(ClassificationData):
 
     Args:
         root: the folder.
-        recipe, image_size, repeats, balanced, resident_gib: see `ClassificationData`.
+        recipe, image_size, repeats, balanced, resident_gib, cache: see `ClassificationData`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
     """
 
@@ -388,10 +404,11 @@ class ImageFolder(ClassificationData):
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
         resident_gib: NonNegative = RESIDENT_GIB,
+        cache: str | None = None,
     ):
         super().__init__(
             image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image,
-            preprocessing, balanced, resident_gib,
+            preprocessing, balanced, resident_gib, cache,
         )  # fmt: skip
         self.recipe = recipe
         self.root = Path(root)

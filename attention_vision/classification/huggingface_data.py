@@ -7,16 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from attention_vision.checkpoints.preprocessing import Preprocessing
 from attention_vision.classification.data import PHOTOGRAPHS, UNSET, ClassificationData
 from attention_vision.classification.label_table import LABEL_COLUMNS, as_split, in_order
 from attention_vision.classification.sources import ClassificationSource
 from attention_vision.classification.transforms import Augmentation
+from attention_vision.data.encoded_image import EncodedImage
 from attention_vision.data.findings import Findings
 from attention_vision.data.formats import hint
-from attention_vision.data.image_files import read_image, reason_broken
+from attention_vision.data.image_files import reason_broken
 from attention_vision.data.loading import OnBadImage
 from attention_vision.data.resident import RESIDENT_GIB
 from attention_vision.data.splits import SplitShares
@@ -208,11 +207,11 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[EncodedImage, int]:
         content, path = self.content(
             self.indices[index], f"{self.where}, row {self.indices[index]}"
         )
-        return read_image(path, content=content), self.targets[index]
+        return EncodedImage(path, content), self.targets[index]
 
 
 def open_splits(root: Path) -> dict[str, "Dataset"]:

@@ -1,22 +1,23 @@
 """Recipes of augmentation as a few numbers each, for one image and for batches.
 
-A recipe maps an image, PIL or tensor, grey or RGB, to a normalized float tensor (3, size, size), by
-torchvision.transforms.v2. Its batched form, for images in memory, has the same distribution.
-Geometry and color work on uint8, which is fastest; random erasing comes after normalization, as in
-its paper's code.
+A recipe maps an image, an `EncodedImage`, PIL or tensor, grey or RGB, to a normalized float tensor
+(3, size, size), by torchvision.transforms.v2. Its batched form, for images in memory, has the same
+distribution. Geometry and color work on uint8, which is fastest; random erasing comes after
+normalization, as in its paper's code.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from attention_vision.checkpoints.preprocessing import Interpolation
 from attention_vision.data import augmentation as batched
+from attention_vision.data.encoded_image import EncodedImage
 from attention_vision.errors import InputError
 from attention_vision.ranges import Fraction, Probability, Range, Share, checked
 
@@ -39,9 +40,9 @@ class Batched:
 class Augmentation(ABC):
     """Base of all recipes: what happens to an image in training, and in evaluation.
 
-    Both methods return a transform of an image, PIL or tensor, to (3, size, size) float, normalized
-    by the mean and standard deviation per channel of values in 0..1. `interpolation` and `crop` are
-    those of released weights; without them, the recipe's own.
+    Both methods return a transform of an image, an `EncodedImage`, PIL or tensor, to
+    (3, size, size) float, normalized by the mean and standard deviation per channel of values in
+    0..1. `interpolation` and `crop` are those of released weights; without them, the recipe's own.
     """
 
     @abstractmethod
@@ -51,7 +52,7 @@ class Augmentation(ABC):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         interpolation: Interpolation | None = None,
-    ) -> v2.Transform: ...
+    ) -> nn.Module: ...
 
     @abstractmethod
     def evaluation(
@@ -61,7 +62,7 @@ class Augmentation(ABC):
         std: tuple[float, ...],
         interpolation: Interpolation | None = None,
         crop: float | Literal["squash"] | None = None,
-    ) -> v2.Transform: ...
+    ) -> nn.Module: ...
 
     def batched_train(
         self,
@@ -129,7 +130,7 @@ class CIFARAugmentation(Augmentation):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         interpolation: Interpolation | None = None,
-    ) -> v2.Transform:
+    ) -> nn.Module:
         steps: list[v2.Transform] = []
         if self.rotation or self.shift or self.zoom:
             steps.append(
@@ -152,7 +153,7 @@ class CIFARAugmentation(Augmentation):
         std: tuple[float, ...],
         interpolation: Interpolation | None = None,
         crop: float | Literal["squash"] | None = None,
-    ) -> v2.Transform:
+    ) -> nn.Module:
         return _evaluation(size, mean, std, interpolation, crop or "squash")
 
     def batched_train(
@@ -168,7 +169,7 @@ class CIFARAugmentation(Augmentation):
         if self.padding or self.flip:
             steps.append(batched.Crop(self.padding, self.flip))
         resize = v2.Resize((size, size), _filter(interpolation), antialias=True)
-        return Batched(_pixels(resize, [], interpolation), _batched(steps, self, mean, std))
+        return Batched(nn.Sequential(Decode(), resize), _batched(steps, self, mean, std))
 
     def batched_evaluation(
         self,
@@ -221,8 +222,8 @@ class ImageNetAugmentation(Augmentation):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         interpolation: Interpolation | None = None,
-    ) -> v2.Transform:
-        crop = v2.RandomResizedCrop(
+    ) -> nn.Module:
+        crop = RandomRegion(
             size, (self.area, 1.0), interpolation=_filter(interpolation), antialias=True
         )
         return _finish(crop, [], self, mean, std, interpolation)
@@ -234,7 +235,7 @@ class ImageNetAugmentation(Augmentation):
         std: tuple[float, ...],
         interpolation: Interpolation | None = None,
         crop: float | Literal["squash"] | None = None,
-    ) -> v2.Transform:
+    ) -> nn.Module:
         return _evaluation(size, mean, std, interpolation, crop or self.centre)
 
     def batched_train(
@@ -247,8 +248,7 @@ class ImageNetAugmentation(Augmentation):
         if interpolation not in (None, "bilinear", "bicubic"):
             return None
         crop = batched.ResizedCrop(size, self.area, interpolation == "bicubic", self.flip)
-        pixels = v2.Compose([v2.ToImage(), v2.RGB(), v2.ToPureTensor()])
-        return Batched(pixels, _batched([crop], self, mean, std))
+        return Batched(Decode(), _batched([crop], self, mean, std))
 
     def batched_evaluation(
         self,
@@ -304,6 +304,72 @@ def _one_policy(recipe: "CIFARAugmentation | ImageNetAugmentation") -> None:
         raise InputError(f"data.recipe: {chosen[0]} and {chosen[1]}: leave one out")
 
 
+class RandomRegion(v2.RandomResizedCrop):
+    """torchvision's RandomResizedCrop, which decodes of an `EncodedImage` what it cuts out alone.
+
+    It draws the same numbers. Where the region that it drew of a JPEG has at least twice the sides
+    that it is resized to, the file is decoded at 1/2, 1/4 or 1/8, never to fewer pixels than the
+    crop has: see `EncodedImage.region`.
+    """
+
+    def forward(self, *inputs: Any) -> Any:
+        (image,) = inputs
+        if not isinstance(image, EncodedImage):
+            return super().forward(Decode()(image))
+        extent = torch.empty(3, *image.size, device="meta")
+        height, width = cast(tuple[int, int], self.size)
+        filter = cast(v2.InterpolationMode, self.interpolation)
+        return image.region(**self.make_params([extent]), size=(height, width), filter=filter)
+
+
+class Decode(nn.Module):
+    """Make an image an RGB tensor, or a PIL image for transforms by Pillow.
+
+    Args:
+        pillow: make it a PIL image.
+    """
+
+    def __init__(self, pillow: bool = False):
+        super().__init__()
+        self.pillow = pillow
+
+    def forward(self, image: Any) -> Any:
+        if isinstance(image, EncodedImage):
+            return image.pillow() if self.pillow else image.tensor()
+        if not self.pillow:
+            image = v2.functional.to_image(image).as_subclass(Tensor)
+        return v2.functional.grayscale_to_rgb(image)
+
+
+class Pixels(nn.Module):
+    """A transform in two parts: uint8 pixels of an image, and normalization, of one or of many.
+
+    Args:
+        pixels: image -> (3, H, W) uint8.
+        mean: per channel, of values in 0..1.
+        std: standard deviation per channel.
+    """
+
+    def __init__(self, pixels: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.pixels, self.mean, self.std = pixels, mean, std
+
+    def forward(self, image: Any) -> Tensor:
+        return self.normalized(self.pixels(image))
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """(..., 3, H, W) uint8 or float in 0..1 -> float, normalized, on the same device.
+
+        As torchvision's ToDtype and Normalize, bit-equal on a CPU, without a copy from the host.
+        """
+        images = v2.functional.to_dtype_image(pixels, torch.float32, scale=True)
+        if images is pixels:
+            images = images.clone()
+        for channel, mean, std in zip(images.unbind(-3), self.mean, self.std, strict=True):
+            channel.sub_(mean).div_(std)
+        return images
+
+
 def _filter(interpolation: Interpolation | None) -> v2.InterpolationMode:
     return v2.InterpolationMode(interpolation or "bilinear")
 
@@ -314,19 +380,23 @@ def _evaluation(
     std: tuple[float, ...],
     interpolation: Interpolation | None,
     crop: float | Literal["squash"],
-) -> v2.Transform:
-    pixels = _evaluation_pixels(size, interpolation, crop)
-    return v2.Compose([pixels, *_normalize(mean, std), v2.ToPureTensor()])
+) -> nn.Module:
+    return Pixels(_evaluation_pixels(size, interpolation, crop), mean, std)
 
 
 def _evaluation_pixels(
     size: int, interpolation: Interpolation | None, crop: float | Literal["squash"]
-) -> v2.Transform:
-    """Resize the short side to size / crop and cut the center out, or resize both sides."""
+) -> nn.Module:
+    """Resize the short side to size / crop and cut the center out, or resize both sides.
+
+    By Pillow where the filter is named, as releases were evaluated, else by torch: the two differ
+    by 1 of 255 in some pixels, which moves logits by more than 1e-4. Images are decoded whole.
+    """
     sides = (size, size) if crop == "squash" else round(size / crop)
     cut: list[v2.Transform] = [] if crop == "squash" else [v2.CenterCrop(size)]
     resize = v2.Resize(sides, _filter(interpolation), antialias=True)
-    return _pixels(resize, cut, interpolation)
+    by_pillow = interpolation is not None
+    return nn.Sequential(Decode(by_pillow), resize, *([Decode()] * by_pillow), *cut)
 
 
 def _finish(
@@ -336,9 +406,15 @@ def _finish(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     interpolation: Interpolation | None,
-) -> v2.Transform:
-    """Flip, operations drawn at random, normalization and erasing, which the two recipes share."""
-    steps = [*geometry]
+) -> nn.Module:
+    """Flip, operations drawn at random, normalization and erasing, which the two recipes share.
+
+    Training resizes tensors, which takes a third of Pillow's time and differs by 1 of 255 in some
+    pixels.
+    """
+    steps: list[nn.Module] = [Decode(), resize, *geometry]
+    if isinstance(resize, RandomRegion):
+        steps.pop(0)  # which decodes the region that it draws
     if recipe.flip:
         steps.append(v2.RandomHorizontalFlip(recipe.flip))
     if recipe.randaugment:
@@ -347,12 +423,13 @@ def _finish(
         steps.append(v2.AutoAugment(v2.AutoAugmentPolicy(recipe.autoaugment)))
     if recipe.trivialaugment:
         steps.append(v2.TrivialAugmentWide())
-    steps += _normalize(mean, std)
+    erased: list[nn.Module] = []
     if recipe.erasing:
-        steps.append(v2.RandomErasing(recipe.erasing))
+        erased.append(v2.RandomErasing(recipe.erasing))
     if recipe.cutout:
-        steps.append(RandomCutout(recipe.cutout))
-    return v2.Compose([_pixels(resize, [], interpolation), *steps, v2.ToPureTensor()])
+        erased.append(RandomCutout(recipe.cutout))
+    normalized = Pixels(nn.Sequential(*steps), mean, std)
+    return nn.Sequential(normalized, *erased) if erased else normalized
 
 
 def _batched(
@@ -375,20 +452,3 @@ def _batched(
     if recipe.cutout:
         steps.append(batched.Cutout(recipe.cutout))
     return batched.Steps(steps)
-
-
-def _normalize(mean: tuple[float, ...], std: tuple[float, ...]) -> list[v2.Transform]:
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-
-
-def _pixels(
-    resize: v2.Transform, cut: list[v2.Transform], interpolation: Interpolation | None
-) -> v2.Transform:
-    """Resize by Pillow where the filter is named, as releases were evaluated, else by torch.
-
-    The two differ by 1 of 255 in some pixels, which moves logits by more than 1e-4.
-    """
-    convert = (
-        [v2.RGB(), resize, v2.ToImage()] if interpolation else [v2.ToImage(), v2.RGB(), resize]
-    )
-    return v2.Compose([*convert, *cut, v2.ToPureTensor()])

@@ -442,7 +442,18 @@ class RepeatedSampler(EpochSampler):
 
 
 class TrainLoader(StatefulDataLoader):
-    """torchdata's loader, resumable inside an epoch with the same number of workers."""
+    """torchdata's loader, resumable inside an epoch with the same number of workers.
+
+    A data set with `finish(batch, device) -> batch` has it called in this process: workers pass on
+    what is small, and the rest is done on the device that trains, `device`.
+    """
+
+    device = torch.device("cpu")
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()
+        finish = getattr(self.dataset, "finish", None)
+        return batches if finish is None else (finish(batch, self.device) for batch in batches)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises InputError when the position was saved with another number of workers.
@@ -500,7 +511,10 @@ def train_loader(
         loading: the other arguments of the loader, with `batch_size`.
     """
     begin_training(trainer, sampler, loading["batch_size"])
-    return TrainLoader(sampler.dataset, sampler=sampler, drop_last=True, **loading)
+    loader = TrainLoader(sampler.dataset, sampler=sampler, drop_last=True, **loading)
+    if trainer is not None:
+        loader.device = trainer.strategy.root_device
+    return loader
 
 
 def begin_training(trainer: Trainer | None, sampler: EpochSampler, batch_size: int) -> EpochSampler:

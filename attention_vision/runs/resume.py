@@ -119,7 +119,8 @@ RULES = (
         "applied", "classes, samples and held-out images are compared with the run's",
     ),
     Rule(
-        "augmentation", ("data.recipe", "data.recipe.*", "data.flip", "data.flips"), "applied",
+        "augmentation", ("data.recipe", "data.recipe.*", "data.flip", "data.flips", "data.cache"),
+        "applied",
         "from the next image on",
     ),
     Rule("data", ("data", "data.*"), "refused", "the run is of those images"),

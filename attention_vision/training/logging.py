@@ -71,10 +71,10 @@ class ResumableMean(MeanMetric):
 
     def update(self, value: Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Add the loss of a batch, a scalar; all batches of a training are of one size."""
-        # torchmetrics' own sets every weight to 1 where it does not look for NaN.
-        finite = value.isfinite()
-        self.mean_value = self.mean_value + value.where(finite, 0.0).to(self.dtype)
-        self.weight = self.weight + finite
+        # torchmetrics' own sets every weight to 1 where it does not look for NaN. Five kernels of a
+        # GPU: `isfinite` alone would be four.
+        self.mean_value = self.mean_value + value.nan_to_num(0.0, 0.0, 0.0).to(self.dtype)
+        self.weight = self.weight + (value.abs() < math.inf)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         with self.sync_context(should_sync=not self._is_synced):

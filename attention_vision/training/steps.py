@@ -27,6 +27,19 @@ def mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+def seed_streams(seed: int, device: torch.device) -> None:
+    """Seed numpy, python, and torch on the CPU and on one device.
+
+    The streams are those of `torch.manual_seed`, which asks every kind of accelerator in turn and
+    formats the stack for those that are not in use: 0.3 ms, a tenth of a small network's step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type not in ("cpu", "meta"):
+        torch.get_device_module(device).manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (the global stream is meant)
+    random.seed(seed)
+
+
 class SeedEveryStep(Callback):
     """Seed torch, numpy and python before each training batch from (seed, rank, batch number).
 
@@ -63,9 +76,7 @@ class SeedEveryStep(Callback):
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         seed = mix(run_seed(), trainer.global_rank, trainer.fit_loop.total_batch_idx)
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 (the global stream is meant)
-        random.seed(seed)
+        seed_streams(seed, module.device)
 
 
 def adds_seeds(trainer: Trainer | None) -> bool:
