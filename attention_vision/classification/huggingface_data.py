@@ -17,9 +17,10 @@ from attention_vision.data.findings import Findings
 from attention_vision.data.formats import hint
 from attention_vision.data.image_files import reason_broken
 from attention_vision.data.loading import OnBadImage
+from attention_vision.data.resident import RESIDENT_GIB
 from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
-from attention_vision.ranges import Count, Seed, Size, Workers, checked
+from attention_vision.ranges import Count, NonNegative, Seed, Size, Workers, checked
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +43,8 @@ class HuggingFaceImages(ClassificationData):
     Args:
         root: the folder, or one parquet file.
         image_column, label_column: names of the columns, where they are not found.
-        recipe, image_size, repeats, preprocessing, balanced: see `ClassificationData`.
+        recipe, image_size, repeats, preprocessing, balanced, resident_gib: see
+            `ClassificationData`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
     """
 
@@ -62,10 +64,11 @@ class HuggingFaceImages(ClassificationData):
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        resident_gib: NonNegative = RESIDENT_GIB,
     ):
         super().__init__(
             image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image,
-            preprocessing, balanced,
+            preprocessing, balanced, resident_gib,
         )  # fmt: skip
         self.recipe = recipe
         self.root = Path(root)
@@ -152,6 +155,8 @@ class StoredImages:
         where: the table, for messages.
         indices: rows to use; all where none are given.
     """
+
+    fixed = True
 
     def __init__(
         self,

@@ -385,7 +385,7 @@ OPERATIONS: dict[str, Operation] = {
     "Color": with_factor(batches.saturation),
     "Contrast": with_factor(batches.contrast),
     "Sharpness": with_factor(batches.sharpness),
-    "Posterize": lambda images, bits: batches.posterize(images, to(bits, images.device)),
+    "Posterize": lambda images, bits: batches.posterize(images, to(bits.int(), images.device)),
     "Solarize": lambda images, part: batches.solarize(
         images, to((255 * part).float(), images.device)
     ),

@@ -109,9 +109,14 @@ def resized_crop(
     across = resizing(images.shape[-1], columns, size, bicubic)
     across = across.where(~flip[:, None, None], across.flip(1))
     narrowed = images.float().flatten(1, 2) @ across.mT  # (B, C · H, size)
-    narrowed = narrowed.round_().clamp_(0, 255)  # as torchvision's kernel keeps it
+    narrowed = rounded(narrowed)  # as in torchvision's kernel
     narrowed = narrowed.unflatten(1, images.shape[1:3])
-    return (down[:, None] @ narrowed).round_().clamp_(0, 255).byte()
+    return rounded(down[:, None] @ narrowed).byte()
+
+
+def rounded(values: Tensor) -> Tensor:
+    """To whole numbers in 0..255, halves upward."""
+    return values.add_(0.5).floor_().clamp_(0, 255)
 
 
 def resizing(length: int, part: Tensor, size: int, bicubic: bool) -> Tensor:
@@ -166,7 +171,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep the upper `bits` of 8, float32 or int."""
+    """Keep the upper `bits` of 8, int32."""
     return images & (256 - 2 ** (8 - bits)).byte()[:, None, None, None]
 
 

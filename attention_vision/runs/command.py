@@ -58,6 +58,7 @@ from attention_vision.training.resume import checkpoint_callbacks
 from attention_vision.training.run_folder import read_checkpoint, read_state
 from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.training.steps import step_number
+from attention_vision.training.unprofiled import Unprofiled
 from attention_vision.yaml_json import write_atomically
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
@@ -230,6 +231,8 @@ def make_trainer(
     options.callbacks.append(Heartbeat())
     if not parsed.config.pictures:
         options.callbacks.append(WithoutPictures())
+    if options.profiler is None:
+        options.profiler = Unprofiled()
     if options.enable_model_summary is None:
         options.enable_model_summary = False  # `fit` says what its table comes to
     if options.enable_progress_bar is not False and not any(
