@@ -101,7 +101,7 @@ def mechanism_cases(smoke: bool) -> Iterator[tuple[str, nn.Module, tuple[Tensor,
     from redraw import redraw
 
     cases = list(test_contracts.CASES.items())
-    for name, case in cases[:: 4 if smoke else 1]:
+    for name, case in cases[:: 8 if smoke else 1]:
         module, inputs = test_contracts.build(case)
         yield name, module, tuple(inputs)
     sizes = [(16, 8, 8)] if smoke else [(64, 32, 32), (256, 14, 14)]
@@ -274,7 +274,9 @@ def network_cases(smoke: bool) -> Iterator[tuple[str, nn.Module, tuple, Loss, bo
         yield f"{name}, losses", DETRDetector(network), scene(size, 91), detect, False
     few = {"pyramid_channels": 8, "backbone": ResNet(8, width=8, dilation=True)}
     tiny = few if smoke else {}
-    yield "Attention R-CNN", RCNNDetector(AttentionRCNN(90, **tiny)), scene(size, 90), detect, False
+    classes = 2 if smoke else 90
+    network = RCNNDetector(AttentionRCNN(classes, **tiny))
+    yield "Attention R-CNN", network, scene((32, 32) if smoke else size, classes), detect, False
     width = {"width": 16} if smoke else {}
     gan = GAN(Generator(32, **width), Discriminator(32, **width))
     z, labels = torch.randn(8, 128), torch.arange(8)

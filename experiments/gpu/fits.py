@@ -171,7 +171,7 @@ def measured(file: Path) -> dict[str, object]:
 
 def fits(part: Part) -> None:
     all_fits = Fits(part)
-    sizes = (4, 2) if part.smoke else (400, 40)
+    sizes = (40, 4) if part.smoke else (400, 40)
     for split, count in zip(("train", "val"), sizes, strict=True):
         write_images(all_fits.folder / "scenes" / split, count, 64, split)
     branches = [all_fits.vit, all_fits.unet]

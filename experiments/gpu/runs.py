@@ -19,7 +19,8 @@ from run import ROOT, Part
 
 EXPERIMENTS = ROOT / "experiments"
 GPU = EXPERIMENTS / "profiles/gpu.yaml"
-SOURCE = "cifar10-airbench"  # what the claim of the strong small baseline quotes
+STRONG = EXPERIMENTS / "classification/compact_resnet_cifar10.yaml"
+DIGITS = EXPERIMENTS / "classification/resnet8_digits.yaml"  # of a smoke test
 SMALL = ("cct_2_3x2_cifar10", "vit_lite_7_4_cifar10", "se_resnet20_cifar10")
 SEEDS = 25  # of a cell, at most
 JOBS = "4"  # runs that share the GPU: each leaves it idle most of the time
@@ -32,6 +33,7 @@ SMOKE = {
         "limit_train_batches": 2,
         "limit_val_batches": 1,
         "log_every_n_steps": 1,
+        "max_epochs": 1,
     }
 }
 
@@ -63,11 +65,11 @@ class Trainings:
         """
         if (seconds := self.part.left - BEFORE) <= 0:
             return False
-        self.rows.append(run_command(self.part, words, self.part.out, seconds))
+        self.rows.append(run_command(self.part, words, ROOT, seconds))
         self.part.save(rows=self.rows)
         return self.rows[-1]["exit"] == 0
 
-    def fit(self, file: Path, run: str, *more: str) -> bool:
+    def fit(self, file: Path, run: str) -> bool:
         """Train a run, or resume it; nothing where it is finished."""
         folder = self.part.out / "runs" / run
         done = folder / "finished"
@@ -77,10 +79,9 @@ class Trainings:
         if folder.is_dir() and not last.is_file():  # stopped before its first checkpoint
             shutil.rmtree(folder)
         resumed = ["--ckpt_path", "last"] if last.is_file() else []
-        epochs = ["--trainer.max_epochs", "1"] if self.part.smoke else []
         task = yaml.safe_load(file.read_text())["task"]
         words = [task, "fit", "-c", str(file), "-c", str(self.hardware), "--run", str(folder)]
-        if not self.command(*words, *epochs, *resumed, *more):
+        if not self.command(*words, *resumed):
             return False
         done.touch()
         return True
@@ -93,26 +94,23 @@ class Trainings:
             folders = [str(self.part.out / "runs" / run) for run in runs]
             self.command("claims", str(self.ledger), "--record", *folders)
 
-    def study(self, name: str, content: dict[str, Any]) -> bool:
+    def study(self, file: Path, *words: str) -> bool:
         """Run a study, and write what is finished of it.
 
         Returns:
             Whether all of it is finished.
         """
-        file, folder = self.part.out / f"{name}.yaml", self.part.out / "studies" / name
-        file.write_text(yaml.safe_dump(content, sort_keys=False))
-        words = ["study", "run", str(file), "--folder", str(folder), "--jobs", JOBS]
-        finished = self.command(*words, "--profile", str(self.hardware))
-        results = self.ledger / "experiments/results" / f"{name}.json"
-        results.unlink(missing_ok=True)
+        folder = self.part.out / "studies" / file.stem
+        known = str(file.relative_to(ROOT) if ROOT in file.parents else file)
+        run = ["study", "run", known, "--folder", str(folder), "--jobs", JOBS, *words]
+        finished = self.command(*run, "--profile", str(self.hardware))
+        results = self.ledger / "experiments/results" / f"{file.stem}.json"
         if any(folder.glob("cells/*/*/result.json")):
+            results.unlink(missing_ok=True)
             self.command_at_the_end("study", "export", str(folder), "--results", str(results))
             written = json.loads(results.read_text())
-            written["what"]["experiment"] = "experiments/gpu/runs.py"
-            written["command"] = [self.part.content["command"]]
-            results.write_text(json.dumps(written, indent=2) + "\n")
-            self.part.save(results=str(results.relative_to(self.part.out)))
-            self.part.save(summary=list(means(written)))
+            summary = list(means(written))
+            self.part.save(results=str(results.relative_to(self.part.out)), summary=summary)
         return finished
 
     def command_at_the_end(self, *words: str) -> None:
@@ -152,27 +150,12 @@ def means(results: dict[str, Any]) -> Iterator[str]:
         yield f"{cell:<8} {metric} {mean}, {len(known)} seeds"
 
 
-def host(smoke: bool) -> Path:
-    """Return the experiment of the strong small baseline, found by its claim.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if smoke:
-        return EXPERIMENTS / "classification/resnet8_digits.yaml"
-    for file in sorted((EXPERIMENTS / "classification").glob("*.yaml")):
-        claim = yaml.safe_load(file.read_text()).get("claim") or {}
-        if SOURCE in claim.get("source", ""):
-            return file
-    raise FileNotFoundError(f"no experiment has a claim from {SOURCE}")
-
-
 def strong_baseline(part: Part) -> bool:
-    """Train the baseline once, with the GPU for itself, and compare it with its claim."""
-    trainings, file = Trainings(part), host(part.smoke)
-    finished = trainings.fit(file, "strong_baseline")
+    """Train the strong small network once, with the GPU for itself, for its claim."""
+    trainings = Trainings(part)
+    finished = trainings.fit(DIGITS if part.smoke else STRONG, "strong_baseline")
     if finished:
-        trainings.record(file.stem, "strong_baseline")
+        trainings.record(STRONG.stem, "strong_baseline")
     claim = part.out / "runs/strong_baseline/claim.json"
     if claim.is_file():
         outcome = json.loads(claim.read_text())
@@ -181,39 +164,17 @@ def strong_baseline(part: Part) -> bool:
 
 
 def channel_attention(part: Part) -> bool:
-    """Compare attention modules in the strong baseline, paired by seed."""
-    squeeze = {"class_path": "SqueezeExcite", "init_args": {"reduction": 8}}
-    efficient = {"class_path": "EfficientChannelAttention"}
-    cbam = {"class_path": "CBAM", "init_args": {"reduction": 8}}
-    modules = {"none": {"class_path": "torch.nn.Identity"}, "se": squeeze}
-    modules |= {} if part.smoke else {"eca": efficient, "cbam": cbam}
-    others = [name for name in modules if name != "none"]
-    return Trainings(part).study(
-        "gpu_channel_attention",
-        {
-            "study": {
-                "question": "Does channel attention help a strong small network on CIFAR-10?",
-                "metric": "val/top1",
-                "baseline": "none",
-                "expect": [f"{name} > none" for name in others],
-                "seeds": list(range(1 if part.smoke else SEEDS)),
-                **({"budget": {"epochs": 1}} if part.smoke else {}),
-            },
-            "base": str(host(part.smoke)),
-            "axes": {
-                "attention": {
-                    name: {"model.network.init_args.attention": module}
-                    for name, module in modules.items()
-                }
-            },
-        },
-    )
+    """Compare attention modules in the strong small network, paired by seed."""
+    if part.smoke:
+        few = ("--seeds", "0", "--only", "none", "se")
+        return Trainings(part).study(EXPERIMENTS / "ablations/channel_attention.yaml", *few)
+    return Trainings(part).study(EXPERIMENTS / "ablations/compact_attention.yaml")
 
 
 def small_networks(part: Part) -> bool:
     """Train the small networks whose numbers papers report, one after the other."""
     trainings = Trainings(part)
-    names = ("resnet8_digits",) if part.smoke else SMALL
+    names = (DIGITS.stem,) if part.smoke else SMALL
     files = [EXPERIMENTS / "classification" / f"{name}.yaml" for name in names]
     finished, lines = [], []
     for file in files:
@@ -252,26 +213,26 @@ def sagan(part: Part) -> bool:
     file.write_text(yaml.safe_dump(base, sort_keys=False))
     networks = ("generator", "discriminator")
     slot = "model.init_args.{}.init_args.attention"
-    return Trainings(part).study(
-        "gpu_sagan",
-        {
-            "study": {
-                "question": "Does SAGAN score above SNGAN early in training?",
-                "metric": "val/score",
-                "baseline": "sngan",
-                "expect": ["sagan > sngan"],
-                "seeds": [0] if part.smoke else [0, 1, 2],
-            },
-            "base": str(file),
-            "axes": {
-                "network": {
-                    "sngan": {slot.format(one): "torch.nn.Identity" for one in networks},
-                    "sagan": {slot.format(one): "SelfAttention2d" for one in networks}
-                    | {"model.init_args.spectral_norm_generator": True},
-                }
-            },
+    study = {
+        "study": {
+            "question": "Does SAGAN score above SNGAN early in training?",
+            "metric": "val/score",
+            "baseline": "sngan",
+            "expect": ["sagan > sngan"],
+            "seeds": [0] if part.smoke else [0, 1, 2],
         },
-    )
+        "base": str(file),
+        "axes": {
+            "network": {
+                "sngan": {slot.format(one): "torch.nn.Identity" for one in networks},
+                "sagan": {slot.format(one): "SelfAttention2d" for one in networks}
+                | {"model.init_args.spectral_norm_generator": True},
+            }
+        },
+    }
+    file = part.out / "gpu_sagan.yaml"
+    file.write_text(yaml.safe_dump(study, sort_keys=False))
+    return Trainings(part).study(file)
 
 
 PARTS = {

@@ -34,9 +34,6 @@ from torch.nn.functional import cross_entropy
 from attention_vision.attention import SqueezeExcite
 from attention_vision.backbones import CCT, ResNet, Swin, ViT
 from attention_vision.detection import DETR, HungarianMatcher, SetCriterion
-from attention_vision.generation import SAGAN, Discriminator, Generator
-from attention_vision.generation.gan.module import MomentumFreeAdam
-from attention_vision.generation.gan.scores import Unscored
 
 
 def conditions_of(part: Part) -> Conditions:
@@ -353,61 +350,6 @@ def parts_of_detr(images: Tensor, padding: Tensor, targets: list, device: str) -
         }
 
 
-# Generation
-
-
-def sagan(part: Part) -> None:
-    """One step of D and one of G with the average of G, at StudioGAN's sizes of 32 pixels."""
-    torch.backends.cudnn.benchmark = True
-    for layout in (torch.contiguous_format, torch.channels_last):
-        for rate in (1,) if part.smoke else (1, 5):
-            label = f"SAGAN-32, {rate} step{'s' * (rate > 1)} of D"
-            label += ", channels_last" * (layout == torch.channels_last)
-            build = partial(sagan_step, part.device, 4 if part.smoke else 64, rate, layout)
-            compare(part, Row(label, [Side("ours", build)], 4 if part.smoke else 64), image=32)
-
-
-def sagan_step(device: str, batch: int, rate: int, layout: torch.memory_format) -> Step:
-    """As `SAGAN.training_step` without its loop and logs; images are those of G's step."""
-    width = {} if device == "cuda" else {"width": 16}
-    module = SAGAN(
-        Generator(32, **width),
-        Discriminator(32, **width),
-        discriminator_steps=rate,
-        scorer=Unscored(),
-    ).to(device, memory_format=layout)
-    module.train()
-    module.manual_backward = lambda loss: loss.backward()
-    fused = True if device == "cuda" else None
-    of_g = MomentumFreeAdam(module.generator.parameters(), lr=1e-4, fused=fused)
-    of_d = MomentumFreeAdam(module.discriminator.parameters(), lr=4e-4, fused=fused)
-    batches = [
-        (
-            (torch.rand(batch, 3, 32, 32, device=device) * 2 - 1).to(memory_format=layout),
-            torch.randint(10, (batch,), device=device),
-        )
-        for _ in range(rate)
-    ]
-
-    def step() -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
-            module.generator.requires_grad_(False)
-            for one in batches:
-                module._discriminator_losses([one])
-                of_d.step()
-                of_d.zero_grad()
-            module.generator.requires_grad_(True)
-            module.discriminator.requires_grad_(False)
-            loss = module._generator_losses(batch)
-            of_g.step()
-            of_g.zero_grad()
-            module.discriminator.requires_grad_(True)
-            module._average_generator(0.999)
-        return loss
-
-    return step
-
-
 # The project's benchmarks
 
 
@@ -425,7 +367,7 @@ PARTS = {
     "swin_t": swin,
     "deit_s16": deit,
     "detr_r50": detr,
-    "sagan32": sagan,
+    "sagan32": partial(benchmark, name="gan"),
     "small": small,
     "matching": partial(benchmark, name="matching"),
     "layers": partial(benchmark, name="attention"),
