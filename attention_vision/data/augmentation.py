@@ -207,6 +207,15 @@ class Normalize:
         return images.float().mul_(1 / 255).sub_(self.mean).div_(self.std)
 
 
+class Rescale:
+    """From bytes to floats in -1..1, as the generator of a GAN makes them."""
+
+    draws = 0
+
+    def __call__(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return images.float().div_(127.5).sub_(1)
+
+
 class Erase:
     """Set a rectangle to 0, after normalization the mean: `RandomErasing`.
 

@@ -138,7 +138,7 @@ def held_images(
     if stored is not None:
         for part, images in zip(held.split(READ_AT_ONCE), stored.split(READ_AT_ONCE), strict=True):
             part.copy_(pixels(images))
-        same = stored.shape == held.shape and torch.equal(stored, held)
+        same = stored.is_contiguous() and stored.shape == held.shape and torch.equal(stored, held)
         return stored if same else held  # one copy is enough
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, count, READ_AT_ONCE):
