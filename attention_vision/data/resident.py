@@ -92,7 +92,8 @@ class ResidentLoader:
         """The images and labels of samples (B,) int64 of an epoch, as the loader yields them."""
         numbers = uniforms(self.seed, epoch, samples, self.steps.draws)
         chosen = to(samples // self.repeats, self.images.device)
-        return [self.steps(self.images[chosen], numbers), self.labels[chosen]]
+        images, labels = (part.index_select(0, chosen) for part in (self.images, self.labels))
+        return [self.steps(images, numbers), labels]
 
     def state_dict(self) -> dict[str, int]:
         return dict(self._position)
