@@ -1,23 +1,21 @@
-"""Training steps of every task on a GPU that does not exist: wrong devices and waits show.
+"""Every task on a GPU that does not exist: tensors on a wrong device fail, waits are counted.
 
-Tensors of a `FakeTensorMode` have a device and a shape, and no numbers. A tensor that is made on the
-CPU by mistake meets those of the device and raises, on any machine; code that asks for numbers of
-the device, for which a GPU's host would wait, is counted. Nothing is differentiated: autograd would
-ask the driver.
+Tensors of a `FakeTensorMode` have a device and a shape, and no numbers. A tensor that is made on
+the CPU by mistake meets those of the device and raises, on any machine; code that asks for numbers
+of the device, for which a GPU's host would wait, is counted. Nothing is differentiated: autograd
+would ask the driver.
 """
 
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torchvision
-from finite_runs import DATA, MODULES
+from finite_runs import ADAM, DATA, MODULES, backbone
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -25,11 +23,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from attention_vision.classification import CIFARAugmentation, Classifier, Digits
+from attention_vision.data.resident import ResidentLoader
+from attention_vision.generation.gan.diff_augment import DiffAugment
 from attention_vision.training.finite import StepAverage
 from attention_vision.training.progress import ProgressLines
 
 GPU = torch.device("cuda:0")
-STEPS = 3
+STEPS = 2
 ATEN = torch.ops.aten
 
 
@@ -51,17 +52,25 @@ class Waits(TorchDispatchMode):
         if function is ATEN._local_scalar_dense.default:
             self.note(source)
             return True if source.dtype == torch.bool else 1.0 if source.is_floating_point() else 1
-        if function is ATEN._to_copy.default and kwargs.get("device", GPU).type == "cpu":
-            self.note(source)
-            if source.device == GPU:
+        if function is ATEN._to_copy.default:
+            target = kwargs.get("device") or source.device
+            if target.type == "cpu":
+                self.note(source)
                 with unset_fake_temporarily():
                     return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype)
+        if function is ATEN._pin_memory.default:
+            return source
         if function is ATEN.nonzero.default:
             self.note(source)
             return torch.zeros(source.numel(), source.ndim, dtype=torch.int64, device=source.device)
         if function is torch.ops.torchvision.nms.default:
             self.note(source)
             return torch.arange(len(source), device=source.device)
+        if function is ATEN.bincount.default:
+            self.note(source)
+            return torch.zeros(args[2], dtype=torch.int64, device=source.device)
+        if function is ATEN.index_put_.default and args[2].numel() == 1:
+            return source.masked_fill_(*args[1], args[2])  # as torch does, without waiting
         if function in (ATEN.index.Tensor, ATEN.index_put_.default):
             args = (source, [self.numbers(one) for one in args[1]], *args[2:])
         return function(*args, **kwargs)
@@ -147,37 +156,138 @@ def batches_of(module: Any, data: Any) -> list[Any]:
     return list(islice(data.train_dataloader(), STEPS + 1))
 
 
-def backward(module: LightningModule, loss: Tensor, *_: Any, **__: Any) -> None:
-    assert loss.device == GPU
-    for one in module.parameters():
-        if one.requires_grad:
-            one.grad = torch.zeros_like(one)
+def backward_of(module: LightningModule) -> Callable[..., None]:
+    """A `Tensor.backward` that gives each parameter a gradient."""
+
+    def backward(loss: Tensor, *_: Any, **__: Any) -> None:
+        assert loss.device == GPU
+        for one in module.parameters():
+            if one.requires_grad:
+                one.grad = torch.zeros_like(one)
+
+    return backward
 
 
 def waits_of(
     module: Any, batches: list[Any], patch: pytest.MonkeyPatch, folder: Path
-) -> tuple[list[int], Waits]:
-    """Waits before each step of a training on the fake device, and all of them."""
-    patch.setattr(Tensor, "backward", partial(backward, module))
+) -> tuple[set[int], Waits]:
+    """Numbers of waits in steps of a training that are not logged, and all waits."""
+    patch.setattr(Tensor, "backward", backward_of(module))
     patch.setattr(Tensor, "__deepcopy__", lambda tensor, memo: tensor.detach().clone())
     waits = Waits()
     stop = StopAt(waits)
     with ExitStack() as modes:
         trainer = Trainer(
             accelerator=FakeGPU(), strategy=OnFakeGPU(modes, waits), devices=1, max_epochs=1,
-            logger=False, limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False,
+            limit_val_batches=0, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, callbacks=[stop, ProgressLines()], default_root_dir=folder,
-            log_every_n_steps=1000,
+            log_every_n_steps=1000, logger=False,
         )  # fmt: skip
         with pytest.raises(Stop):
             trainer.fit(module, Batches(batches))
-    return stop.counts, waits
+    pairs = zip(stop.counts, stop.counts[1:], strict=False)
+    return {after - before for before, after in pairs}, waits
 
 
-@pytest.mark.parametrize("task", MODULES)
+@contextmanager
+def moved(module: Any, batch: Any) -> Iterator[tuple[Any, Waits]]:
+    """Context on the fake device: the batch there, beside the module, and the waits."""
+    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
+        module.to(GPU)
+        yield module.transfer_batch_to_device(batch, GPU, 0), waits
+
+
+def mixed_classifier(ema: bool) -> Classifier:
+    return Classifier(backbone(), ADAM, mixup=0.2, cutmix=1.0, label_smoothing=0.1, ema_decay=0.9)
+
+
+def augmented_sagan(ema: bool) -> LightningModule:
+    module = MODULES["sagan"](ema)
+    module.augment = DiffAugment(("colour", "translation", "cutout"))
+    return module
+
+
+STEPPED: dict[str, tuple[Callable[..., Any], int]] = {  # and the waits of a step
+    "classifier": (mixed_classifier, 0),
+    "detr": (MODULES["detr"], 1),  # the matching, which scipy solves on the host
+    "sagan": (augmented_sagan, 0),
+    "unet": (MODULES["unet"], 0),
+}
+
+
+@pytest.mark.parametrize("task", STEPPED)
 def test_a_step_waits_for_nothing(task: str, tmp_path: Path, monkeypatch: Any) -> None:
-    module = MODULES[task](ema=True)
-    counts, waits = waits_of(module, batches_of(module, DATA[task]()), monkeypatch, tmp_path)
-    print("\n".join(f"{waits.lines.count(line)} {line}" for line in dict.fromkeys(waits.lines)))
-    per_step = {after - before for before, after in zip(counts, counts[1:], strict=False)}
-    assert per_step == {0}
+    build, expected = STEPPED[task]
+    module = build(ema=True)
+    per_step, waits = waits_of(module, batches_of(module, DATA[task]()), monkeypatch, tmp_path)
+    assert per_step == {expected}, waits.lines
+
+
+@pytest.mark.parametrize("task", ["classifier", "detr", "rcnn", "unet"])
+def test_evaluation_on_a_gpu(task: str, monkeypatch: Any) -> None:
+    module = MODULES[task]()
+    for name in ("log", "log_dict"):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    batch = batches_of(module, DATA[task]())[0]
+    with moved(module.eval(), batch) as (here, waits):
+        step = module.predict_step if "cnn" in task or task == "detr" else module.validation_step
+        step(here, 0)  # the AP is numpy's, on the host
+    expected = {"classifier": 1, "unet": 0}  # torchmetrics counts the pairs of its matrix
+    if task in expected:
+        assert len(waits.lines) == expected[task], waits.lines
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        CIFARAugmentation(rotation=10.0, shift=0.1, zoom=0.1, erasing=0.5, cutout=4),
+        CIFARAugmentation(autoaugment="cifar10"),
+        CIFARAugmentation(randaugment=2),
+        CIFARAugmentation(trivialaugment=True),
+    ],
+    ids=["own", "autoaugment", "randaugment", "trivialaugment"],
+)
+def test_augmentation_on_a_gpu(recipe: CIFARAugmentation) -> None:
+    data = Digits(image_size=16, batch_size=4, recipe=recipe)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    assert isinstance(loader, ResidentLoader)
+    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
+        loader.images, loader.labels = loader.images.to(GPU), loader.labels.to(GPU)
+        images, labels = loader.load(0, torch.tensor([3, 0, 2]))
+        assert images.device == labels.device == GPU
+        assert images.shape == (3, 3, 16, 16)
+    assert waits.lines == []
+
+
+def planted(fault: Callable[[Tensor], Tensor]) -> Classifier:
+    """A classifier with a fault behind its first stage."""
+    module = MODULES["classifier"]()
+    module.network.stages[0].register_forward_hook(lambda _, __, maps: fault(maps))
+    return module
+
+
+def test_a_tensor_on_the_wrong_device_fails(tmp_path: Path, monkeypatch: Any) -> None:
+    module = planted(lambda maps: maps + torch.zeros(3)[:1])
+    batches = batches_of(module, DATA["classifier"]())
+    with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
+        waits_of(module, batches, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda maps: maps * maps.mean().item(),
+        lambda maps: maps if maps.mean() > 0 else -maps,
+        lambda maps: maps + maps.mean().cpu().to(maps.device),
+        lambda maps: maps + maps.flatten()[maps.flatten() > 0].mean(),
+    ],
+    ids=["item", "if", "cpu", "mask"],
+)
+def test_a_wait_is_counted(
+    fault: Callable[[Tensor], Tensor], tmp_path: Path, monkeypatch: Any
+) -> None:
+    module = planted(fault)
+    batches = batches_of(module, DATA["classifier"]())
+    per_step, waits = waits_of(module, batches, monkeypatch, tmp_path)
+    assert per_step == {1}, waits.lines

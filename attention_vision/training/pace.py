@@ -34,8 +34,8 @@ class Pace:
     """What a training did in this epoch so far, and how long the rest of the run takes.
 
     The loss is the mean over this process's batches; it stays on the device until it is read. The
-    losses are added up then, or a hundred at a time: each sum would be three kernels. The speed does
-    not count validation, the time to go does, once there has been one.
+    losses are added up then, or a hundred at a time: each sum would be three kernels. The speed
+    does not count validation, the time to go does, once there has been one.
     """
 
     def __init__(self) -> None:

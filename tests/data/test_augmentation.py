@@ -1,5 +1,7 @@
 """Steps for batches have the distribution of torchvision's transforms of one image."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,14 +11,16 @@ from torchvision.transforms import v2
 from attention_vision.classification.transforms import (
     CIFARAugmentation,
     ImageNetAugmentation,
+    RandomCutout,
     batched_form,
 )
 from attention_vision.data import augmentation
 from attention_vision.data.counter import uniforms
+from attention_vision.data.image_batches import inverse_matrices
 from attention_vision.errors import InputError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-DRAWS = 500
+SIZE = (24, 32)
 RECIPES = {
     "crop": CIFARAugmentation(padding=3),
     "affine": CIFARAugmentation(padding=0, flip=0.0, rotation=30.0, shift=0.2, zoom=0.2),
@@ -31,40 +35,158 @@ RECIPES = {
 }
 
 
-def picture() -> Tensor:
-    """A blurred scene without a symmetry, (3, 16, 16) uint8."""
-    noise = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(2))
-    down, across = torch.linspace(0, 1, 16)[:, None], torch.linspace(0, 1, 16)
-    scene = torch.stack((0.7 * across + 0 * down, 0.8 * down + 0 * across, across * down))
-    return ((0.1 + 0.8 * scene + 0.1 * noise) * 255).byte()
+def captured(step: augmentation.Step, part: Any, name: str, count: int) -> list[Any]:
+    """What a step hands to a function of the operations, which leaves the images alone."""
+    seen: list[Any] = []
+
+    def note(images: Tensor, *parameters: Any, **_: Any) -> Tensor:
+        seen.extend(parameters)
+        return images
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part, name, note)
+        images = torch.zeros(1, 1, 1, dtype=torch.uint8).expand(count, 1, *SIZE)
+        step(images, uniforms(9, 1, torch.arange(count), step.draws))
+    return seen
 
 
-def features(images: Tensor) -> Tensor:
-    """Of each image 15 numbers: means of parts of each channel, spreads, least and largest."""
-    parts = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
-    flat = images.flatten(1)
-    return torch.cat((parts, flat.std(1)[:, None], flat.amin(1)[:, None], flat.amax(1)[:, None]), 1)
+def drawn_by(transform: v2.Transform, names: list[str], count: int = 3000) -> Tensor:
+    """Parameters of a transform of one image, (count, names)."""
+    torch.manual_seed(4)
+    image, rows = torch.zeros(1, *SIZE), []
+    for _ in range(count):
+        values = transform.make_params([image])
+        pairs = {f"translate{n}": x for n, x in enumerate(values.get("translate", ()))}
+        rows.append([float((values | pairs)[name]) for name in names])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def assert_alike(ours: Tensor, theirs: Tensor) -> None:
+    """Two samples of parameters (n, k) and (m, k): every column, and sums and products of pairs."""
+    ours, theirs = ours.double(), theirs.double()
+    columns = range(ours.shape[1])
+    for a, b in [(k, k) for k in columns] + [(a, b) for a in columns for b in columns if a < b]:
+        for combine in (torch.add, torch.mul):
+            one, other = (combine(x[:, a], x[:, b]).sort().values for x in (ours, theirs))
+            points = other.unique()
+            shares = [
+                torch.searchsorted(x, points, right=True).double() / len(x) for x in (one, other)
+            ]
+            # Kolmogorov's and Smirnov's distance; larger once in 10,000 times.
+            assert (shares[0] - shares[1]).abs().max() < 2.23 * (
+                1 / len(one) + 1 / len(other)
+            ) ** 0.5
+
+
+def test_crops_and_flips() -> None:
+    padding, top, left, flip = captured(
+        augmentation.Crop(3, 0.3), augmentation.batches, "crop", 30_000
+    )
+    assert padding == 3
+    theirs = drawn_by(v2.RandomCrop(SIZE, padding=3), ["top", "left"])
+    assert_alike(torch.stack((top, left), 1), theirs)
+    assert abs(flip.float().mean() - 0.3) < 5 * 0.46 / 30_000**0.5
+    assert abs(top[flip].float().mean() - top.float().mean()) < 5 * 2 / 9_000**0.5
+
+
+def test_affine_parameters() -> None:
+    seen: list[Any] = []
+
+    def note(*parameters: Any) -> Tensor:
+        seen.extend(parameters)
+        return inverse_matrices(*parameters)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augmentation, "inverse_matrices", note)
+        captured(augmentation.Affine(30.0, 0.2, 0.1), augmentation.batches, "affine", 30_000)
+    angle, shift, zoom, _ = seen
+    transform = v2.RandomAffine(30, (0.2, 0.2), (0.9, 1.1))
+    theirs = drawn_by(transform, ["angle", "translate0", "translate1", "scale"])
+    assert_alike(torch.stack((angle.rad2deg(), *shift, zoom), 1), theirs)
+
+
+def test_rectangles_to_erase() -> None:
+    """Of the images that are erased; the others have nothing."""
+    top, left, bottom, right = captured(augmentation.Erase(0.7), augmentation, "erase", 30_000)
+    erased = bottom > 0
+    assert abs(erased.float().mean() - 0.7) < 5 * 0.46 / 30_000**0.5
+    ours = torch.stack((top, left, bottom - top, right - left), 1)[erased]
+    assert_alike(ours, drawn_by(v2.RandomErasing(1.0), ["i", "j", "h", "w"]))
+
+
+def test_squares_to_cut_out() -> None:
+    edges = torch.stack(captured(augmentation.Cutout(6), augmentation, "erase", 30_000), 1)
+    top, left, bottom, right = edges.clamp(min=0).unbind(1)
+    ours = torch.stack((top, left, bottom.clamp(max=SIZE[0]), right.clamp(max=SIZE[1])), 1)
+    theirs = drawn_by(RandomCutout(6), ["i", "j", "h", "w"])
+    theirs[:, 2:] += theirs[:, :2]
+    assert_alike(ours, theirs)
+
+
+@pytest.mark.parametrize("area", [0.1, 0.8])
+def test_parts_of_photographs(area: float) -> None:
+    rows, columns, *_, flip = captured(
+        augmentation.ResizedCrop(8, area, False, 0.3), augmentation.batches, "resized_crop", 30_000
+    )
+    names = ["top", "left", "height", "width"]
+    theirs = drawn_by(v2.RandomResizedCrop(8, (area, 1.0)), names)
+    assert_alike(torch.stack((rows[:, 0], columns[:, 0], rows[:, 1], columns[:, 1]), 1), theirs)
+    assert abs(flip.float().mean() - 0.3) < 5 * 0.46 / 30_000**0.5
+
+
+@pytest.mark.parametrize(
+    ("step", "transform"),
+    [
+        (augmentation.RandAugment(1, 12), v2.RandAugment(1, 12)),
+        (augmentation.TrivialAugment(), v2.TrivialAugmentWide()),
+        (augmentation.AutoAugment("svhn"), v2.AutoAugment(v2.AutoAugmentPolicy.SVHN)),
+    ],
+)
+def test_operations_and_strengths(step: augmentation.Step, transform: v2.Transform) -> None:
+    """How often each operation comes, how strong, and with which sign."""
+    seen: list[tuple[int, float]] = []
+    names = list(augmentation.OPERATIONS)
+
+    def note(image: Tensor, name: str, magnitude: float, **_: Any) -> Tensor:
+        seen.append((names.index(name), magnitude))
+        return image
+
+    torch.manual_seed(3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transform, "_apply_image_or_video_transform", note)
+        for _ in range(6000):
+            transform(torch.zeros(1, *SIZE, dtype=torch.uint8))
+    parts = captured(step, augmentation, "apply", 40_000)
+    chosen, strength = torch.cat(parts[0::2]), torch.cat(parts[1::2])
+    applied = chosen >= 0
+    ours = torch.stack((chosen[applied].double(), strength[applied]), 1)
+    theirs = torch.tensor(seen, dtype=torch.float64)
+    rate, seen_rate = len(ours) / 40_000, len(theirs) / 6000
+    assert abs(rate - seen_rate) < 5 * 0.7 / 6000**0.5 + 1e-9
+    largest = torch.ones(len(names), dtype=torch.float64)
+    for number in ours[:, 0].long().unique():  # all operations count alike
+        largest[number] = ours[ours[:, 0] == number, 1].abs().amax().clamp(min=1e-9)
+    for sample in (ours, theirs):
+        sample[:, 1] /= largest[sample[:, 0].long()]
+    assert_alike(ours, theirs)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_distribution(name: str) -> None:
-    """Means and spreads of the numbers of an image agree within the error of both samples."""
-    recipe, size = RECIPES[name], 12 if name == "resized crop" else 16
-    one_by_one = recipe.train(size, MEAN, STD)
-    torch.manual_seed(5)
-    theirs = features(torch.stack([one_by_one(picture()) for _ in range(DRAWS)]))
-    form = batched_form(recipe, "train")(size, MEAN, STD)
+def test_recipes_have_the_same_steps(name: str) -> None:
+    """The mean picture of both forms, within the error of 150 pictures of torchvision's."""
+    recipe = RECIPES[name]
+    one_by_one, form = recipe.train(16, MEAN, STD), batched_form(recipe, "train")(16, MEAN, STD)
     assert form is not None
-    numbers = uniforms(1, 2, torch.arange(4 * DRAWS), form.steps.draws)
-    images = form.pixels(picture())[None].repeat(4 * DRAWS, 1, 1, 1)
-    ours = features(form.steps(images, numbers))
-    assert ours.shape == (4 * DRAWS, 15)
-    assert ours.std(0).sum() > 0
-    for power in (1, 2):
-        center = theirs.mean(0) if power == 2 else 0.0
-        a, b = ((part - center) ** power for part in (ours, theirs))
-        error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt() + 2e-3  # of rounding
-        assert ((a.mean(0) - b.mean(0)).abs() < 4.5 * error).all()
+    down, across = torch.linspace(20, 200, 16)[:, None], torch.linspace(20, 240, 16)
+    image = torch.stack((down + 0 * across, across + 0 * down, down * across / 240)).byte()
+    torch.manual_seed(0)
+    theirs = torch.stack([one_by_one(image) for _ in range(150)])
+    numbers = uniforms(0, 0, torch.arange(3000), form.steps.draws)
+    ours = form.steps(form.pixels(image)[None].repeat(3000, 1, 1, 1), numbers)
+    for part in (lambda x: x, torch.square):
+        a, b = part(ours), part(theirs)
+        error = (a.var(0) / len(a) + b.var(0) / len(b)).sqrt()
+        assert ((a.mean(0) - b.mean(0)).abs() < 5 * error + 0.02).all()
 
 
 @pytest.mark.parametrize("policy", ["cifar10", "imagenet", "svhn"])
