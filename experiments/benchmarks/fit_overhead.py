@@ -144,7 +144,8 @@ class Training:
         for group in optimizer.param_groups:
             group["fused"] = fused or None
         padding = self.recipe.get("padding", 4)
-        size = work.objects.data.batch_size
+        data: Any = work.objects.data
+        size = data.batch_size
         batches = Batches(self.batches * size, size, padding, self.device)
 
         def epoch() -> None:
