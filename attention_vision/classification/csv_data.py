@@ -42,7 +42,7 @@ class ImageCSV(ClassificationData):
         val_csv, test_csv: tables of the images to validate and to test on.
         file_column, label_column, split_column: names of the columns, or their numbers from 0,
             where they are not found.
-        recipe, image_size, repeats, preprocessing, balanced, resident_gib: see
+        recipe, image_size, repeats, preprocessing, balanced, resident_gib, cache: see
             `ClassificationData`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`; under "skip"
             rows whose image is missing are left out too.

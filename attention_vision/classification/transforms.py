@@ -314,12 +314,15 @@ class RandomRegion(v2.RandomResizedCrop):
 
     def forward(self, *inputs: Any) -> Any:
         (image,) = inputs
-        if not isinstance(image, EncodedImage):
-            return super().forward(Decode()(image))
-        extent = torch.empty(3, *image.size, device="meta")
-        height, width = cast(tuple[int, int], self.size)
+        size = list(cast(tuple[int, int], self.size))
         filter = cast(v2.InterpolationMode, self.interpolation)
-        return image.region(**self.make_params([extent]), size=(height, width), filter=filter)
+        if isinstance(image, EncodedImage):
+            extent = torch.empty(3, *image.size, device="meta")
+            return image.region(**self.make_params([extent]), size=size, filter=filter)
+        image = to_rgb(image)
+        return v2.functional.resized_crop_image(
+            image, **self.make_params([image]), size=size, interpolation=filter, antialias=True
+        )
 
 
 class Decode(nn.Module):
@@ -336,9 +339,13 @@ class Decode(nn.Module):
     def forward(self, image: Any) -> Any:
         if isinstance(image, EncodedImage):
             return image.pillow() if self.pillow else image.tensor()
-        if not self.pillow:
-            image = v2.functional.to_image(image).as_subclass(Tensor)
-        return v2.functional.grayscale_to_rgb(image)
+        return v2.functional.grayscale_to_rgb(image) if self.pillow else to_rgb(image)
+
+
+def to_rgb(image: Any) -> Tensor:
+    """A PIL image or tensor, grey or RGB, as an RGB tensor."""
+    image = image if isinstance(image, Tensor) else v2.functional.to_image(image)
+    return v2.functional.grayscale_to_rgb_image(image.as_subclass(Tensor))
 
 
 class Pixels(nn.Module):

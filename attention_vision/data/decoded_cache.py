@@ -91,7 +91,7 @@ class Pixels:
         self.checked = HEAD + self.sizes.nbytes
         self.start, self.ends = places(self.sizes)
         # Private: a transform that writes to an image would write to the file.
-        self.map = np.memmap(file, np.uint8, mode="c")
+        self.map = np.asarray(np.memmap(file, np.uint8, mode="c"))
         self.checksums = self.map[self.checked : self.checked + 4 * count].view(np.uint32)
         self.file, self.descriptor = file, os.open(file, os.O_RDWR)
 
@@ -152,8 +152,7 @@ def open_pixels(file: Path, paths: Sequence[str], side: int) -> Pixels:
             if head is None or head["fingerprint"] != fingerprint:
                 if head is not None:
                     print(f"data.cache: {file} is of other files, and is made anew", flush=True)
-                head = {"fingerprint": fingerprint, "images": len(paths)}
-                make(file, head, resized_sizes(paths, side))
+                head = make(file, fingerprint, resized_sizes(paths, side))
         return Pixels(file, head)
     except OSError as error:
         raise unwritable(file, error) from error
@@ -184,11 +183,14 @@ def resized_sizes(paths: Sequence[str], side: int) -> np.ndarray:
         return np.array(list(pool.map(resized, paths)), np.int32)
 
 
-def make(file: Path, head: dict[str, Any], sizes: np.ndarray) -> None:
-    """Write a cache in which no image is filled, aside, then rename it; say how large it is."""
+def make(file: Path, fingerprint: str, sizes: np.ndarray) -> dict[str, Any]:
+    """Write a cache in which no image is filled, aside, then rename it; say how large it is.
+
+    Returns its head.
+    """
     start, ends = places(sizes)
     size, free = start + int(ends[-1]), shutil.disk_usage(file.parent).free
-    gib = size / 2**30
+    gib, head = size / 2**30, {"fingerprint": fingerprint, "images": len(sizes), "bytes": size}
     if size > free:
         raise InputError(
             f"data.cache: {file} needs {gib:.1f} GiB, and {free / 2**30:.1f} GiB are free: name a"
@@ -206,15 +208,16 @@ def make(file: Path, head: dict[str, Any], sizes: np.ndarray) -> None:
             stream.truncate(size)
         os.fsync(stream.fileno())
     os.replace(part, file)
+    return head
 
 
 def read_head(file: Path) -> dict[str, Any] | None:
-    """The head of a cache; None where there is none."""
+    """The head of a cache; None where there is none, or not all of it."""
     try:
         with file.open("rb") as stream:
             head = json.loads(stream.read(HEAD))
-        return head if {"fingerprint", "images"} <= head.keys() else None
-    except (FileNotFoundError, ValueError, AttributeError):
+        return head if head["bytes"] == file.stat().st_size else None
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -87,7 +88,7 @@ class EncodedImage:
         left: int,
         height: int,
         width: int,
-        size: tuple[int, int],
+        size: Sequence[int],
         filter: InterpolationMode,
     ) -> Tensor:
         """A rectangle in pixels of the upright image, resized: (3, *size) uint8.
@@ -105,7 +106,7 @@ class EncodedImage:
         factor = reduction(height / size[0], width / size[1]) if is_jpeg else 1
         if factor == 1:
             whole = self.tensor()
-            return functional.resized_crop(
+            return functional.resized_crop_image(
                 whole, top, left, height, width, list(size), filter, antialias=True
             )
         reduced = read_image(self.path, content=self.content, reduction=factor)

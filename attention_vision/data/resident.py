@@ -116,22 +116,22 @@ class ResidentLoader:
 
 
 def held_images(
-    source: Any, pixels: Callable[[Any], Tensor], most_bytes: float, threads: int
+    source: Any, pixels: Callable[[Any], Tensor], most_gib: float, threads: int
 ) -> Tensor | None:
     """Read all images of a source, (n, C, H, W) uint8 on the CPU.
 
     Args:
         source: has (image, label) by index, or tensors `images` (n, C, H, W) uint8.
         pixels: from an image, or a batch of tensors, to uint8.
-        most_bytes: of the result.
+        most_gib: that the result may need.
         threads: that read.
 
     Returns:
-        None where the images need more bytes, or differ in their size.
+        None where the images need more, or differ in their size.
     """
     count = len(cast(Sized, source))
     first = pixels(source[0][0])
-    if count * first.nbytes > most_bytes:
+    if count * first.nbytes > most_gib * GIB:
         return None
     stored = tensors_of(source)
     held = torch.empty(count, *first.shape, dtype=torch.uint8)
