@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
@@ -59,7 +59,12 @@ from attention_vision.training.finite import (
     finite_steps,
     require_finite,
 )
-from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean
+from attention_vision.training.logging import (
+    FiniteMean,
+    ResumableMean,
+    StepLogger,
+    log_epoch_mean,
+)
 from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure, layer_decay
 from attention_vision.training.steps import SeedEveryStep
 
@@ -143,9 +148,7 @@ class Classifier(LightningModule):
         self.train_parts = nn.ModuleDict(
             {name: ResumableMean() for name in ("loss_ce", *self.terms) if self.terms}
         )
-        self.mean_losses = nn.ModuleDict(
-            {split: MeanMetric(nan_strategy="ignore") for split in ("val", "test")}
-        )
+        self.mean_losses = nn.ModuleDict({split: FiniteMean() for split in ("val", "test")})
         self.accuracies = nn.ModuleDict(
             {split: accuracies(split, network.num_classes) for split in ("val", "test")}
         )
@@ -271,7 +274,7 @@ class Classifier(LightningModule):
     def _evaluate(self, split: str, images: Tensor, labels: Tensor) -> Tensor:
         """Measure a batch; whether the logits of each image are finite, (B,)."""
         logits = self.measured(images)
-        loss = cast(MeanMetric, self.mean_losses[split])
+        loss = cast(FiniteMean, self.mean_losses[split])
         accuracy = cast(MetricCollection, self.accuracies[split])
         loss.update(cross_entropy(logits, labels), len(images))
         accuracy.update(logits, labels)

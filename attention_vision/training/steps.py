@@ -45,18 +45,21 @@ class SeedEveryStep(Callback):
 
     MixUp, dropout and stochastic depth then depend on the step, not on what the process did before.
     A run that resumes at the end of an epoch starts the next one, where Lightning 2.6 would take
-    another batch first. Its state tells `adds_seeds` how the run draws its orders.
+    another batch first. Its state tells `adds_seeds` how the run draws its orders, and
+    `draws_from_streams` how the augmentation of images in memory draws.
     """
 
     order: str = "mixed"
+    draws: str = "counter"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order}
+        return {"order": self.order, "draws": self.draws}
 
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.order = checkpoint["callbacks"].get(self.state_key, {}).get("order", "summed")
+        state = checkpoint["callbacks"].get(self.state_key, {})
+        self.order, self.draws = state.get("order", "summed"), state.get("draws", "streams")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Under `max_steps` Lightning 2.6 resumes a finished epoch as if it were running, and takes
@@ -80,6 +83,12 @@ def adds_seeds(trainer: Trainer | None) -> bool:
     """Whether the run began with orders of the data drawn from seed + epoch, as before 0.2."""
     callbacks: list[Any] = [] if trainer is None else trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     return any(isinstance(one, SeedEveryStep) and one.order == "summed" for one in callbacks)
+
+
+def draws_from_streams(trainer: Trainer) -> bool:
+    """Whether the run began before images were held in memory: each was read with its stream."""
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return any(isinstance(one, SeedEveryStep) and one.draws == "streams" for one in callbacks)
 
 
 def is_validated_next(trainer: Trainer) -> bool:

@@ -121,13 +121,13 @@ def layer_rows(device: str, smoke: bool) -> Iterator[Row]:
     yield Row("MultiHeadAttention, ViT-B", sides, images=batch)
 
     grid = 14 if smoke else 56
-    (x,) = leaves(1, (batch, grid * grid, 96), device)
+    (windows,) = leaves(1, (batch, grid * grid, 96), device)
     shifted = WindowAttention(96, 3, window=7, shift=3)
     peer = ShiftedWindowAttention(96, [7, 7], [3, 3], 3)
     maps = lambda x: peer(x.unflatten(1, (grid, grid))).flatten(1, 2)  # noqa: E731
     sides = [
-        Side("ours", partial(layer, shifted, shifted, x)),
-        Side("torchvision", partial(layer, peer, maps, x)),
+        Side("ours", partial(layer, shifted, shifted, windows)),
+        Side("torchvision", partial(layer, peer, maps, windows)),
     ]
     yield Row("WindowAttention, Swin-T", sides, images=batch)
 

@@ -211,10 +211,9 @@ def rows(device: str, smoke: bool) -> Iterator[Row]:
             Side("ours", partial(ours, *given)),
             Side("torch-fidelity", partial(theirs, *given)),
         ]
-        yield Row(
-            f"IS and FID of {count:,} images, {network}", sides, images=count, turns=3, memory=False,
-            note=f"features of {width or 2048} numbers, random weights, real images in the cache",
-        )  # fmt: skip
+        note = f"features of {width or 2048} numbers, random weights, real images in the cache"
+        name = f"IS and FID of {count:,} images, {network}"
+        yield Row(name, sides, images=count, turns=3, memory=False, note=note)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Run all benchmarks, each in a process of its own, and write the page of their results.
 
-python experiments/benchmarks/run.py                   # options go to every benchmark: see frame
-python experiments/benchmarks/run.py --clock cpu       # where the machine is busy: one thread
+python experiments/benchmarks/all.py                   # options go to every benchmark: see frame
+python experiments/benchmarks/all.py --clock cpu       # where the machine is busy: one thread
 """
 
 import subprocess
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-NAMES = ("attention", "matching", "scores")
+NAMES = ("attention", "matching", "gan", "scores")
 
 
 def main() -> None:
