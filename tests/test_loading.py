@@ -24,7 +24,7 @@ def test_all_data_derives_from_the_one_base():
     assert len(found) > 20
 
 
-@pytest.mark.parametrize("name", ["num_classes", "order_seed", "paths_of"])
+@pytest.mark.parametrize("name", ["num_classes", "order_seed", "test_dataloader"])
 def test_what_the_base_settles_is_settled_once(name):
     assert [kind for kind in subclasses(TaskData) if name in vars(kind)] == []
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 import torchvision
-from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from attention_vision.checkpoints.preprocessing import Preprocessing
@@ -34,7 +33,6 @@ from attention_vision.classification.transforms import (
     Pixels,
     batched_form,
 )
-from attention_vision.data.augmentation import Steps
 from attention_vision.data.decoded_cache import CachedImages
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.data.findings import Findings
@@ -59,7 +57,6 @@ from attention_vision.data.loading import (
     replicas,
 )
 from attention_vision.data.resident import (
-    GIB,
     RESIDENT_GIB,
     ResidentLoader,
     held_images,
@@ -177,49 +174,32 @@ class ClassificationData(TaskData):
         return super().sampler()
 
     def train_dataloader(self) -> StatefulDataLoader | ResidentLoader:
-        """Shuffled full batches, of images in memory where they are held; see `TaskData`."""
         source = getattr(self.train_images, "source", None)
         if self.trainer is not None and isinstance(source, CachedImages):
             source.open()  # here, not in each worker
-        held = self._held("train", self.preprocessing.options("interpolation"))
-        if held is None:
-            return super().train_dataloader()
-        sampler = begin_training(self.trainer, self.sampler(), self.batch_size)
-        seed, repeats = self.order_seed, self.repeats
-        return ResidentLoader(self.train_images, *held, self.batch_size, sampler, seed, repeats)
+        return super().train_dataloader()
 
-    def val_dataloader(self) -> DataLoader | ResidentLoader:
-        return self._held_evaluation("val") or super().val_dataloader()
-
-    def test_dataloader(self) -> DataLoader | ResidentLoader:
-        return self._held_evaluation("test") or super().test_dataloader()
-
-    def _held_evaluation(self, split: str) -> ResidentLoader | None:
-        """A loader of images in memory; None where they are not held."""
-        held = self._held(split, self.preprocessing.options("interpolation", "crop"))
-        if held is None:
-            return None
-        dataset = getattr(self, f"{split}_images")
-        share = evaluation_share(self.trainer, dataset)
-        return ResidentLoader(dataset, *held, self.batch_size, share=share)
-
-    def _held(self, split: str, given: dict[str, Any]) -> tuple[Tensor, Steps] | None:
-        """The images of a split on the device, and what is done to batches; None if not held."""
-        dataset, trainer = getattr(self, f"{split}_images"), self.trainer
+    def held(self, split: str) -> ResidentLoader | None:
+        dataset, trainer, trains = getattr(self, f"{split}_images"), self.trainer, split == "train"
         known = type(dataset) in (AugmentedDataset, PixelBatches)
-        if not known or not is_fixed(dataset.source):
+        if not self.resident_gib or not known or not is_fixed(dataset.source):
             return None
-        form = batched_form(self.recipe, "train" if split == "train" else "evaluation")
+        if trainer is not None and not may_hold(trainer, split, tensors_of(dataset.source)):
+            return None
+        given = self.preprocessing.options("interpolation", *(() if trains else ("crop",)))
+        form = batched_form(self.recipe, "train" if trains else "evaluation")
         form = form(self.image_size, self.mean, self.std, **given)
-        if form is None or not self.resident_gib or (trainer and not may_hold(trainer, split)):
+        images = form and held_images(
+            dataset.source, form.pixels, self.resident_gib, max(1, self.num_workers)
+        )
+        if form is None or images is None:
             return None
-        if trainer and trainer.state.fn != TrainerFn.FITTING and tensors_of(dataset.source) is None:
-            return None  # files that are read once
-        threads = max(1, self.num_workers)
-        images = held_images(dataset.source, form.pixels, self.resident_gib * GIB, threads)
-        if images is None:
-            return None
-        return images.to(trainer.strategy.root_device if trainer else "cpu"), form.steps
+        images = images if trainer is None else images.to(trainer.strategy.root_device)
+        loading = dataset, images, form.steps, self.batch_size
+        if not trains:
+            return ResidentLoader(*loading, share=evaluation_share(trainer, dataset))
+        sampler = begin_training(trainer, self.sampler(), self.batch_size)
+        return ResidentLoader(*loading, sampler, self.order_seed, self.repeats)
 
     def _evaluation(self) -> nn.Module:
         given = self.preprocessing.options("interpolation", "crop")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -23,6 +24,7 @@ from attention_vision.data.findings import Findings
 from attention_vision.data.fingerprint import as_lines, file_columns, file_sizes, fingerprint
 from attention_vision.data.image_files import broken_images
 from attention_vision.data.labels import Labels, shown
+from attention_vision.data.resident import ResidentLoader
 from attention_vision.data.splits import SPLIT_NAMES, SplitShares, divide
 from attention_vision.errors import InputError
 from attention_vision.identity import data_difference, digest
@@ -285,15 +287,27 @@ class TaskData(LightningDataModule):
         """The order of the training samples of this process."""
         return EpochSampler(self.train_images, *replicas(self.trainer), seed=self.order_seed)
 
-    def train_dataloader(self) -> StatefulDataLoader:
+    def train_dataloader(self) -> StatefulDataLoader | ResidentLoader:
         """Shuffled full batches. Raises InputError when there is not even one."""
-        return train_loader(self.trainer, self.sampler(), self._loading())
+        held = self.held("train")
+        return train_loader(self.trainer, self.sampler(), self._loading()) if held is None else held
 
-    def val_dataloader(self) -> DataLoader:
-        return evaluation_loader(self.trainer, self.val_images, self._evaluation_loading())
+    def val_dataloader(self) -> DataLoader | ResidentLoader:
+        return self._evaluated("val")
 
-    def test_dataloader(self) -> DataLoader:
-        return evaluation_loader(self.trainer, self.test_images, self._evaluation_loading())
+    def test_dataloader(self) -> DataLoader | ResidentLoader:
+        return self._evaluated("test")
+
+    def held(self, split: str) -> ResidentLoader | None:
+        """A loader of a split whose images are held in memory; None where each batch is read."""
+        return None
+
+    def _evaluated(self, split: str) -> DataLoader | ResidentLoader:
+        held = self.held(split)
+        if held is not None:
+            return held
+        images = getattr(self, f"{split}_images")
+        return evaluation_loader(self.trainer, images, self._evaluation_loading())
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(self.predict_images, **self._loading())
@@ -535,14 +549,22 @@ def begin_training(trainer: Trainer | None, sampler: EpochSampler, batch_size: i
     return sampler
 
 
-def may_hold(trainer: Trainer, split: str) -> bool:
+def may_hold(trainer: Trainer, split: str, tensors: Tensor | None) -> bool:
     """Whether the images of a split may be held in memory, if they fit.
 
-    Not those of a training that began without, whose augmentation draws from streams, and not those
-    of a trainer that sets an order of its own.
+    Not those of a training that began without, whose augmentation draws from streams; not those of
+    a trainer that sets an order of its own; and not files that are read once.
+
+    Args:
+        trainer: of the data.
+        split: "train", "val" or "test".
+        tensors: the images, where they are no files.
     """
-    overfits = trainer.overfit_batches  # pyright: ignore[reportAttributeAccessIssue] set from afar
-    return not overfits and (split != "train" or not draws_from_streams(trainer))
+    if trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue] set from afar
+        return False
+    if split == "train":
+        return not draws_from_streams(trainer)
+    return tensors is not None or trainer.state.fn == TrainerFn.FITTING
 
 
 def evaluation_loader(

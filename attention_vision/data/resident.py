@@ -92,7 +92,8 @@ class ResidentLoader:
         """The images and labels of samples (B,) int64 of an epoch, as the loader yields them."""
         numbers = uniforms(self.seed, epoch, samples, self.steps.draws)
         chosen = to(samples // self.repeats, self.images.device)
-        return [self.steps(self.images[chosen], numbers), self.labels[chosen]]
+        images, labels = (part.index_select(0, chosen) for part in (self.images, self.labels))
+        return [self.steps(images, numbers), labels]
 
     def state_dict(self) -> dict[str, int]:
         return dict(self._position)
@@ -116,29 +117,29 @@ class ResidentLoader:
 
 
 def held_images(
-    source: Any, pixels: Callable[[Any], Tensor], most_bytes: float, threads: int
+    source: Any, pixels: Callable[[Any], Tensor], most_gib: float, threads: int
 ) -> Tensor | None:
     """Read all images of a source, (n, C, H, W) uint8 on the CPU.
 
     Args:
         source: has (image, label) by index, or tensors `images` (n, C, H, W) uint8.
         pixels: from an image, or a batch of tensors, to uint8.
-        most_bytes: of the result.
+        most_gib: that the result may need.
         threads: that read.
 
     Returns:
-        None where the images need more bytes, or differ in their size.
+        None where the images need more, or differ in their size.
     """
     count = len(cast(Sized, source))
     first = pixels(source[0][0])
-    if count * first.nbytes > most_bytes:
+    if count * first.nbytes > most_gib * GIB:
         return None
     stored = tensors_of(source)
     held = torch.empty(count, *first.shape, dtype=torch.uint8)
     if stored is not None:
         for part, images in zip(held.split(READ_AT_ONCE), stored.split(READ_AT_ONCE), strict=True):
             part.copy_(pixels(images))
-        same = stored.shape == held.shape and torch.equal(stored, held)
+        same = stored.is_contiguous() and stored.shape == held.shape and torch.equal(stored, held)
         return stored if same else held  # one copy is enough
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, count, READ_AT_ONCE):

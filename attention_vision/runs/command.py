@@ -47,6 +47,7 @@ from attention_vision.runs.weights import (
     unread_weights,
 )
 from attention_vision.training.checkpoint_io import AtomicCheckpointIO
+from attention_vision.training.compiled import MODES, GraphsOfBatch, compiled_by
 from attention_vision.training.finite import FiniteSteps
 from attention_vision.training.heartbeat import Heartbeat
 from attention_vision.training.last_validation import validate_at_end
@@ -155,7 +156,7 @@ def build(parsed: Parsed, checkpoint: Path | None = None) -> Built:
         read_state(checkpoint, built.model)
     if config.compile:
         for name in filter(partial(hasattr, built.model), parsed.task.networks):
-            getattr(built.model, name).compile(backend=config.compile)  # in place: its names stay
+            getattr(built.model, name).compile(**compiled_by(config.compile))  # names stay
     return Built(built.model, built.data, built.trainer, built.claim)
 
 
@@ -229,6 +230,8 @@ def make_trainer(
         options.enable_checkpointing = False
         options.callbacks = [one for one in options.callbacks if not isinstance(one, Checkpoint)]
     options.callbacks.append(Heartbeat())
+    if parsed.config.compile in MODES:
+        options.callbacks.append(GraphsOfBatch())
     if not parsed.config.pictures:
         options.callbacks.append(WithoutPictures())
     if options.profiler is None:

@@ -27,6 +27,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -54,7 +55,15 @@ DATASHEET = {  # dense bf16 FLOP/s
     "NVIDIA H100 80GB HBM3": 989.4e12,
     "NVIDIA H200": 989.4e12,
 }
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def processor_time() -> float:
+    """Seconds of all threads of this process and of the child processes that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": processor_time}
 
 Step = Callable[[], object]
 
@@ -106,8 +115,7 @@ class Conditions:
 
     Args:
         device: "cpu" or "cuda".
-        clock: "wall", or "cpu": this process's processor time, which other processes do not
-            lengthen; it adds up threads, and does not see worker processes.
+        clock: "wall", or "cpu": see `processor_time`, which other programs lengthen less.
         turns: number of turns of each row.
         seconds: the shortest time that a turn of one side takes.
         matrix_rate: measured FLOP/s of matrix products, see `matrix_rate`.

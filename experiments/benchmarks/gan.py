@@ -24,6 +24,8 @@ from attention_vision.generation import SAGAN, Discriminator, Generator
 from attention_vision.generation.gan.module import MomentumFreeAdam
 from attention_vision.generation.gan.scores import Unscored
 
+Widths = tuple[int, int]  # channels of G and of D
+
 
 def conv(inputs: int, outputs: int, kernel: int, bias: bool = True) -> nn.Module:
     return spectral_norm(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias))
@@ -119,9 +121,11 @@ class PlainDiscriminator(nn.Module):
         return self.linear(x)[:, 0] + (self.embedding(labels) * x).sum(1)
 
 
-def ours(images: Tensor, labels: Tensor, layout: torch.memory_format) -> Step:
+def ours(images: Tensor, labels: Tensor, widths: Widths, layout: torch.memory_format) -> Step:
     """As `SAGAN.training_step` without its loop and logs."""
-    module = SAGAN(Generator(32), Discriminator(32), scorer=Unscored())
+    of_g, of_d = widths
+    networks = Generator(32, width=of_g), Discriminator(32, width=of_d)
+    module = SAGAN(*networks, scorer=Unscored())
     module = module.to(images.device).to(memory_format=layout).train()
     module.manual_backward = lambda loss: loss.backward()
     of_g = MomentumFreeAdam(module.generator.parameters(), lr=1e-4, fused=True)
@@ -145,13 +149,14 @@ def ours(images: Tensor, labels: Tensor, layout: torch.memory_format) -> Step:
     return step
 
 
-def theirs(images: Tensor, labels: Tensor, layout: torch.memory_format) -> Step:
+def theirs(images: Tensor, labels: Tensor, widths: Widths, layout: torch.memory_format) -> Step:
     device = images.device
+    of_g, of_d = widths
     g, d = (
         network.to(device).to(memory_format=layout).train()
-        for network in (PlainGenerator(256, 10), PlainDiscriminator(128, 10))
+        for network in (PlainGenerator(of_g, 10), PlainDiscriminator(of_d, 10))
     )
-    mine = Generator(32), Discriminator(32)
+    mine = Generator(32, width=of_g), Discriminator(32, width=of_d)
     assert [sum(p.numel() for p in one.parameters()) for one in (g, d)] == [
         sum(p.numel() for p in one.parameters()) for one in mine
     ]
@@ -183,11 +188,12 @@ def theirs(images: Tensor, labels: Tensor, layout: torch.memory_format) -> Step:
 
 
 def rows(device: str, smoke: bool) -> Iterator[Row]:
+    widths = (16, 16) if smoke else (256, 128)
     for batch in (2,) if smoke else (64, 16):
         images = torch.rand(batch, 3, 32, 32, device=device) * 2 - 1
         labels = torch.randint(10, (batch,), device=device)
         sides = [
-            Side(who, partial(build, images, labels, layout), variant)
+            Side(who, partial(build, images, labels, widths, layout), variant)
             for who, build in (("ours", ours), ("articles' code", theirs))
             for layout, variant in (
                 (torch.contiguous_format, "contiguous"),

@@ -97,7 +97,7 @@ def draw(benchmarks: dict[str, dict]) -> None:
 
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     plt.rcParams.update({"svg.hashsalt": "speed", "svg.fonttype": "none", "font.size": 9})
     shown = points(benchmarks)[::-1]
@@ -115,6 +115,7 @@ def draw(benchmarks: dict[str, dict]) -> None:
         )  # fmt: skip
     axes.set_yticks(range(len(shown)), [label for label, _ in shown])
     axes.set(xscale="log", xlabel="peer's time / ours; | target", ylim=(-0.7, len(shown) - 0.3))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     for edge in ("top", "right"):

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 
 import torch
 from run import Part
@@ -289,7 +290,8 @@ def networks(part: Part) -> None:
     exact_float32()
     torch.manual_seed(0)
     rows, failures = [], []
-    for name, network, inputs, loss, double in network_cases(part.smoke):
+    for case in islice(network_cases(part.smoke), 0, None, 2 if part.smoke else 1):
+        name, network, inputs, loss, double = case
         start = time.perf_counter()
         still(network)
         dtype = torch.float64 if double else torch.float32
