@@ -92,7 +92,8 @@ class ResidentLoader:
         """The images and labels of samples (B,) int64 of an epoch, as the loader yields them."""
         numbers = uniforms(self.seed, epoch, samples, self.steps.draws)
         chosen = to(samples // self.repeats, self.images.device)
-        return [self.steps(self.images[chosen], numbers), self.labels[chosen]]
+        images, labels = (part.index_select(0, chosen) for part in (self.images, self.labels))
+        return [self.steps(images, numbers), labels]
 
     def state_dict(self) -> dict[str, int]:
         return dict(self._position)
@@ -138,7 +139,7 @@ def held_images(
     if stored is not None:
         for part, images in zip(held.split(READ_AT_ONCE), stored.split(READ_AT_ONCE), strict=True):
             part.copy_(pixels(images))
-        same = stored.shape == held.shape and torch.equal(stored, held)
+        same = stored.is_contiguous() and stored.shape == held.shape and torch.equal(stored, held)
         return stored if same else held  # one copy is enough
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, count, READ_AT_ONCE):

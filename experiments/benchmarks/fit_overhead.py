@@ -1,11 +1,13 @@
 """What the framework costs: whole trainings by the command, against a bare loop of PyTorch.
 
-A step is a small epoch: training, a fifth as many images of validation, as in CIFAR-10's, and what
-belongs to an epoch's end. Ours is `attention-vision classification fit` with its curves, checks and
-checkpoints. The checkpoints and rows of an epoch's end count ten to twenty times as often as in
-epochs of 50,000 images. The bare loop has the same network, optimizer, loss and batch size. Its
-images are one uint8 tensor, which it crops and flips by one index. It measures the accuracy, and
-writes nothing. Its variants are torch's default step of the optimizer, and one fused kernel.
+Ours is `attention-vision classification fit` with its curves, pictures, checks and checkpoints. The
+bare loop has the same network, optimizer, loss and batch size. Its images are one uint8 tensor,
+which it crops and flips by one index. It measures the accuracy, and writes nothing. Its variants
+are torch's default step of the optimizer, and one fused kernel.
+
+Rows named "steps" measure batches inside an epoch. Rows named "small epochs" add a fifth as many
+images of validation, as CIFAR-10 has, and an end of an epoch: checkpoints, pictures and rows, which
+cost the same in an epoch of 50,000 images, of 40 to 80 times as many batches.
 
 Images are random, of CIFAR-10's size: the time does not depend on them.
 """
@@ -62,19 +64,32 @@ class RandomImages(ClassificationData):
         return TensorImages(images, labels.tolist())
 
 
-class EpochsOnDemand(Callback):
-    """Holds a training that runs in a thread at the start of each epoch until it is asked to go."""
+class OnDemand(Callback):
+    """Holds a training that runs in a thread until it is asked to go on.
 
-    def __init__(self) -> None:
+    Args:
+        batches: between two holds; 0 for epochs.
+    """
+
+    def __init__(self, batches: int):
+        self.batches = batches
         self.asked, self.held = threading.Semaphore(0), threading.Semaphore(0)
         self.error: BaseException | None = None
 
     def on_train_epoch_start(self, *_: Any) -> None:
+        if not self.batches:
+            self.hold()
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
+        if self.batches and number % self.batches == 0:
+            self.hold()
+
+    def hold(self) -> None:
         self.held.release()
         self.asked.acquire()
 
     def step(self) -> None:
-        """Let one epoch run, with all that belongs to its end."""
+        """Let some batches run, or an epoch with all that belongs to its end."""
         with redirect_stdout(StringIO()):
             self.asked.release()
             self.held.acquire()
@@ -88,15 +103,22 @@ class Training:
 
     Args:
         experiment: file below experiments/classification, without its ending.
-        batches: of a small epoch.
+        batches: of a step.
+        ends: whether a step is an epoch, with its end.
         device: "cpu" or "cuda".
         recipe: augmentation, in the place of the experiment's.
     """
 
     experiment: str
     batches: int
+    ends: bool
     device: str
     recipe: dict[str, Any]
+
+    @property
+    def in_epoch(self) -> int:
+        """Batches of an epoch; more than all steps take where its end is not measured."""
+        return self.batches if self.ends else 40 * self.batches
 
     def words(self, run: str) -> list[str]:
         """Write the config of a run; return the arguments of its command."""
@@ -105,7 +127,7 @@ class Training:
         config["data"] = {
             "class_path": f"{Path(__file__).stem}.RandomImages",
             "init_args": {
-                "count": self.batches * batch_size, "batch_size": batch_size,
+                "count": self.in_epoch * batch_size, "batch_size": batch_size,
                 "recipe": {"class_path": "CIFARAugmentation", "init_args": self.recipe},
             },
         }  # fmt: skip
@@ -117,8 +139,8 @@ class Training:
         return ["-c", str(file), "--run", str(Path(FOLDER.name, run))]
 
     def ours(self) -> Step:
-        """Start a training, which waits at its first epoch."""
-        epochs = EpochsOnDemand()
+        """Start a training, which waits at its first batch."""
+        epochs = OnDemand(0 if self.ends else self.batches)
 
         def train() -> None:
             try:
@@ -144,7 +166,8 @@ class Training:
         for group in optimizer.param_groups:
             group["fused"] = fused or None
         padding = self.recipe.get("padding", 4)
-        size = work.objects.data.batch_size
+        data: Any = work.objects.data
+        size = data.batch_size
         batches = Batches(self.batches * size, size, padding, self.device)
 
         def epoch() -> None:
@@ -157,6 +180,8 @@ class Training:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+            if not self.ends:
+                return
             network.eval()
             right = torch.zeros((), device=self.device)
             with torch.no_grad():
@@ -208,21 +233,26 @@ def row(name: str, training: Training, size: int, note: str = "") -> Row:
         Side("bare loop", partial(training.bare, fused=False)),
         Side("bare loop", partial(training.bare, fused=True), "fused"),
     ]
-    targets = {} if note else {"bare loop": 0.95}
+    targets = {} if training.ends or note else {"bare loop": 0.95}
     images = training.batches * size
     return Row(name, sides, images, targets=targets, memory=False, turns=5, note=note)
 
 
 def rows(device: str, smoke: bool) -> Iterator[Row]:
-    batches = 2 if smoke else 20
-    yield row("SE-ResNet-20, fit", Training("se_resnet20_cifar10", batches, device, {}), 64)
-    if smoke:  # the other rows differ in a file and a recipe
-        return
-    cct = partial(Training, "cct_2_3x2_cifar10", batches // 2, device)
-    yield row("CCT-2/3x2, fit", cct({"padding": 0}), 128)
-    augmented = cct({"padding": 0, "autoaugment": "cifar10"})
+    batches = 2 if smoke else 10
+    flips: dict[str, Any] = {"padding": 0}
+    for ends in (False, True):
+        what = "small epochs" if ends else "steps"
+        senet = Training("se_resnet20_cifar10", batches, ends, device, {})
+        yield row(f"SE-ResNet-20, {what}", senet, 64)
+        if smoke:  # the other rows differ in a file and a recipe
+            return
+        cct = Training("cct_2_3x2_cifar10", batches // 2, ends, device, flips)
+        yield row(f"CCT-2/3x2, {what}", cct, 128)
+    policy = flips | {"autoaugment": "cifar10"}
+    augmented = Training("cct_2_3x2_cifar10", batches // 2, False, device, policy)
     note = "the bare loop lacks AutoAugment"
-    yield row("CCT-2/3x2, fit with AutoAugment", augmented, 128, note)
+    yield row("CCT-2/3x2 with AutoAugment, steps", augmented, 128, note)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def _channels_last(weight: Tensor) -> bool:
 def step(group: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
     """Take one step of power iteration for n weights of one shape, as one product of matrices.
 
-    In single precision or better, autocast or not. The vectors are not moved.
+    In single precision or better, autocast or not. The vectors are not moved; a weight of zeros
+    (of layers that start as the identity) has no direction, and keeps its u.
 
     Returns:
         the weights as matrices (n, outputs, rest), u' (n, outputs) and σ (n,)
@@ -81,11 +82,12 @@ def step(group: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
         exact = matrices.to(dtype)
         # Vectors are rows, (n, 1, ...): a batched product with columns is ten times slower on CPUs.
         with torch.no_grad():
-            u = torch.stack([norm.u for norm in norms]).to(dtype)[:, None]
-            v = F.normalize(u @ exact, dim=-1, eps=norms[0].eps)
+            old = torch.stack([norm.u for norm in norms]).to(dtype)[:, None]
+            v = F.normalize(old @ exact, dim=-1, eps=norms[0].eps)
         product = v @ exact.mT
         u = F.normalize(product.detach(), dim=-1, eps=norms[0].eps)
-        return matrices, u[:, 0], (u * product).sum((1, 2))
+        sigma = (u * product).sum((1, 2))
+        return matrices, torch.where(sigma[:, None] > 0, u[:, 0], old[:, 0]), sigma
 
 
 def normalize(pairs: Sequence[Pair]) -> list[Tensor]:
@@ -93,14 +95,12 @@ def normalize(pairs: Sequence[Pair]) -> list[Tensor]:
     normalized: dict[SpectralNorm, Tensor] = {}
     for group in _by_shape(pairs):
         matrices, u, sigma = step(group)
-        # A weight of zeros (of layers that start as the identity) stays: it has no direction.
-        positive = sigma > 0
-        divisor = torch.where(positive, sigma, 1.0).to(matrices.dtype)
+        divisor = torch.where(sigma > 0, sigma, 1.0).to(matrices.dtype)  # zeros stay zeros
         quotients = (matrices / divisor[:, None, None]).unbind()
-        for (norm, weight), quotient, new, moves in zip(group, quotients, u, positive, strict=True):
+        for (norm, weight), quotient, moved in zip(group, quotients, u, strict=True):
             normalized[norm] = norm.like(quotient, weight)
             if norm.training and not norm.frozen:
-                norm.u.copy_(torch.where(moves, new, norm.u))
+                norm.u.copy_(moved)
     return [normalized[norm] for norm, _ in pairs]
 
 
