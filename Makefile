@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS := runs/demo
 
-.PHONY: help setup demo test soak lint bench docs house
+MINUTES := 9
+GPU_OUT := runs/gpu$(if $(SMOKE),_smoke)
+WHEELS := runs/wheels
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+.PHONY: help setup demo test soak lint bench gpu gpu-wheels gpu-data docs house
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -28,9 +33,18 @@ lint: $(VENV)/.dev  ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.dev  ## measure speed and memory against naive code and the peers' libraries, as ratios
-	$(BIN)/python experiments/benchmarks/attention.py
-	$(BIN)/python experiments/benchmarks/matching.py
+bench: $(VENV)/.dev  ## measure speed and memory against the peers' libraries: tables and plot in docs
+	$(BIN)/python experiments/benchmarks/all.py
+
+gpu:  ## ask a GPU everything, within MINUTES=9; again: goes on; DATA=CIFAR-10's folder; SMOKE=1: toy, on a CPU
+	$(GPU_PYTHON) experiments/gpu/run.py --minutes $(MINUTES) --out $(GPU_OUT) $(if $(SMOKE),--smoke) \
+		$(if $(DATA),--data $(DATA)) $(if $(wildcard $(WHEELS)),--wheels $(WHEELS))
+
+gpu-wheels: $(VENV)/.dev  ## download what a machine with PyTorch lacks for `make gpu`; PRESENT=its pip freeze
+	$(BIN)/python experiments/gpu/wheels.py --out $(WHEELS) $(if $(PRESENT),--present $(PRESENT))
+
+gpu-data: $(VENV)/.dev  ## pack CIFAR-10 of DATA into two files of 51 MB in runs/cifar10
+	$(BIN)/python experiments/gpu/cifar.py pack $(DATA) runs/cifar10
 
 docs: $(VENV)/.dev  ## build the guides and the API reference into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

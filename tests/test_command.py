@@ -128,7 +128,7 @@ WRONG_FILES = [
     (
         "class_path: ViT",
         "class_path: torch.nn.Linear",
-        "is not a Backbone; known: CCT, EfficientNet, ResNet, Swin, ViT",
+        "is not a Backbone; known: CCT, CompactResNet, EfficientNet, ResNet, Swin, ViT",
     ),
     ("class_path: ViT", "class_pth: ViT", "did you mean model.network.class_path?"),
     ("class_path: ViT", "class_path: ViT\n    depth: 3", "depth stands beside class_path"),

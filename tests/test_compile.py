@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningModule
+from torch import nn
 from torch._dynamo.utils import counters
 
 from attention_vision.attention import record_attention
@@ -115,3 +116,17 @@ def test_a_compiled_run_is_resumed_recorded_and_loaded() -> None:
     with torch.no_grad():
         torch.testing.assert_close(network(images), recorded)
         torch.testing.assert_close(loaded(images), recorded)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_mode_keeps_outputs_until_the_next_batch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, str]] = []
+    marks: list[None] = []
+    monkeypatch.setattr("torch.compile", lambda network, **given: asked.append(given) or network)
+    monkeypatch.setattr(nn.Module, "compile", lambda _, **given: asked.append(given))
+    monkeypatch.setattr("torch.compiler.cudagraph_mark_step_begin", lambda: marks.append(None))
+    fit(name, "graphs", "--compile", "reduce-overhead", limit_val_batches=0)
+    assert asked == [{"mode": "reduce-overhead"}] * (2 if name == "generation" else 1)
+    assert len(marks) == TRAINER["limit_train_batches"]

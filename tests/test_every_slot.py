@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from attention_vision.attention import FeatureAttention, MultiHeadAttention, TokenAttention
-from attention_vision.backbones import CCT, ConvTokenizer, MeanPool, ResNet, Swin, ViT
+from attention_vision.backbones import (
+    CCT,
+    CompactResNet,
+    ConvTokenizer,
+    MaxPool,
+    MeanPool,
+    ResNet,
+    Swin,
+    ViT,
+)
 from attention_vision.detection import DETR, AttentionRCNN, DETRDetector, RCNNDetector
 from attention_vision.generation import AttentionUNet, Discriminator, Generator
 from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
@@ -25,14 +34,18 @@ def labels(count: int = 4) -> Tensor:
     return torch.arange(count) % CLASSES
 
 
-def classify(network: nn.Module) -> Task:
-    images = torch.randn(4, 3, 16, 16)
+def classify(network: nn.Module, size: int = 16) -> Task:
+    images = torch.randn(4, 3, size, size)
     return network, lambda: cross_entropy(network(images), labels())
 
 
 def resnet(attention: FeatureAttention, **options) -> Task:
     small = {"width": 8, "stem": "cifar", "num_classes": CLASSES}
     return classify(ResNet(10, attention, **small, **options))
+
+
+def compact(attention: FeatureAttention = nn.Identity, pool=MaxPool) -> Task:
+    return classify(CompactResNet(attention, CLASSES, (8, 8, 8), pool=pool), size=32)
 
 
 def vit(attention: TokenAttention = MultiHeadAttention, pool=MeanPool) -> Task:
@@ -109,6 +122,7 @@ SLOTS: dict[str, dict[str, Callable[..., Task]]] = {
     "feature": {
         "ResNet blocks": resnet,
         "ResNet stages": partial(resnet, attention_at="stages"),
+        "CompactResNet stages": compact,
         "ResNet end": partial(resnet, attention_at="stages", attention_stages=(4,)),
         "DETR backbone": detr,
         "R-CNN backbone": rcnn,
@@ -119,6 +133,7 @@ SLOTS: dict[str, dict[str, Callable[..., Task]]] = {
     "token": {"ViT blocks": vit, "Swin blocks": swin, "CCT blocks": cct},
     "pool": {
         "ResNet pool": lambda pool: resnet(nn.Identity, pool=pool),
+        "CompactResNet pool": lambda pool: compact(pool=pool),
         "ViT pool": lambda pool: vit(pool=pool),
         "Swin pool": lambda pool: swin(pool=pool),
         "CCT pool": lambda pool: cct(pool=pool),

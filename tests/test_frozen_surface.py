@@ -33,7 +33,8 @@ FLAGS: dict[str, set[str]] = {  # of `attention-vision TASK VERB`
         "model.label_smoothing", "model.layer_decay", "model.mix_epochs", "model.mixup",
         "model.network", "model.network.help", "model.optimizer", "model.optimizer.help",
         "model.penalty", "model.penalty.help", "model.progressive",
-        "model.progressive.help", "model.schedule", "model.schedule.help", "model.weights",
+        "model.progressive.help", "model.schedule", "model.schedule.help",
+        "model.test_time_flip", "model.weights",
         "on_nonfinite", "pictures", "run", "seed_everything", "task", "threads",
     },
     "detection": {
@@ -57,8 +58,8 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
         "WindowAttention", "attend", "attention_backend", "capture", "record_attention",
     },
     "backbones": {
-        "Backbone", "CCT", "ClassToken", "ConvTokenizer", "DistilledToken", "EfficientNet",
-        "MeanPool", "PatchTokenizer", "ResNet", "Swin", "ViT",
+        "Backbone", "CCT", "ClassToken", "CompactResNet", "ConvTokenizer", "DistilledToken",
+        "EfficientNet", "MaxPool", "MeanPool", "PatchTokenizer", "ResNet", "Swin", "ViT",
     },
     "checkpoints": {
         "load_backbone", "load_official", "start_from",

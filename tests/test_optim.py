@@ -1,6 +1,7 @@
 """The schedule by its formula, across a resume; which parameters decay."""
 
 import math
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader
 
 from attention_vision.backbones import ResNet, ViT
@@ -19,6 +20,7 @@ from attention_vision.training.optim import (
     StepOnPlateau,
     WarmupCosine,
     configure,
+    fuse,
     horizon,
     layer_decay,
     parameter_groups,
@@ -201,3 +203,59 @@ def test_a_plateau_moves_when_there_is_a_validation(tmp_path: Path) -> None:
 def test_a_plateau_without_validation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="follows val/score, and this run has no validation"):
         plateau_rates([], tmp_path, max_epochs=1, limit_val_batches=0)
+
+
+def trained(module: nn.Module, optimizer: Any, steps: int = 3, **given: Any) -> nn.Module:
+    """A copy of a network after some steps, as `configure` builds its optimizer."""
+    module = deepcopy(module)
+    built: Any = configure(
+        LightningModule(), module, partial(optimizer, lr=0.1, **given), partial(StepLR, step_size=1)
+    )["optimizer"]
+    for number in range(steps):
+        torch.manual_seed(number)
+        built.zero_grad()
+        module(torch.randn(4, 3, 8, 8)).square().mean().backward()
+        built.step()
+    return module
+
+
+def fused(optimizer: Any, **given: Any) -> set[bool | None]:
+    built: Any = configure(
+        LightningModule(), nn.Linear(2, 2), partial(optimizer, lr=0.1, **given),
+        partial(StepLR, step_size=1),
+    )["optimizer"]  # fmt: skip
+    return {group.get("fused") for group in built.param_groups}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        partial(torch.optim.SGD, momentum=0.9, weight_decay=0.1),
+        partial(torch.optim.AdamW, weight_decay=0.1),
+        partial(torch.optim.Adam, betas=(0.0, 0.9)),
+    ],
+    ids=["sgd", "adamw", "adam"],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_fused_steps_are_those_of_the_formula(optimizer: Any, layout: Any) -> None:
+    network = ResNet(8, num_classes=4, width=4, stem="cifar").to(memory_format=layout)
+    one, other = trained(network, optimizer), trained(network, optimizer, foreach=False)
+    for a, b, start in zip(one.parameters(), other.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(a, start)
+
+
+def test_the_users_choice_of_a_kernel_stays() -> None:
+    assert fused(torch.optim.AdamW) == fused(torch.optim.SGD) == {True}
+    assert fused(torch.optim.AdamW, fused=False) == {False}
+    assert fused(torch.optim.SGD, foreach=True) == {None}
+    assert fused(torch.optim.RMSprop) == {None}
+
+
+def test_a_run_that_began_without_a_fused_step_goes_on_so() -> None:
+    weight = nn.Linear(2, 2)
+    before = torch.optim.AdamW(weight.parameters(), lr=0.1)
+    now = torch.optim.AdamW(weight.parameters(), lr=0.1)
+    fuse(now)
+    now.load_state_dict(before.state_dict())
+    assert [group["fused"] for group in now.param_groups] == [None]

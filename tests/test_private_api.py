@@ -42,6 +42,7 @@ USED = {
         "_Loop": ["training/steps.py"],
         "_TrainingEpochLoop": ["training/last_validation.py"],
         "_accelerator_connector": ["training/slurm.py"],
+        "_average_model": ["training/finite.py"],
         "_batches_that_stepped": ["training/steps.py"],
         "_can_stop_early": ["training/last_validation.py", "training/steps.py"],
         "_data_fetcher": ["training/steps.py"],

@@ -2,6 +2,7 @@
 
 from attention_vision.backbones.backbone import Backbone, MeanPool
 from attention_vision.backbones.cct import CCT, ConvTokenizer, PatchTokenizer
+from attention_vision.backbones.compact_resnet import CompactResNet, MaxPool
 from attention_vision.backbones.efficientnet import EfficientNet
 from attention_vision.backbones.resnet import ResNet
 from attention_vision.backbones.swin import Swin
@@ -11,9 +12,11 @@ __all__ = [
     "CCT",
     "Backbone",
     "ClassToken",
+    "CompactResNet",
     "ConvTokenizer",
     "DistilledToken",
     "EfficientNet",
+    "MaxPool",
     "MeanPool",
     "PatchTokenizer",
     "ResNet",

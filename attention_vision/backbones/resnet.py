@@ -10,7 +10,7 @@ from typing import Annotated, Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from attention_vision.attention import FeatureAttention
 from attention_vision.backbones.backbone import (
@@ -50,11 +50,30 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int 
     return layer
 
 
+def convolve(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """The norm of the convolution. A frozen one is a scale and a shift: part of the kernel."""
+    if not isinstance(norm, FrozenBatchNorm2d) or isinstance(conv, SubsampledConv2d):
+        return norm(conv(x))
+    frozen = dict(norm.named_buffers())
+    scale = frozen["weight"] * (frozen["running_var"] + norm.eps).rsqrt()
+    shift = frozen["bias"] - frozen["running_mean"] * scale
+    kernel = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, kernel, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
 def shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:
     """The identity, or a 1x1 projection where the shape changes."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
-    return nn.Sequential(conv(inputs, outputs, 1, stride), norm(outputs))
+    return Projection(conv(inputs, outputs, 1, stride), norm(outputs))
+
+
+class Projection(nn.Sequential):
+    """Convolution and norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self
+        return convolve(cast(nn.Conv2d, conv), norm, x)
 
 
 def hide(x: Tensor, padding: Tensor | None) -> Tensor:
@@ -93,8 +112,8 @@ class BasicBlock(nn.Module):
     @recomputable
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         after = shrink(padding, self.stride)
-        y = self.norm1(self.conv1(x)).relu_()
-        y = self.norm2(self.conv2(hide(y, after)))
+        y = convolve(self.conv1, self.norm1, x).relu_()
+        y = convolve(self.conv2, self.norm2, hide(y, after))
         y = self.attention(hide(y, after))
         return hide((self.shortcut(x) + self.drop(y)).relu_(), after)
 
@@ -130,9 +149,11 @@ class Bottleneck(nn.Module):
     @recomputable
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         after = shrink(padding, self.stride)
-        y = self.norm1(self.conv1(x)).relu_()
-        y = self.norm2(self.conv2(hide(y, after if self.stride_first else padding))).relu_()
-        y = self.norm3(self.conv3(y))
+        y = convolve(self.conv1, self.norm1, x).relu_()
+        y = convolve(
+            self.conv2, self.norm2, hide(y, after if self.stride_first else padding)
+        ).relu_()
+        y = convolve(self.conv3, self.norm3, y)
         y = self.attention(hide(y, after))
         return hide((self.shortcut(x) + self.drop(y)).relu_(), after)
 
@@ -156,7 +177,7 @@ class Stem(nn.Sequential):
         self.stride = 4 if kind == "imagenet" else 1
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
-        x = self.relu(self.norm(self.conv(hide(images, padding))))
+        x = self.relu(convolve(self.conv, self.norm, hide(images, padding)))
         # Zeros pass through the pool like the border it sees alone: nothing is below 0 after ReLU.
         x = self.pool(hide(x, shrink(padding, self.conv.stride[0])))
         return hide(x, shrink(padding, self.stride))

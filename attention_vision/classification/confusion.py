@@ -42,9 +42,10 @@ class ClassAccuracy(Metric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch. Shape: (B, num_classes), (B,)"""
-        hits = logits.argmax(1) == labels
-        self.images += torch.bincount(labels, minlength=len(self.images))
-        self.right += torch.bincount(labels[hits], minlength=len(self.right))
+        hits = (logits.argmax(1) == labels).long()
+        # Not `bincount`, for whose length the host waits.
+        self.images = self.images.index_add(0, labels, torch.ones_like(labels))
+        self.right = self.right.index_add(0, labels, hits)
 
     def compute(self) -> Tensor:
         """Accuracy of each class, nan without images. Shape: (num_classes,)"""

@@ -16,9 +16,10 @@ from attention_vision.classification.sources import ClassificationSource, Labele
 from attention_vision.classification.transforms import Augmentation
 from attention_vision.data.findings import Findings
 from attention_vision.data.loading import OnBadImage
+from attention_vision.data.resident import RESIDENT_GIB
 from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
-from attention_vision.ranges import Count, Seed, Size, Workers, checked
+from attention_vision.ranges import Count, NonNegative, Seed, Size, Workers, checked
 
 
 @checked
@@ -41,7 +42,8 @@ class ImageCSV(ClassificationData):
         val_csv, test_csv: tables of the images to validate and to test on.
         file_column, label_column, split_column: names of the columns, or their numbers from 0,
             where they are not found.
-        recipe, image_size, repeats, preprocessing, balanced: see `ClassificationData`.
+        recipe, image_size, repeats, preprocessing, balanced, resident_gib, cache: see
+            `ClassificationData`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`; under "skip"
             rows whose image is missing are left out too.
     """
@@ -66,10 +68,12 @@ class ImageCSV(ClassificationData):
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        resident_gib: NonNegative = RESIDENT_GIB,
+        cache: str | None = None,
     ):
         super().__init__(
             image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image,
-            preprocessing, balanced,
+            preprocessing, balanced, resident_gib, cache,
         )  # fmt: skip
         self.recipe = recipe
         self.root = Path(csv).parent if root is None else Path(root)

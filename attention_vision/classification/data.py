@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 import torchvision
+from torch import nn
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from attention_vision.checkpoints.preprocessing import Preprocessing
 from attention_vision.classification.sources import (
@@ -20,6 +21,7 @@ from attention_vision.classification.sources import (
     ClassificationInputs,
     ClassificationSource,
     LabeledFiles,
+    PixelBatches,
     RelabeledSource,
     TensorImages,
     first_per_class,
@@ -28,7 +30,10 @@ from attention_vision.classification.transforms import (
     Augmentation,
     CIFARAugmentation,
     ImageNetAugmentation,
+    Pixels,
+    batched_form,
 )
+from attention_vision.data.decoded_cache import CachedImages
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, cluttered_digits, single_digits
 from attention_vision.data.findings import Findings
 from attention_vision.data.formats import hint
@@ -46,7 +51,17 @@ from attention_vision.data.loading import (
     OnBadImage,
     RepeatedSampler,
     TaskData,
+    begin_training,
+    evaluation_share,
+    may_hold,
     replicas,
+)
+from attention_vision.data.resident import (
+    RESIDENT_GIB,
+    ResidentLoader,
+    held_images,
+    is_fixed,
+    tensors_of,
 )
 from attention_vision.data.splits import SplitShares, refuse_splits_among_classes, split_folder
 from attention_vision.data.torchvision_sets import (
@@ -55,8 +70,9 @@ from attention_vision.data.torchvision_sets import (
     load_torchvision_dataset,
 )
 from attention_vision.errors import InputError
-from attention_vision.ranges import Count, NonNegativeInt, Seed, Size, Workers, checked
+from attention_vision.ranges import Count, NonNegative, NonNegativeInt, Seed, Size, Workers, checked
 
+CACHED = 0.875  # image size by short side in the cache: 224 by 256, as photographs are evaluated
 UNSET = Preprocessing()  # the weights', or else the data set's
 SMALL_IMAGES, PHOTOGRAPHS = CIFARAugmentation(), ImageNetAugmentation()
 # No flips, which would make other digits; small turns, shifts and zooms instead.
@@ -88,6 +104,10 @@ class ClassificationData(TaskData):
             where their release states it, else from the data set and its recipe.
         balanced: train on all classes equally often, however many images they have, see
             `BalancedSampler`.
+        resident_gib: the images of a split are held in memory, on the device, if they need up to so
+            much and a recipe makes them equally large; 0 to read them in every epoch.
+        cache: folder in which the training images are kept decoded, with a short side of
+            `image_size` / 0.875 at most, from which all epochs cut; see `CachedImages`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
 
     Raises:
@@ -109,11 +129,14 @@ class ClassificationData(TaskData):
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        resident_gib: NonNegative = RESIDENT_GIB,
+        cache: str | None = None,
     ):
         super().__init__(batch_size, num_workers, seed, images, split, on_bad_image)
         if balanced and repeats > 1:
             raise InputError("data.balanced and data.repeats both set the order: leave one out")
         self.image_size, self.repeats, self.balanced = image_size, repeats, balanced
+        self.resident_gib, self.cache = resident_gib, cache
         self.use_preprocessing(preprocessing)
 
     def use_preprocessing(self, preprocessing: Preprocessing) -> None:
@@ -130,7 +153,8 @@ class ClassificationData(TaskData):
         if split == "train":
             given = self.preprocessing.options("interpolation")
             transform = self.recipe.train(self.image_size, self.mean, self.std, **given)
-            return AugmentedDataset(self._checked(split), transform, seed, self.repeats)
+            kind = PixelBatches if isinstance(transform, Pixels) else AugmentedDataset
+            return kind(self._cached(self._checked(split)), transform, seed, self.repeats)
         return AugmentedDataset(self._checked(split), self._evaluation(), seed)
 
     def facts(self, split: str) -> dict[str, Any]:
@@ -149,9 +173,42 @@ class ClassificationData(TaskData):
             return RepeatedSampler(images, *processes, seed, self.repeats)
         return super().sampler()
 
-    def _evaluation(self) -> v2.Transform:
+    def train_dataloader(self) -> StatefulDataLoader | ResidentLoader:
+        source = getattr(self.train_images, "source", None)
+        if self.trainer is not None and isinstance(source, CachedImages):
+            source.open()  # here, not in each worker
+        return super().train_dataloader()
+
+    def held(self, split: str) -> ResidentLoader | None:
+        dataset, trainer, trains = getattr(self, f"{split}_images"), self.trainer, split == "train"
+        known = type(dataset) in (AugmentedDataset, PixelBatches)
+        if not self.resident_gib or not known or not is_fixed(dataset.source):
+            return None
+        if trainer is not None and not may_hold(trainer, split, tensors_of(dataset.source)):
+            return None
+        given = self.preprocessing.options("interpolation", *(() if trains else ("crop",)))
+        form = batched_form(self.recipe, "train" if trains else "evaluation")
+        form = form(self.image_size, self.mean, self.std, **given)
+        images = form and held_images(
+            dataset.source, form.pixels, self.resident_gib, max(1, self.num_workers)
+        )
+        if form is None or images is None:
+            return None
+        images = images if trainer is None else images.to(trainer.strategy.root_device)
+        loading = dataset, images, form.steps, self.batch_size
+        if not trains:
+            return ResidentLoader(*loading, share=evaluation_share(trainer, dataset))
+        sampler = begin_training(trainer, self.sampler(), self.batch_size)
+        return ResidentLoader(*loading, sampler, self.order_seed, self.repeats)
+
+    def _evaluation(self) -> nn.Module:
         given = self.preprocessing.options("interpolation", "crop")
         return self.recipe.evaluation(self.image_size, self.mean, self.std, **given)
+
+    def _cached(self, source: ClassificationSource) -> ClassificationSource:
+        if self.cache is None:
+            return source
+        return CachedImages(source, self.cache, "train", round(self.image_size / CACHED))
 
     def _checked(self, split: str) -> ClassificationSource:
         source = self._in_trained_labels(self.source(split))
@@ -202,10 +259,11 @@ class Digits(ClassificationData):
         per_class: Count | None = None,
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        resident_gib: NonNegative = RESIDENT_GIB,
     ):
         super().__init__(
             image_size, batch_size, num_workers, seed, images, repeats,
-            preprocessing=preprocessing, balanced=balanced,
+            preprocessing=preprocessing, balanced=balanced, resident_gib=resident_gib,
         )  # fmt: skip
         self.recipe, self.cluttered, self.per_class = recipe, cluttered, per_class
 
@@ -249,11 +307,12 @@ class TorchvisionData(ClassificationData):
         repeats: Count = 1,
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        resident_gib: NonNegative = RESIDENT_GIB,
     ):
         size = image_size or self.own_size
         super().__init__(
             size, batch_size, num_workers, seed, images, repeats,
-            preprocessing=preprocessing, balanced=balanced,
+            preprocessing=preprocessing, balanced=balanced, resident_gib=resident_gib,
         )  # fmt: skip
         self.recipe, self.per_class = recipe, per_class
         self.root, self.download = root, download
@@ -306,7 +365,7 @@ class ImageFolder(ClassificationData):
 
     Args:
         root: the folder.
-        recipe, image_size, repeats, balanced: see `ClassificationData`.
+        recipe, image_size, repeats, balanced, resident_gib, cache: see `ClassificationData`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
     """
 
@@ -324,10 +383,12 @@ class ImageFolder(ClassificationData):
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        resident_gib: NonNegative = RESIDENT_GIB,
+        cache: str | None = None,
     ):
         super().__init__(
             image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image,
-            preprocessing, balanced,
+            preprocessing, balanced, resident_gib, cache,
         )  # fmt: skip
         self.recipe = recipe
         self.root = Path(root)

@@ -7,20 +7,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from attention_vision.checkpoints.preprocessing import Preprocessing
 from attention_vision.classification.data import PHOTOGRAPHS, UNSET, ClassificationData
 from attention_vision.classification.label_table import LABEL_COLUMNS, as_split, in_order
 from attention_vision.classification.sources import ClassificationSource
 from attention_vision.classification.transforms import Augmentation
+from attention_vision.data.encoded_image import EncodedImage
 from attention_vision.data.findings import Findings
 from attention_vision.data.formats import hint
-from attention_vision.data.image_files import read_image, reason_broken
+from attention_vision.data.image_files import reason_broken
 from attention_vision.data.loading import OnBadImage
+from attention_vision.data.resident import RESIDENT_GIB
 from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
-from attention_vision.ranges import Count, Seed, Size, Workers, checked
+from attention_vision.ranges import Count, NonNegative, Seed, Size, Workers, checked
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,7 +43,8 @@ class HuggingFaceImages(ClassificationData):
     Args:
         root: the folder, or one parquet file.
         image_column, label_column: names of the columns, where they are not found.
-        recipe, image_size, repeats, preprocessing, balanced: see `ClassificationData`.
+        recipe, image_size, repeats, preprocessing, balanced, resident_gib: see
+            `ClassificationData`.
         batch_size, num_workers, seed, images, split, on_bad_image: see `TaskData`.
     """
 
@@ -63,10 +64,11 @@ class HuggingFaceImages(ClassificationData):
         on_bad_image: OnBadImage = "stop",
         preprocessing: Preprocessing = UNSET,
         balanced: bool = False,
+        resident_gib: NonNegative = RESIDENT_GIB,
     ):
         super().__init__(
             image_size, batch_size, num_workers, seed, images, repeats, split, on_bad_image,
-            preprocessing, balanced,
+            preprocessing, balanced, resident_gib,
         )  # fmt: skip
         self.recipe = recipe
         self.root = Path(root)
@@ -154,6 +156,8 @@ class StoredImages:
         indices: rows to use; all where none are given.
     """
 
+    fixed = True
+
     def __init__(
         self,
         rows: "Dataset",
@@ -203,11 +207,11 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[EncodedImage, int]:
         content, path = self.content(
             self.indices[index], f"{self.where}, row {self.indices[index]}"
         )
-        return read_image(path, content=content), self.targets[index]
+        return EncodedImage(path, content), self.targets[index]
 
 
 def open_splits(root: Path) -> dict[str, "Dataset"]:

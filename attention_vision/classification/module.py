@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
@@ -59,7 +59,12 @@ from attention_vision.training.finite import (
     finite_steps,
     require_finite,
 )
-from attention_vision.training.logging import ResumableMean, StepLogger, log_epoch_mean
+from attention_vision.training.logging import (
+    FiniteMean,
+    ResumableMean,
+    StepLogger,
+    log_epoch_mean,
+)
 from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure, layer_decay
 from attention_vision.training.steps import SeedEveryStep
 
@@ -90,6 +95,8 @@ class Classifier(LightningModule):
             given.
         distillation: a trained teacher to learn from.
         penalty: on attention.
+        test_time_flip: measure and predict by the mean of the logits of each image and its mirror
+            image, which costs a second forward pass.
         class_weights: of the cross-entropy in training: "balanced", or a weight for each class, in
             order or by name; see `class_weights.class_weights` for the formula. val/loss has none.
 
@@ -119,6 +126,7 @@ class Classifier(LightningModule):
         distillation: Distillation | None = None,
         penalty: AttentionPenalty | None = None,
         class_weights: ClassWeights | None = None,
+        test_time_flip: bool = False,
     ):
         super().__init__()
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -134,15 +142,13 @@ class Classifier(LightningModule):
         self.distillation = distillation
         slots = {"distillation": distillation, "penalty": penalty}
         self.terms: dict[str, Term] = {name: term for name, term in slots.items() if term}
-        self.class_weights = class_weights
+        self.class_weights, self.test_time_flip = class_weights, test_time_flip
         self.register_buffer("loss_weights", None, persistent=False)  # of the data, set in fit
         self.train_loss = ResumableMean()
         self.train_parts = nn.ModuleDict(
             {name: ResumableMean() for name in ("loss_ce", *self.terms) if self.terms}
         )
-        self.mean_losses = nn.ModuleDict(
-            {split: MeanMetric(nan_strategy="ignore") for split in ("val", "test")}
-        )
+        self.mean_losses = nn.ModuleDict({split: FiniteMean() for split in ("val", "test")})
         self.accuracies = nn.ModuleDict(
             {split: accuracies(split, network.num_classes) for split in ("val", "test")}
         )
@@ -216,6 +222,11 @@ class Classifier(LightningModule):
     def forward(self, images: Tensor) -> Output:
         return self.network(images.contiguous(memory_format=self.memory_format))
 
+    def measured(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images to evaluate or to predict, see `test_time_flip`."""
+        logits = self(images)
+        return (logits + self(images.flip(-1))) / 2 if self.test_time_flip else logits
+
     def mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The batch after MixUp or CutMix, in epochs that mix: targets are (B, num_classes)."""
         mixes = self.mix_epochs is None or self.current_epoch < self.mix_epochs
@@ -262,8 +273,8 @@ class Classifier(LightningModule):
 
     def _evaluate(self, split: str, images: Tensor, labels: Tensor) -> Tensor:
         """Measure a batch; whether the logits of each image are finite, (B,)."""
-        logits = self(images)
-        loss = cast(MeanMetric, self.mean_losses[split])
+        logits = self.measured(images)
+        loss = cast(FiniteMean, self.mean_losses[split])
         accuracy = cast(MetricCollection, self.accuracies[split])
         loss.update(cross_entropy(logits, labels), len(images))
         accuracy.update(logits, labels)
@@ -295,7 +306,7 @@ class Classifier(LightningModule):
         self, batch: tuple[Tensor, list[str]], batch_idx: int
     ) -> tuple[list[str], Tensor, Tensor]:
         images, paths = batch
-        logits = self(images)
+        logits = self.measured(images)
         require_finite(logits, paths)
         probabilities = logits.softmax(dim=1)
         top = probabilities.topk(min(5, self.network.num_classes))

@@ -5,19 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
-from attention_vision.data.image_files import Listing, image_files, read_image
+from attention_vision.classification.transforms import Pixels
+from attention_vision.data.encoded_image import EncodedImage
+from attention_vision.data.image_files import Listing, image_files
 from attention_vision.data.loading import random_stream
 
 
 class ClassificationSource(Protocol):
     """Images with labels, as torchvision's data sets have them: `source[i]` is (image, label).
 
+    An image is a PIL image, a tensor, or an `EncodedImage`, which is decoded as the transform asks.
     One whose labels are not those of its data module has `class_names`, by which they are mapped.
+    A class whose images are the same at every reading says so by `fixed = True`: they may be held
+    in memory.
     """
 
     @property
@@ -35,7 +39,7 @@ class AugmentedDataset(Dataset):
     """
 
     def __init__(
-        self, source: ClassificationSource, transform: v2.Transform, seed: int, repeats: int = 1
+        self, source: ClassificationSource, transform: nn.Module, seed: int, repeats: int = 1
     ):
         self.source, self.transform = source, transform
         self.seed, self.repeats = seed, repeats
@@ -45,16 +49,37 @@ class AugmentedDataset(Dataset):
         return len(self.source)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        return self._transformed(key, self.transform)
+
+    def _transformed(self, key: int | tuple[int, int], transform: nn.Module) -> tuple[Tensor, int]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, label = self.source[index // self.repeats]
         with random_stream(self.seed, epoch, index):
-            return self.transform(image), int(label)
+            return transform(image), int(label)
+
+
+class PixelBatches(AugmentedDataset):
+    """An `AugmentedDataset` whose batches are normalized whole: `Pixels` is its transform.
+
+    Workers pass on uint8, a quarter of the bytes, and the loader `finish`es a batch on the device
+    that trains.
+    """
+
+    transform: Pixels
+
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> list[tuple[Tensor, int]]:
+        return [self._transformed(key, self.transform.pixels) for key in keys]
+
+    def finish(self, batch: list[Tensor], device: torch.device) -> list[Tensor]:
+        """Move a batch of (pixels, labels) to a device, with the pixels normalized."""
+        pixels, labels = (part.to(device, non_blocking=True) for part in batch)
+        return [self.transform.normalized(pixels), labels]
 
 
 class ClassificationInputs(Dataset):
     """All images below a folder in the order of their paths, as (image, path)."""
 
-    def __init__(self, folder: str, transform: v2.Transform):
+    def __init__(self, folder: str, transform: nn.Module):
         self.files = image_files(folder)
         self.transform = transform
 
@@ -62,11 +87,13 @@ class ClassificationInputs(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        return self.transform(read_image(self.files[index])), self.files[index]
+        return self.transform(EncodedImage(self.files[index])), self.files[index]
 
 
 class TensorImages:
     """A source of images that are already tensors (n, C, H, W) uint8."""
+
+    fixed = True
 
     def __init__(self, images: Tensor, targets: list[int]):
         self.images, self.targets = images, targets
@@ -85,6 +112,8 @@ class LabeledFiles:
         files: (path, label) of each.
         class_names: by label.
     """
+
+    fixed = True
 
     def __init__(self, files: Sequence[tuple[str, int]], class_names: Sequence[str]):
         self.files, self.class_names = list(files), class_names
@@ -110,9 +139,9 @@ class LabeledFiles:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[EncodedImage, int]:
         path, label = self.files[index]
-        return read_image(path), label
+        return EncodedImage(path), label
 
 
 class RelabeledSource:
@@ -122,6 +151,8 @@ class RelabeledSource:
         source: the images.
         labels: new label of each of its labels.
     """
+
+    fixed = True  # if that source is
 
     def __init__(self, source: ClassificationSource, labels: Sequence[int]):
         self.source, self.labels = source, labels

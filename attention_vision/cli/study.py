@@ -60,7 +60,11 @@ def add_run(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the study file")
     parser.add_argument("--folder", type=Path, help="default: runs/studies/NAME")
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: one per GPU or core)")
+    parser.add_argument(
+        "--jobs", type=jobs, metavar="N|auto",
+        help="runs at a time (default: one per GPU or core); auto tries how many of them share the"
+        " machine, or each GPU, best",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds in place of those of the file")
     parser.add_argument("--only", nargs="+", metavar="CELL", help="run these cells only")
     parser.add_argument(
@@ -95,6 +99,14 @@ def add_export(verbs: argparse._SubParsersAction) -> None:
     kind.add_argument(
         "--wandb-sweep", action="store_true", help="print the configuration of a sweep"
     )
+
+
+def jobs(word: str) -> int | str:
+    """Read the argument of --jobs."""
+    try:
+        return word if word == "auto" else int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither a number nor auto") from None
 
 
 def run(options: argparse.Namespace) -> int:

@@ -84,7 +84,9 @@ def kinds() -> tuple[str, ...]:
     )
 
 
-def read_image(path: str | Path, turn: bool = True, content: bytes | None = None) -> Image.Image:
+def read_image(
+    path: str | Path, turn: bool = True, content: bytes | None = None, reduction: int = 1
+) -> Image.Image:
     """Read an RGB image, turned upright as its EXIF orientation says.
 
     Palettes are resolved and CMYK is converted; transparent pixels keep the color that lies under
@@ -96,12 +98,17 @@ def read_image(path: str | Path, turn: bool = True, content: bytes | None = None
         path: of the file; FILE.tif/3 is the page 3 of a TIFF, counted from 0.
         turn: apply the EXIF orientation; without, the image is as it is stored.
         content: of the file, where it is not on disk.
+        reduction: 2, 4 or 8 decodes a JPEG to sides of 1/2, 1/4 or 1/8, rounded up, which needs
+            less time; images of other kinds stay as they are.
 
     Raises:
         InputError: the file cannot be read, or is gray with negative or not finite values.
     """
     try:
         with open_image(path if content is None else io.BytesIO(content)) as image:
+            if reduction > 1:  # rounded down: Pillow takes a factor that leaves at least this
+                sides = max(1, image.width // reduction), max(1, image.height // reduction)
+                image.draft("RGB", sides)
             upright = eight_bits(ImageOps.exif_transpose(image) if turn else image, path)
             if upright.mode == "P" and "transparency" in upright.info:
                 upright = upright.convert("RGBA")  # else Pillow warns of the step to RGB

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -23,12 +24,13 @@ from attention_vision.data.findings import Findings
 from attention_vision.data.fingerprint import as_lines, file_columns, file_sizes, fingerprint
 from attention_vision.data.image_files import broken_images
 from attention_vision.data.labels import Labels, shown
+from attention_vision.data.resident import ResidentLoader
 from attention_vision.data.splits import SPLIT_NAMES, SplitShares, divide
 from attention_vision.errors import InputError
 from attention_vision.identity import data_difference, digest
 from attention_vision.ranges import Count, Seed, Workers, checked
 from attention_vision.training.distributed import broadcast, gather, rank, world_size
-from attention_vision.training.steps import adds_seeds, mix, run_seed
+from attention_vision.training.steps import adds_seeds, draws_from_streams, mix, run_seed
 
 OnBadImage = Literal["stop", "skip"]
 FindBroken = Callable[[Sequence[str]], dict[str, str]]  # images -> those that do not decode: reason
@@ -285,15 +287,27 @@ class TaskData(LightningDataModule):
         """The order of the training samples of this process."""
         return EpochSampler(self.train_images, *replicas(self.trainer), seed=self.order_seed)
 
-    def train_dataloader(self) -> StatefulDataLoader:
+    def train_dataloader(self) -> StatefulDataLoader | ResidentLoader:
         """Shuffled full batches. Raises InputError when there is not even one."""
-        return train_loader(self.trainer, self.sampler(), self._loading())
+        held = self.held("train")
+        return train_loader(self.trainer, self.sampler(), self._loading()) if held is None else held
 
-    def val_dataloader(self) -> DataLoader:
-        return evaluation_loader(self.trainer, self.val_images, self._evaluation_loading())
+    def val_dataloader(self) -> DataLoader | ResidentLoader:
+        return self._evaluated("val")
 
-    def test_dataloader(self) -> DataLoader:
-        return evaluation_loader(self.trainer, self.test_images, self._evaluation_loading())
+    def test_dataloader(self) -> DataLoader | ResidentLoader:
+        return self._evaluated("test")
+
+    def held(self, split: str) -> ResidentLoader | None:
+        """A loader of a split whose images are held in memory; None where each batch is read."""
+        return None
+
+    def _evaluated(self, split: str) -> DataLoader | ResidentLoader:
+        held = self.held(split)
+        if held is not None:
+            return held
+        images = getattr(self, f"{split}_images")
+        return evaluation_loader(self.trainer, images, self._evaluation_loading())
 
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(self.predict_images, **self._loading())
@@ -442,10 +456,29 @@ class RepeatedSampler(EpochSampler):
 
 
 class TrainLoader(StatefulDataLoader):
-    """torchdata's loader, resumable inside an epoch with the same number of workers."""
+    """torchdata's loader, resumable inside an epoch with the same number of workers.
+
+    A data set with `finish(batch, device) -> batch` has it called in this process: workers pass on
+    what is small, and the rest is done on the device that trains, `device`.
+    """
+
+    device = torch.device("cpu")
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()
+        finish = getattr(self.dataset, "finish", None)
+        return batches if finish is None else (finish(batch, self.device) for batch in batches)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises InputError when the position was saved with another number of workers."""
+        """Raises InputError when the position was saved with another number of workers.
+
+        Or by a loader of images in memory.
+        """
+        if "batches" in state:
+            raise InputError(
+                "the checkpoint lies inside an epoch of images that were held in memory: resume"
+                " with the data.resident_gib of the run"
+            )
         saved = state["_snapshot"]["_main_snapshot"]["_num_workers"] if "_snapshot" in state else 0
         if saved != self.num_workers:
             raise InputError(
@@ -491,17 +524,47 @@ def train_loader(
         sampler: the order; it holds the data set, `sampler.dataset`.
         loading: the other arguments of the loader, with `batch_size`.
     """
-    if len(sampler) < loading["batch_size"]:
+    begin_training(trainer, sampler, loading["batch_size"])
+    loader = TrainLoader(sampler.dataset, sampler=sampler, drop_last=True, **loading)
+    if trainer is not None:
+        loader.device = trainer.strategy.root_device
+    return loader
+
+
+def begin_training(trainer: Trainer | None, sampler: EpochSampler, batch_size: int) -> EpochSampler:
+    """Set a sampler to the epoch of the trainer; return it.
+
+    Raises InputError when there is not even one full batch.
+    """
+    if len(sampler) < batch_size:
         raise InputError(
-            f"batch_size {loading['batch_size']} is larger than the {len(sampler)} training images"
-            " of a process: lower data.batch_size"
+            f"batch_size {batch_size} is larger than the {len(sampler)} training images of a"
+            " process: lower data.batch_size"
         )
     if trainer is not None:
         # Lightning tells the sampler only after the first epoch's workers have begun to load.
         epochs = trainer.fit_loop.epoch_progress.current  # annotated as its base class
         sampler.adds = adds_seeds(trainer)
         sampler.set_epoch(epochs.processed)  # pyright: ignore[reportAttributeAccessIssue]
-    return TrainLoader(sampler.dataset, sampler=sampler, drop_last=True, **loading)
+    return sampler
+
+
+def may_hold(trainer: Trainer, split: str, tensors: Tensor | None) -> bool:
+    """Whether the images of a split may be held in memory, if they fit.
+
+    Not those of a training that began without, whose augmentation draws from streams; not those of
+    a trainer that sets an order of its own; and not files that are read once.
+
+    Args:
+        trainer: of the data.
+        split: "train", "val" or "test".
+        tensors: the images, where they are no files.
+    """
+    if trainer.overfit_batches:  # pyright: ignore[reportAttributeAccessIssue] set from afar
+        return False
+    if split == "train":
+        return not draws_from_streams(trainer)
+    return tensors is not None or trainer.state.fn == TrainerFn.FITTING
 
 
 def evaluation_loader(
@@ -511,16 +574,25 @@ def evaluation_loader(
 
     Raises InputError where a process would have no image: it would not join the collectives.
     """
+    count, rank = evaluation_share(trainer, images)
+    sampler = None
+    if count > 1:  # torch's own sampler repeats images to make the parts equal
+        sampler = UnrepeatedDistributedSampler(images, count, rank, shuffle=False)
+    return DataLoader(images, sampler=sampler, **loading)
+
+
+def evaluation_share(trainer: Trainer | None, images: Dataset) -> tuple[int, int]:
+    """Number of processes that evaluate, and the rank of this one.
+
+    Raises InputError where a process would have no image: it would not join the collectives.
+    """
     count, rank = replicas(trainer)
     if length(images) < count:
         raise InputError(
             f"{length(images)} images to evaluate cannot be divided among {count} processes: lower"
             " trainer.devices"
         )
-    sampler = None
-    if count > 1:  # torch's own sampler repeats images to make the parts equal
-        sampler = UnrepeatedDistributedSampler(images, count, rank, shuffle=False)
-    return DataLoader(images, sampler=sampler, **loading)
+    return count, rank
 
 
 def data_of(trainer: Trainer) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import reduce
 from operator import add
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -306,9 +306,9 @@ class AttentionRCNN(nn.Module):
         batch = ImageList(images, [tuple(size) for size in sizes.tolist()])
         return batch, self.pyramid_levels(images)
 
-    def compile(self, backend: str = "inductor") -> None:
+    def compile(self, **options: Any) -> None:
         """Compiles `pyramid_levels`, whose shapes are fixed; the rest varies with the objects."""
-        self.pyramid_levels = torch.compile(self.pyramid_levels, backend=backend)
+        self.pyramid_levels = torch.compile(self.pyramid_levels, **options)
 
     def pyramid_levels(self, images: Tensor) -> dict[str, Tensor]:
         """The levels of the pyramid, named 0, 1, ... and "pool", fine to coarse."""

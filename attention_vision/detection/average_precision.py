@@ -1,13 +1,16 @@
 """COCO's average precision, exact at any number of processes.
 
 Detections and ground truths are gathered as they are and evaluated once, by the code that the
-leaderboard runs; nothing is averaged over batches or processes. The MeanAveragePrecision of
-torchmetrics lacks size limits, processes without images, and one count per image_id.
+leaderboard runs or its port to C++; nothing is averaged over batches or processes. The
+MeanAveragePrecision of torchmetrics lacks size limits, processes without images, and one count per
+image_id.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
+from importlib.util import find_spec
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,8 +59,8 @@ class COCOAveragePrecision(Metric):
     Args:
         class_names: name of each label, for `per_class`; numbers where none are given.
         category_ids: category of each label, for `per_class` where there are no names.
-        engine: "pycocotools", or "faster_coco_eval", which computes the same numbers sooner, from
-            the extra `speed`.
+        engine: "pycocotools", or "faster_coco_eval" of the extra `speed`, about ten times as fast.
+            Their numbers differ by rounding, 2e-16. None is the fastest that is installed.
         size_limits: sides in pixels of the squares up to which objects are small and medium.
 
     Raises InputError where the engine is not installed, or the limits do not ascend from above 0.
@@ -70,7 +73,7 @@ class COCOAveragePrecision(Metric):
         self,
         class_names: Sequence[str] | None = None,
         category_ids: Sequence[int] | None = None,
-        engine: str = "pycocotools",
+        engine: str | None = None,
         size_limits: tuple[NonNegative, NonNegative] = COCO_SIZES,
     ):
         super().__init__()
@@ -79,6 +82,8 @@ class COCOAveragePrecision(Metric):
                 f"size_limits {tuple(size_limits)}: the first must be above 0, the second above it"
             )
         self.names = class_names if class_names is not None else category_ids
+        if engine is None:
+            engine = "faster_coco_eval" if find_spec("faster_coco_eval") else "pycocotools"
         load_engine(engine)  # a missing one is told now, not after the first epoch
         self.engine, self.size_limits = engine, (size_limits[0], size_limits[1])
         self.class_ap: dict[str, float] = {}
@@ -157,17 +162,23 @@ def _coco_format(images: dict[int, Image]) -> tuple[dict[str, list], dict[str, l
 
     Detections keep their order within an image: it decides between equal scores.
     """
-    truths, detections = [], []
-    for image_id, image in images.items():
-        for box, label, area, crowd in zip(
-            image.true_boxes.tolist(), image.true_labels, image.areas, image.crowds, strict=True
-        ):
-            truths.append(_annotation(len(truths), image_id, label, box, area, crowd))
-        for box, label, score in zip(
-            image.boxes.tolist(), image.labels, image.scores.tolist(), strict=True
-        ):
-            found = _annotation(len(detections), image_id, label, box, box[2] * box[3], 0)
-            detections.append({**found, "score": score})
+    if not images:
+        return {"annotations": []}, {"annotations": []}
+    truths = _annotations(
+        images,
+        [image.true_labels for image in images.values()],
+        bbox=[image.true_boxes for image in images.values()],
+        area=[image.areas for image in images.values()],
+        iscrowd=[image.crowds.astype(int) for image in images.values()],
+    )
+    detections = _annotations(
+        images,
+        [image.labels for image in images.values()],
+        bbox=[image.boxes for image in images.values()],
+        area=[image.boxes[:, 2] * image.boxes[:, 3] for image in images.values()],
+        iscrowd=[np.zeros(len(image.boxes), int) for image in images.values()],
+        score=[image.scores for image in images.values()],
+    )
     labels = sorted({annotation["category_id"] for annotation in [*truths, *detections]})
     shared = {
         "images": [{"id": image_id} for image_id in images],
@@ -176,17 +187,15 @@ def _coco_format(images: dict[int, Image]) -> tuple[dict[str, list], dict[str, l
     return {**shared, "annotations": truths}, {**shared, "annotations": detections}
 
 
-def _annotation(
-    before: int, image_id: int, label: float, box: list[float], area: float, crowd: float
-) -> dict[str, Any]:
-    return {
-        "id": before + 1,
-        "image_id": image_id,
-        "category_id": int(label),
-        "bbox": box,
-        "area": float(area),
-        "iscrowd": int(crowd),
-    }
+def _annotations(
+    images: Iterable[int], labels: Sequence[np.ndarray], **columns: Sequence[np.ndarray]
+) -> list[dict[str, Any]]:
+    """Annotations of all images, whose columns are converted as one: by far the quickest way."""
+    of_image = [np.full(len(one), id_) for id_, one in zip(images, labels, strict=True)]
+    columns = {"image_id": of_image, "category_id": [one.astype(int) for one in labels]} | columns
+    values = (np.concatenate(column).tolist() for column in columns.values())
+    names = ("id", *columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(count(1), *values)]
 
 
 def evaluate(

@@ -3,9 +3,9 @@
 Batches are (images (B, 3, H, W) float normalized and padded with zeros, padding_mask (B, H, W)
 bool, True where padded, targets: a dict per image). A target has `image_id`; `orig_size` and
 `size`, (h, w) of the file and as fed; and for its n objects `boxes` (n, 4) cxcywh in 0..1 of the
-image without padding, `labels` (n,) int64, `area` (n,) in pixels of the file, `iscrowd` (n,). In
-training there are no crowds; in evaluation they are kept for the metric; `criterion.without_crowds`
-leaves them out of a loss. In predict a target has `path` and no objects.
+image without padding, `labels` (n,) int64, `area` (n,) in pixels of the file. In training there are
+no crowds; in evaluation they are kept for the metric, which `iscrowd` (n,) tells it;
+`criterion.without_crowds` leaves them out of a loss. In predict a target has `path` and no objects.
 """
 
 from collections.abc import Sequence
@@ -253,11 +253,13 @@ class AnnotatedDataset(Dataset):
         if not self.crowds:
             kept &= objects.iscrowd == 0
         centered = box_convert(boxes[kept], "xyxy", "cxcywh")
+        # Where crowds are dropped already: a criterion would look for them on the device.
+        crowds = {"iscrowd": objects.iscrowd[kept]} if self.crowds else {}
         return image, {
             "boxes": centered / torch.tensor([width, height, width, height]),
             "labels": objects.labels[kept],
             "area": objects.area[kept],
-            "iscrowd": objects.iscrowd[kept],
+            **crowds,
             "image_id": image_id,
             "orig_size": torch.tensor(original),
             "size": torch.tensor([height, width]),

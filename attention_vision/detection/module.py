@@ -59,7 +59,7 @@ class Detector(LightningModule):
         backbone_weights: a run folder of classification, or an official state dict of the backbone;
             not read where there are `weights`, which hold the backbone too.
         fine_tune: see `weights`.
-        engine: of the metric; "faster_coco_eval" computes the same numbers sooner.
+        engine: of the metric, "faster_coco_eval" or "pycocotools"; None is the fastest installed.
         size_limits: of the metric, sides in pixels of the squares up to which objects are small
             and medium. Those of COCO leave images of 64 pixels without a large one.
     """
@@ -73,7 +73,7 @@ class Detector(LightningModule):
         weights: str | None,
         backbone_weights: str | None,
         fine_tune: bool,
-        engine: str,
+        engine: str | None,
         size_limits: tuple[NonNegative, NonNegative],
     ):
         super().__init__()
@@ -219,7 +219,7 @@ class DETRDetector(Detector):
         weights: str | None = None,
         backbone_weights: str | None = None,
         fine_tune: bool = False,
-        engine: str = "pycocotools",
+        engine: str | None = None,
         size_limits: tuple[NonNegative, NonNegative] = COCO_SIZES,
     ):
         super().__init__(
@@ -288,7 +288,7 @@ class RCNNDetector(Detector):
         weights: str | None = None,
         backbone_weights: str | None = None,
         fine_tune: bool = False,
-        engine: str = "pycocotools",
+        engine: str | None = None,
         size_limits: tuple[NonNegative, NonNegative] = COCO_SIZES,
     ):
         super().__init__(

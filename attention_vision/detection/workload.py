@@ -47,5 +47,4 @@ def random_objects(device: torch.device) -> dict[str, Tensor]:
     return {
         "boxes": torch.cat((centers, torch.full_like(centers, 0.2)), 1),
         "labels": torch.zeros(OBJECTS, dtype=torch.int64, device=device),
-        "iscrowd": torch.zeros(OBJECTS, dtype=torch.int64, device=device),
     }

@@ -146,9 +146,12 @@ def make_parser(name: str, verb: str, task: Task) -> ArgumentParser:
         help="how attention weights are computed, see attention_vision.attention",
     )  # fmt: skip
     parser.add_argument(
-        "--compile", type=Literal["inductor", "aot_eager", "eager"] | None, default=None,
-        help="torch.compile the networks with this backend; inductor makes them faster, the"
-        " others only trace them (default: not compiled)",
+        "--compile",
+        type=Literal["inductor", "reduce-overhead", "max-autotune", "aot_eager", "eager"] | None,
+        default=None,
+        help="torch.compile the networks: by inductor, with CUDA graphs too (reduce-overhead, for"
+        " images of one size), with a search for kernels too (max-autotune), or traced only"
+        " (aot_eager, eager) (default: not compiled)",
     )  # fmt: skip
     parser.add_argument(
         "--threads", type=Threads | None, default=None,

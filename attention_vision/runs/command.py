@@ -23,7 +23,6 @@ from lightning.pytorch import (
 )
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
-from torch.utils.data import DataLoader
 
 from attention_vision.attention import attention_backend
 from attention_vision.claims.check import ClaimCheck
@@ -48,6 +47,7 @@ from attention_vision.runs.weights import (
     unread_weights,
 )
 from attention_vision.training.checkpoint_io import AtomicCheckpointIO
+from attention_vision.training.compiled import MODES, GraphsOfBatch, compiled_by
 from attention_vision.training.finite import FiniteSteps
 from attention_vision.training.heartbeat import Heartbeat
 from attention_vision.training.last_validation import validate_at_end
@@ -59,6 +59,7 @@ from attention_vision.training.resume import checkpoint_callbacks
 from attention_vision.training.run_folder import read_checkpoint, read_state
 from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.training.steps import step_number
+from attention_vision.training.unprofiled import Unprofiled
 from attention_vision.yaml_json import write_atomically
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was")
@@ -155,7 +156,7 @@ def build(parsed: Parsed, checkpoint: Path | None = None) -> Built:
         read_state(checkpoint, built.model)
     if config.compile:
         for name in filter(partial(hasattr, built.model), parsed.task.networks):
-            getattr(built.model, name).compile(backend=config.compile)  # in place: its names stay
+            getattr(built.model, name).compile(**compiled_by(config.compile))  # names stay
     return Built(built.model, built.data, built.trainer, built.claim)
 
 
@@ -229,8 +230,12 @@ def make_trainer(
         options.enable_checkpointing = False
         options.callbacks = [one for one in options.callbacks if not isinstance(one, Checkpoint)]
     options.callbacks.append(Heartbeat())
+    if parsed.config.compile in MODES:
+        options.callbacks.append(GraphsOfBatch())
     if not parsed.config.pictures:
         options.callbacks.append(WithoutPictures())
+    if options.profiler is None:
+        options.profiler = Unprofiled()
     if options.enable_model_summary is None:
         options.enable_model_summary = False  # `fit` says what its table comes to
     if options.enable_progress_bar is not False and not any(
@@ -392,14 +397,13 @@ def write_json(work: Work, name: str, report: dict[str, Any]) -> None:
 def evaluated_images(work: Work) -> tuple[int, int]:
     """Images that validate or test evaluated, and all there are."""
     trainer = work.trainer
+    loader: Any  # the data's own, see `evaluation_loader`
     loader, (batches,) = (
         (trainer.val_dataloaders, trainer.num_val_batches)
         if work.parsed.verb == "validate"
         else (trainer.test_dataloaders, trainer.num_test_batches)
     )
-    assert isinstance(loader, DataLoader)  # the data's own, see `evaluation_loader`
-    assert loader.batch_size is not None
-    total = len(loader.dataset)  # pyright: ignore[reportArgumentType] (Dataset has no length)
+    total = len(loader.dataset)
     return int(min(total, batches * loader.batch_size * trainer.world_size)), total
 
 

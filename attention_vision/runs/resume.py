@@ -114,11 +114,13 @@ RULES = (
     Rule(
         "place of the data",
         ("data.root", "data.images", "data.*_images", "data.*_masks", "data.*_annotations",
-         "data.*_csv", "data.download", "data.in_memory", "data.on_bad_image"),
+         "data.*_csv", "data.download", "data.in_memory", "data.on_bad_image",
+         "data.resident_gib"),
         "applied", "classes, samples and held-out images are compared with the run's",
     ),
     Rule(
-        "augmentation", ("data.recipe", "data.recipe.*", "data.flip", "data.flips"), "applied",
+        "augmentation", ("data.recipe", "data.recipe.*", "data.flip", "data.flips", "data.cache"),
+        "applied",
         "from the next image on",
     ),
     Rule("data", ("data", "data.*"), "refused", "the run is of those images"),

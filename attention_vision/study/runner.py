@@ -15,7 +15,7 @@ from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import yaml
 
@@ -37,6 +37,7 @@ from attention_vision.study.folder import (
     write_study,
 )
 from attention_vision.study.progress_table import ProgressTable, cost_table
+from attention_vision.study.sharing import Trial, best_jobs, in_words, try_runs
 from attention_vision.yaml_json import Config, read_json, read_yaml, to_json, write_atomically
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class StudyRequest:
         file: the study file.
         folder: folder of the study; None is runs/studies/NAME.
         jobs: runs at a time; None is one per GPU, or as many as the cores and a run's threads
-            allow.
+            allow; "auto" tries how many share the machine, or each GPU, best.
         seeds: seeds in place of those of the file.
         only: names of the cells to run; None is all.
         profiles: files that are merged into every config, as a second -c of fit.
@@ -64,7 +65,7 @@ class StudyRequest:
 
     file: Path
     folder: Path | None = None
-    jobs: int | None = None
+    jobs: int | Literal["auto"] | None = None
     seeds: tuple[int, ...] | None = None
     only: tuple[str, ...] | None = None
     profiles: tuple[Path, ...] = ()
@@ -182,7 +183,11 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
         return 0
 
     configs = {name: study.cells[name].config for name in cells}
-    jobs, threads, gpus = share_machine(configs.values(), request.jobs, len(waiting))
+    measures = request.jobs == "auto"
+    if measures and request.launcher != "local":
+        raise InputError(f"--jobs auto tries this machine: give a number to {request.launcher}")
+    asked = None if request.jobs == "auto" else request.jobs
+    jobs, threads, gpus = share_machine(configs.values(), asked, len(waiting))
     preload(study.task, threads)
     unfinished = {run.cell for run in waiting}
     needed = cells if dry_run else [name for name in cells if name in unfinished]
@@ -207,6 +212,9 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
     announce(write_study(study, folder, seeds, facts))
     for name, preflight in fresh.items():
         write_preflight(study, folder, name, preflight)
+    if measures:
+        jobs = measured_jobs(waiting, configs)
+        jobs, threads, gpus = share_machine(configs.values(), jobs, len(waiting))
     for run in waiting:
         write_config(run, run_config(configs[run.cell], run, threads))
     launcher = make_launcher(request, folder, jobs, threads, gpus)
@@ -343,6 +351,34 @@ def share_machine(
     return at_a_time, min(threads, requested) if requested else threads, gpus
 
 
+def measured_jobs(waiting: Sequence[Run], configs: dict[str, Config]) -> int:
+    """Try how many copies of the first run share the machine, or each of its GPUs, best.
+
+    Args:
+        waiting: the runs to do.
+        configs: complete configs by the name of the cell.
+    """
+    first = waiting[0]
+    most, _, gpus = share_machine(configs.values(), None, len(waiting))
+    groups = len(gpus) or 1
+    if gpus:
+        most = -(-len(waiting) // groups)  # of one GPU: the cores do not bound them
+    environment = {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}
+
+    def measure(jobs: int) -> Trial:
+        _, threads, _ = share_machine(configs.values(), jobs * groups, jobs * groups)
+        config = run_config(configs[first.cell], first, threads)
+        config["trainer"] = (config.get("trainer") or {}) | {"logger": False}
+        return try_runs(first, [config] * jobs, environment | {"OMP_NUM_THREADS": str(threads)})
+
+    if most == 1:
+        print("--jobs auto: 1 run at a time, there are no more runs or cores", flush=True)
+        return groups
+    jobs, trials = best_jobs(measure, most)
+    print(in_words(jobs, trials) + (f", on each of {groups} GPUs" * (groups > 1)), flush=True)
+    return jobs * groups
+
+
 def visible_gpus() -> list[str]:
     """Return names for CUDA_VISIBLE_DEVICES, without a CUDA context: it does not survive forks."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
@@ -450,7 +486,8 @@ def make_launcher(
         return LocalLauncher(jobs, threads, gpus)
     from attention_vision.study.slurm import SubmititLauncher
 
-    return SubmititLauncher(folder / "jobs", request.launcher, request.jobs, request.submit)
+    jobs_of_cluster = None if request.jobs == "auto" else request.jobs
+    return SubmititLauncher(folder / "jobs", request.launcher, jobs_of_cluster, request.submit)
 
 
 def execute_runs(

@@ -309,6 +309,12 @@ def worker_process(
         environment: see `run_worker`.
         parent: process id of the runner.
     """
+    end_with(parent)
+    sys.exit(run_worker(run, cost, environment))
+
+
+def end_with(parent: int) -> None:
+    """Make this process the leader of a group, which ends with its parent, by process id."""
     os.setpgrp()  # Ctrl-C reaches the runner only, which then ends the whole group
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -318,4 +324,3 @@ def worker_process(
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=follow, daemon=True).start()
-    sys.exit(run_worker(run, cost, environment))

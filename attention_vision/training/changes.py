@@ -22,6 +22,7 @@ RATES = (
 )
 # What ReduceLROnPlateau has seen of the run; the rest of its state are arguments.
 SEEN = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch", "_last_lr")
+KEPT = ("params", "fused")  # of a group: the optimizer's state lies where its kernel wants it
 
 
 class Change(NamedTuple):
@@ -99,7 +100,7 @@ class ApplyChanges(Callback):
             elif new is not None:
                 go_to(new, position(trainer, schedule))
             for group, numbers in zip(live.param_groups, fresh.param_groups, strict=True):
-                group |= {key: value for key, value in numbers.items() if key != "params"}
+                group |= {key: value for key, value in numbers.items() if key not in KEPT}
             if schedule is not None and new is not None:
                 schedule.load_state_dict(new.state_dict())
         now = [group["lr"] for group in trainer.optimizers[0].param_groups]

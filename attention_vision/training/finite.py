@@ -16,10 +16,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import default_collate
 from torchmetrics import Metric
 
@@ -27,7 +28,7 @@ from attention_vision.errors import InputError
 from attention_vision.training.distributed import broadcast, gather, rank, world_size
 from attention_vision.training.logging import log_now, run_folder
 from attention_vision.training.progress import say
-from attention_vision.training.steps import mix, run_seed, step_number
+from attention_vision.training.steps import mix, run_seed, seed_streams, step_number
 
 OnNonFinite = Literal["stop", "skip"]
 FOLDER, FILE = "nonfinite", "step.ckpt"
@@ -326,12 +327,24 @@ class FiniteSteps(Callback):
             )
 
 
-class StepAverage(EMAWeightAveraging):
-    """Lightning's moving average of weights, without the steps that `FiniteSteps` leaves out."""
+class StepAverage(WeightAveraging):
+    """Moving average of the weights, without the steps that `FiniteSteps` leaves out.
+
+    average <- decay average + (1 - decay) weights, of all tensors of a kind in one kernel. The
+    number of its updates is on the CPU: torch reads it in each of them, and would wait for a GPU.
+    """
+
+    def __init__(self, decay: float):
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     @property
     def state_key(self) -> str:
         return EMAWeightAveraging.__qualname__  # of older checkpoints
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -386,7 +399,7 @@ def compute_losses(
     autocast = torch.autocast(module.device.type, dtype=kind) if kind else nullcontext()
     eager = torch.compiler.set_stance("force_eager")  # compiled code has no hooks
     try:
-        with seeded(seed), autocast, eager, torch.enable_grad():
+        with seeded(seed, module.device), autocast, eager, torch.enable_grad():
             losses = {name: one.detach() for name, one in module.losses(batch).items()}
     finally:
         for hook in hooks:
@@ -398,13 +411,11 @@ def compute_losses(
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Context with the random numbers of a training step; those outside go on as they were."""
     state, stream = np.random.get_state(), random.getstate()  # noqa: NPY002 (the global stream)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        random.seed(seed)
+        seed_streams(seed, device)
         try:
             yield
         finally:
@@ -558,6 +569,8 @@ def batch_indices(trainer: Trainer, step: Step) -> list[Any]:
 def load_batch(trainer: Trainer, module: Any, keys: Sequence[Any]) -> Any:
     """Load a training batch once more: a sample depends on its key alone."""
     loader: Any = trainer.train_dataloader
+    if hasattr(loader, "load"):  # of images in memory
+        return loader.load(keys[0][0], torch.tensor([sample for _, sample in keys]))
     collate = getattr(loader, "collate_fn", None) or default_collate
     batch = collate([loader.dataset[key] for key in keys])
     return module.transfer_batch_to_device(batch, module.device, 0)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+MOST_APART = 100  # losses on the device before they are added up
+
 
 def clock(seconds: float) -> str:
     """Format a duration: 2.4 s, 41 s, 12 min, 3 h 20 min."""
@@ -32,7 +34,8 @@ class Pace:
     """What a training did in this epoch so far, and how long the rest of the run takes.
 
     The loss is the mean over this process's batches; it stays on the device until it is read. The
-    speed does not count validation, the time to go does, once there has been one.
+    losses are added up then, or a hundred at a time: each sum would be three kernels. The speed
+    does not count validation, the time to go does, once there has been one.
     """
 
     def __init__(self) -> None:
@@ -45,6 +48,8 @@ class Pace:
 
     def start_epoch(self) -> None:
         self._loss: Any = 0.0
+        self._losses: list[Any] = []  # of steps, not in the sum yet
+        self._accumulated = 1  # batches of a step
         self._batches = self._images = 0
         self._seconds, self._since = 0.0, time.monotonic()
 
@@ -57,15 +62,26 @@ class Pace:
 
     def add(self, trainer: Trainer, outputs: Any, batch: Any) -> None:
         """Count a batch, whose first item is taken to be its images."""
-        # Lightning divided the loss by the accumulated batches.
-        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
-        self._loss = self._loss + loss.nan_to_num(0.0, 0.0, 0.0)  # such a step may be left out
+        self._losses.append(outputs["loss"].detach())
+        self._accumulated = trainer.accumulate_grad_batches  # by which Lightning divided the loss
+        if len(self._losses) >= MOST_APART:
+            self._add_up()
         self._batches += 1
         self._images += len(batch[0]) * trainer.world_size
 
     def loss(self) -> float | None:
         """Mean loss of the epoch so far; waits for the device."""
+        self._add_up()
         return float(self._loss) / self._batches if self._batches else None
+
+    def _add_up(self) -> None:
+        """Add the latest losses to the sum, but those that are not finite, of steps left out."""
+        import torch
+
+        if self._losses:
+            losses = torch.stack(self._losses).float().nan_to_num(0.0, 0.0, 0.0)
+            self._loss = self._loss + losses.sum() * self._accumulated
+            self._losses.clear()
 
     def images_per_second(self) -> int:
         """Images of all processes per second of training in this epoch."""

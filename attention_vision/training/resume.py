@@ -1,6 +1,7 @@
 """Checkpoints of a run, written when a resume from them is bit-exact."""
 
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from attention_vision.training.slurm import SlurmRequeue
 from attention_vision.training.steps import ends_inside_epoch, is_validated_next
 
 
-class StepCheckpoint(ModelCheckpoint):
+class KeyedCheckpoint(ModelCheckpoint):
+    """A checkpoint callback whose key is formatted once, not for each of its 18 hooks a step."""
+
+    @cached_property
+    def state_key(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().state_key
+
+
+class StepCheckpoint(KeyedCheckpoint):
     """Save inside epochs, every n steps or minutes, where Lightning can resume bit-exactly.
 
     It never saves between a step and its validation: Lightning 2.6 resumes after the validation,
@@ -45,7 +54,7 @@ class StepCheckpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
 
-class EpochCheckpoint(ModelCheckpoint):
+class EpochCheckpoint(KeyedCheckpoint):
     """Save at the end of each epoch, but not of one that the end of the run cuts short.
 
     The state after that would be of an epoch that is over: `StepCheckpoint` saves before it.
@@ -56,7 +65,7 @@ class EpochCheckpoint(ModelCheckpoint):
             super().on_train_epoch_end(trainer, module)
 
 
-class BestCheckpoint(ModelCheckpoint):
+class BestCheckpoint(KeyedCheckpoint):
     """Keep the best score if the run folder was moved, where Lightning would start again.
 
     Nothing is saved if a validation does not log the key: a GAN may be trained without a score. A

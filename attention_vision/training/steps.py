@@ -27,23 +27,39 @@ def mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+def seed_streams(seed: int, device: torch.device) -> None:
+    """Seed numpy, python, and torch on the CPU and on one device.
+
+    The streams are those of `torch.manual_seed`, which asks every kind of accelerator in turn and
+    formats the stack for those that are not in use: 0.3 ms, a tenth of a small network's step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type not in ("cpu", "meta"):
+        torch.get_device_module(device).manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (the global stream is meant)
+    random.seed(seed)
+
+
 class SeedEveryStep(Callback):
     """Seed torch, numpy and python before each training batch from (seed, rank, batch number).
 
     MixUp, dropout and stochastic depth then depend on the step, not on what the process did before.
     A run that resumes at the end of an epoch starts the next one, where Lightning 2.6 would take
-    another batch first. Its state tells `adds_seeds` how the run draws its orders.
+    another batch first. Its state tells `adds_seeds` how the run draws its orders, and
+    `draws_from_streams` how the augmentation of images in memory draws.
     """
 
     order: str = "mixed"
+    draws: str = "counter"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"order": self.order}
+        return {"order": self.order, "draws": self.draws}
 
     def on_load_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.order = checkpoint["callbacks"].get(self.state_key, {}).get("order", "summed")
+        state = checkpoint["callbacks"].get(self.state_key, {})
+        self.order, self.draws = state.get("order", "summed"), state.get("draws", "streams")
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Under `max_steps` Lightning 2.6 resumes a finished epoch as if it were running, and takes
@@ -60,15 +76,19 @@ class SeedEveryStep(Callback):
         self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         seed = mix(run_seed(), trainer.global_rank, trainer.fit_loop.total_batch_idx)
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 (the global stream is meant)
-        random.seed(seed)
+        seed_streams(seed, module.device)
 
 
 def adds_seeds(trainer: Trainer | None) -> bool:
     """Whether the run began with orders of the data drawn from seed + epoch, as before 0.2."""
     callbacks: list[Any] = [] if trainer is None else trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     return any(isinstance(one, SeedEveryStep) and one.order == "summed" for one in callbacks)
+
+
+def draws_from_streams(trainer: Trainer) -> bool:
+    """Whether the run began before images were held in memory: each was read with its stream."""
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return any(isinstance(one, SeedEveryStep) and one.draws == "streams" for one in callbacks)
 
 
 def is_validated_next(trainer: Trainer) -> bool:

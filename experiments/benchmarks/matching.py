@@ -1,23 +1,16 @@
 """How fast the matcher is, against the official formula applied layer by layer, in one run.
 
-    OMP_NUM_THREADS=1 python experiments/benchmarks/matching.py     # CPU, under a minute
-    python experiments/benchmarks/matching.py --device cuda --output h100.json
+    python experiments/benchmarks/matching.py          # one thread of a CPU, under a minute
 
-One thread; 6 decoder layers, 100 queries, 91 classes, 1 to 14 objects an image. The two sides take
-turns, so that whatever else slows the machine down slows both; the ratio is the median over turns,
-with its quartiles. Every match is the same on both sides, or the run stops.
+6 decoder layers, 100 queries, 91 classes, 1 to 14 objects an image. Every match is the same on both
+sides, or the row fails. See `frame` for the options and for what is measured.
 """
 
-import argparse
-import importlib.metadata
-import json
-import platform
-import time
-from collections.abc import Callable
-from pathlib import Path
-from statistics import median, quantiles
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
+from frame import Row, Side, main
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert
@@ -25,7 +18,6 @@ from torchvision.ops import box_convert
 from attention_vision.detection.matcher import HungarianMatcher
 
 LAYERS, QUERIES, CLASSES, MOST = 6, 100, 91, 14
-TURNS = 7
 
 
 def scene(images: int, device: str) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
@@ -77,63 +69,24 @@ def official(outputs: list[dict[str, Tensor]], targets: list[dict[str, Tensor]])
     return matches
 
 
-def seconds(step: Callable[[], object], repeats: int) -> float:
-    """Of one step, which ends on the CPU."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    return (time.perf_counter() - start) / repeats
-
-
-def compare(images: int, device: str) -> dict[str, float]:
-    outputs, targets = scene(images, device)
+def matcher(outputs: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> Callable:
+    """Ours, once it has matched as the official formula does."""
     matcher = HungarianMatcher()
-    sides = lambda: matcher(outputs, targets), lambda: official(outputs, targets)
-    for ours, theirs in zip(*(side() for side in sides), strict=True):
+    for ours, theirs in zip(matcher(outputs, targets), official(outputs, targets), strict=True):
         for pair, expected in zip(ours, theirs, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(pair, expected, strict=True))
-    repeats = max(1, 32 // images)
-    times = []
-    for turn in range(TURNS):
-        order = (turn % 2, 1 - turn % 2)
-        pair = [(side, seconds(sides[side], repeats)) for side in order]
-        times.append([spent for _, spent in sorted(pair)])
-    ratios = [theirs / ours for ours, theirs in times]
-    low, _, high = quantiles(ratios, n=4)
-    return {
-        "batch": images,
-        "ours_ms": 1e3 * median(ours for ours, _ in times),
-        "official_ms": 1e3 * median(theirs for _, theirs in times),
-        "times_as_fast": median(ratios),
-        "low": low,
-        "high": high,
-    }
+    return partial(matcher, outputs, targets)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Ratio to the official matcher.")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write a JSON file as well")
-    options = parser.parse_args()
-
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    hardware = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor()
-    report = {
-        "hardware": hardware or platform.machine(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "scipy")},
-        "rows": [],
-    }
-    print(f"{report['hardware']}, 1 thread; {report['versions']}\n")
-    print(f"{'batch':>5}{'ours ms':>10}{'official ms':>13}{'times as fast':>15}   quartiles")
-    for images in (2, 8, 64):
-        row = compare(images, options.device)
-        report["rows"].append(row)
-        times = f"{row['ours_ms']:10.2f}{row['official_ms']:13.1f}{row['times_as_fast']:15.1f}"
-        print(f"{images:>5}{times}   {row['low']:.1f}-{row['high']:.1f}", flush=True)
-    if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+def rows(device: str, smoke: bool) -> Iterator[Row]:
+    for images in (2,) if smoke else (2, 8, 64):
+        given = scene(images, device)
+        sides = [
+            Side("ours", partial(matcher, *given)),
+            Side("official formula", lambda given=given: partial(official, *given)),
+        ]
+        yield Row(f"Hungarian matching, {images} images", sides, images=images)
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

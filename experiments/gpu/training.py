@@ -1,14 +1,17 @@
 """Steps of every task through Lightning: GPU against CPU, twice alike, resumed, compiled."""
 
+import contextlib
+import io
 import os
 import time
 import traceback
 from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
 import yaml
 from correctness import error, exact_float32, vector
-from run import Part
+from run import ROOT, Part
 from torch import Tensor
 
 from attention_vision.runs.command import evaluate, prepare
@@ -82,7 +85,7 @@ def ways(name: str, device: str, at: str) -> dict[str, object]:
         row["same twice, deterministic"] = equal(
             held, fit(name, f"{at}-4", device, deterministic=True)
         )
-    if name not in RANDOM_ON_DEVICE:
+    if name not in RANDOM_ON_DEVICE and device != "cpu":
         row["from the CPU's"] = error(floats(first), floats(fit(name, f"{at}-cpu", "cpu")))
     rounded = floats(fit(name, f"{at}-bf16", device, precision="bf16-mixed", benchmark=True))
     row["bf16 finite"] = bool(rounded.isfinite().all())
@@ -122,7 +125,7 @@ def training(part: Part) -> None:
     try:
         write_images(Path("images"), 8, 24)
         at = str(int(time.time()))  # run folders of an earlier try may be there
-        names = list(experiments())
+        names = list(experiments())[: 1 if part.smoke else None]
         for number, name in enumerate(names):
             run = f"{at}-{number}"
             attempt(rows, failures, name, lambda n=name, r=run: ways(n, part.device, r))
@@ -133,7 +136,8 @@ def training(part: Part) -> None:
             )  # fmt: skip
         os.makedirs(at)
         os.chdir(at)
-        attempt(rows, failures, "resume", lambda: resume(part.device))
+        if not part.smoke:
+            attempt(rows, failures, "resume", lambda: resume(part.device))
         part.save(rows=rows, failures=failures)
         os.chdir(folder)
         for number, name in enumerate(names if not part.smoke else []):
@@ -172,4 +176,21 @@ def attempt(rows: list, failures: list, name: str, work) -> None:
         failures.append({"name": name, "error": traceback.format_exc()})
 
 
-PARTS = {"training": training}
+def tests(part: Part) -> None:
+    """The tests that need a GPU, as pytest runs them; without one they are skipped."""
+    import pytest
+
+    file = part.out / "tests.xml"
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):
+        words = ["-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={file}"]
+        code = pytest.main([*words, str(ROOT / "tests/test_gpu.py")])
+    suite = ElementTree.parse(file).getroot()[0]
+    counts = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
+    shown = ", ".join(f"{count} {key}" for key, count in counts.items())
+    part.save(counts=counts, output=log.getvalue()[-20000:], summary=[shown])
+    if code:
+        raise RuntimeError(log.getvalue()[-3000:])
+
+
+PARTS = {"training": training, "tests": tests}

@@ -77,7 +77,7 @@ def epoch(data: ClassificationData, number: int) -> list[tuple[torch.Tensor, tor
 def test_order_and_augmentation_do_not_depend_on_workers_or_the_global_stream() -> None:
     runs = []
     for num_workers in (0, 2):
-        data = Digits(STRONG, image_size=16, batch_size=500, num_workers=num_workers, seed=5)
+        data = Digits(STRONG, 16, batch_size=500, num_workers=num_workers, seed=5, resident_gib=0.0)
         data.setup("fit")
         torch.manual_seed(num_workers)
         runs.append([*epoch(data, 0), *epoch(data, 1)])
@@ -91,7 +91,7 @@ def test_order_and_augmentation_do_not_depend_on_workers_or_the_global_stream() 
 def test_another_number_of_workers_is_refused_inside_an_epoch(saved: int, resumed: int) -> None:
     loaders = []
     for num_workers in (saved, resumed):
-        data = Digits(image_size=8, batch_size=500, num_workers=num_workers)
+        data = Digits(image_size=8, batch_size=500, num_workers=num_workers, resident_gib=0.0)
         data.setup("fit")
         loaders.append(data.train_dataloader())
     next(iter(loaders[0]))

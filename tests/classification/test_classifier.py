@@ -191,6 +191,16 @@ def test_predictions(tmp_path: Path) -> None:
         assert {row[f"class_{n}"] for n in numbers} <= set("0123456789")
 
 
+def test_mirror_images_are_averaged_in_evaluation() -> None:
+    module = classifier()
+    module.test_time_flip = True
+    images = torch.randn(2, 3, 16, 16)
+    logits = module.eval().measured(images)
+    torch.testing.assert_close(logits, module.measured(images.flip(-1)))
+    torch.testing.assert_close(logits, (module(images) + module(images.flip(-1))) / 2)
+    assert not torch.allclose(logits, module(images))
+
+
 def test_a_prediction_that_is_stopped_keeps_its_rows(tmp_path: Path) -> None:
     class Stop(Callback):
         def on_predict_batch_start(self, trainer, module, batch, batch_idx, *_) -> None:

@@ -45,8 +45,12 @@ def classifier() -> Classifier:
 
 
 def digits(num_workers: int = 0) -> Digits:
+    """Read by so many workers; held in memory without workers."""
     recipe = CIFARAugmentation(padding=1, flip=0.0, rotation=10.0, randaugment=1, erasing=0.3)
-    return Digits(recipe, 16, batch_size=BATCH, num_workers=num_workers, repeats=3, per_class=26)
+    return Digits(
+        recipe, 16, BATCH, num_workers, repeats=3, per_class=26,
+        resident_gib=0.0 if num_workers else 1.0,
+    )  # fmt: skip
 
 
 def train(

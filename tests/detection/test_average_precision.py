@@ -138,6 +138,43 @@ def test_300_cases_equal_pycocotools(engine: str, capfd) -> None:
     assert capfd.readouterr().out == ""
 
 
+def full_image(rng: np.random.Generator, image_id: int) -> tuple[dict, dict]:
+    """150 detections of one class, of four scores; areas at the limits of the sizes; a crowd."""
+    side = np.array([[32, 32], [96, 96], [16, 64], [128, 72], [31, 33], [64, 64]])
+    corner = rng.integers(0, 100, (6, 2))
+    true = np.concatenate([corner, side], 1).astype(float)
+    boxes = true[rng.integers(0, 6, 150)] + rng.integers(-9, 10, (150, 4))
+    boxes[:, 2:] += boxes[:, :2]
+    target = {
+        "image_id": image_id,
+        "orig_size": torch.tensor([256, 256]),
+        "boxes": torch.tensor(np.concatenate([corner + side / 2, side], 1) / 256).float(),
+        "labels": torch.zeros(6).long(),
+        "area": torch.tensor(side.prod(1)).float(),
+        "iscrowd": torch.tensor([0, 0, 0, 1, 0, 0]),
+    }
+    prediction = {
+        "boxes": torch.tensor(boxes).float(),
+        "scores": torch.tensor(rng.integers(1, 5, 150) / 4).float(),
+        "labels": torch.zeros(150).long(),
+    }
+    return prediction, {**target, "_xywh": true}
+
+
+@pytest.mark.parametrize("engine", ["pycocotools", "faster_coco_eval"])
+def test_100_of_150_equal_detections_count(engine: str) -> None:
+    if engine != "pycocotools":
+        pytest.importorskip(engine, reason="pip install 'attention-vision[speed]'")
+    rng = np.random.default_rng(0)
+    images = [full_image(rng, image_id) for image_id in range(12)]
+    numbers, per_class = reference([*images, case(3)[0]])
+    metric = measured([*images, case(3)[0]], engine)
+    ours = metric.compute()
+    np.testing.assert_allclose(list(ours.values()), numbers, rtol=0, atol=1e-15)
+    assert metric.per_class() == pytest.approx({str(k): v for k, v in per_class.items()})
+    assert min(ours["ap_small"], ours["ap_medium"], ours["ap_large"]) > 0
+
+
 def test_what_is_undefined_is_minus_one() -> None:
     metric = COCOAveragePrecision()
     metric.update([], [])
@@ -191,6 +228,13 @@ def test_sizes_are_parted_where_asked(engine: str) -> None:
     for limits in ((0, 96), (96, 32), (32, 32)):
         with pytest.raises(InputError, match="must be above 0, the second above it"):
             COCOAveragePrecision(size_limits=limits)
+
+
+def test_the_fastest_engine_that_is_installed_is_the_default(monkeypatch) -> None:
+    pytest.importorskip("faster_coco_eval", reason="pip install 'attention-vision[speed]'")
+    assert COCOAveragePrecision().engine == "faster_coco_eval"
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert COCOAveragePrecision().engine == "pycocotools"
 
 
 def test_missing_engine_is_one_line(monkeypatch) -> None:

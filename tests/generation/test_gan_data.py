@@ -10,6 +10,7 @@ from tiny_gan import few_digits
 
 from attention_vision.data.labels import Labels
 from attention_vision.data.loading import BalancedSampler
+from attention_vision.data.resident import ResidentLoader
 from attention_vision.errors import InputError
 from attention_vision.generation import CIFAR10Images, DiffAugment, DigitImages, FolderImages
 from attention_vision.generation.gan.data import BatchesInTurn, NoiseIndices
@@ -208,3 +209,28 @@ def test_colour_keeps_what_it_should() -> None:
     grey = torch.rand(4, 1, 8, 8).expand(-1, 3, -1, -1)
     augmented = DiffAugment(["colour"])(grey)
     assert torch.allclose(augmented, augmented.mean(1, keepdim=True).expand_as(grey), atol=1e-5)
+
+
+def test_images_in_memory_are_those_that_are_read(tmp_path: Path) -> None:
+    """Mirrored by numbers of their own; nothing else differs."""
+    for number in range(8):
+        write(tmp_path / f"{number}.png", size=(20 + number, 20))
+    for kind in (few_digits, lambda **options: FolderImages(str(tmp_path), size=8, **options)):
+        for flip in (0.0, 0.5):
+            batches = []
+            for gib in (1.0, 0.0):
+                data = kind(flip=flip, seed=2, batch_size=4, num_workers=0, resident_gib=gib)
+                data.setup("fit")
+                data.batches_per_step = 2
+                loader = data.train_dataloader()
+                assert isinstance(loader, ResidentLoader) == bool(gib)
+                batches.append(list(loader))
+            mirrored = []
+            for (held, label), (read, same) in zip(*batches, strict=True):
+                assert held.shape == read.shape
+                assert len(label) == 8
+                assert torch.equal(label, same)
+                for image, other in zip(held, read, strict=True):
+                    mirrored.append(not torch.equal(image, other))
+                    assert not mirrored[-1] or torch.equal(image, other.flip(-1))
+            assert any(mirrored) == bool(flip)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
+from attention_vision.data.augmentation import Crop, Rescale, Steps
 from attention_vision.data.digits import CLASS_NAMES, single_digits
 from attention_vision.data.findings import Findings
 from attention_vision.data.image_files import (
@@ -28,9 +29,18 @@ from attention_vision.data.loading import (
     BalancedSampler,
     EpochSampler,
     OnBadImage,
+    begin_training,
+    may_hold,
     random_stream,
     replicas,
     train_loader,
+)
+from attention_vision.data.resident import (
+    RESIDENT_GIB,
+    ResidentLoader,
+    held_images,
+    is_fixed,
+    tensors_of,
 )
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.data.splits import SPLIT_NAMES, refuse_splits_among_classes
@@ -38,7 +48,7 @@ from attention_vision.data.torchvision_sets import CIFAR10_NAMES, load_torchvisi
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
 from attention_vision.generation.gan.sources import Files, InMemory, Source
-from attention_vision.ranges import Count, Probability, Seed, Size, Workers, checked
+from attention_vision.ranges import Count, NonNegative, Probability, Seed, Size, Workers, checked
 
 LOOKED_AT = 256  # images whose size is read before training
 
@@ -54,6 +64,8 @@ class LabelledImages(GenerationData):
         flip: probability that a training image is mirrored.
         balanced: train on all classes equally often, however many images they have.
         count: number of images that predict generates, each into a file.
+        resident_gib: the training images are held in memory, on the device, if they need up to so
+            much; 0 to read them in every epoch.
         size, batch_size, num_workers, seed, on_bad_image: see `GenerationData`.
 
     Attributes:
@@ -72,9 +84,11 @@ class LabelledImages(GenerationData):
         seed: Seed | None,
         count: Count,
         on_bad_image: OnBadImage = "stop",
+        resident_gib: NonNegative = RESIDENT_GIB,
     ):
         super().__init__(size, batch_size, num_workers, seed, on_bad_image=on_bad_image)
         self.flip, self.balanced, self.count = flip, balanced, count
+        self.resident_gib = resident_gib
         self.batches_per_step = 1
         self.samples: int | None = None
 
@@ -107,13 +121,33 @@ class LabelledImages(GenerationData):
             return super().facts(split) | ({"images of a class": classes} if classes else {})
         return {"images to generate": self.count if self.samples is None else self.samples}
 
-    def train_dataloader(self) -> StatefulDataLoader:
-        images, count = self.train_images, replicas(self.trainer)
+    def sampler(self) -> EpochSampler:
         kind = BalancedSampler if self.balanced and self.num_classes else EpochSampler
-        sampler = kind(images, *count, seed=self.order_seed)
+        return kind(self.train_images, *replicas(self.trainer), seed=self.order_seed)
+
+    def train_dataloader(self) -> StatefulDataLoader | ResidentLoader:
+        held = self.held("train")
+        if held is not None:
+            return held
         loading = self._loading()
         loading["batch_size"] *= self.batches_per_step
-        return train_loader(self.trainer, sampler, loading)
+        return train_loader(self.trainer, self.sampler(), loading)
+
+    def held(self, split: str) -> ResidentLoader | None:
+        dataset, trainer = self.train_images, self.trainer
+        if not self.resident_gib or type(dataset) is not FlippedDataset:
+            return None
+        source, threads = dataset.source, max(1, self.num_workers)
+        if not is_fixed(source) or (trainer and not may_hold(trainer, split, tensors_of(source))):
+            return None
+        images = held_images(source, torch.as_tensor, self.resident_gib, threads)
+        if images is None:
+            return None
+        images = images if trainer is None else images.to(trainer.strategy.root_device)
+        steps = Steps([Crop(0, self.flip), Rescale()] if self.flip else [Rescale()])
+        batch_size = self.batch_size * self.batches_per_step
+        sampler = begin_training(trainer, self.sampler(), batch_size)
+        return ResidentLoader(dataset, images, steps, batch_size, sampler, self.order_seed)
 
     def val_dataloader(self) -> DataLoader:
         return self._indices(self.count if self.samples is None else self.samples)
@@ -196,8 +230,8 @@ class DigitImages(LabelledImages):
     """The 8x8 digits of scikit-learn, upscaled; the 1,442 that are not held out, see `digits`.
 
     Args:
-        size, flip, balanced, batch_size, num_workers, seed, count: see `LabelledImages`. A flipped
-            digit would be another symbol.
+        size, flip, balanced, batch_size, num_workers, seed, count, resident_gib: see
+            `LabelledImages`. A flipped digit would be another symbol.
     """
 
     class_names = CLASS_NAMES
@@ -211,8 +245,11 @@ class DigitImages(LabelledImages):
         num_workers: Workers = 0,
         seed: Seed | None = None,
         count: Count = 100,
+        resident_gib: NonNegative = RESIDENT_GIB,
     ):
-        super().__init__(size, flip, balanced, batch_size, num_workers, seed, count)
+        super().__init__(
+            size, flip, balanced, batch_size, num_workers, seed, count, resident_gib=resident_gib
+        )
 
     def source(self) -> Source:
         images, labels = single_digits("train", self.size)
@@ -226,7 +263,7 @@ class CIFAR10Images(LabelledImages):
     Args:
         root: folder of the data, as torchvision lays it out.
         download: fetch the data into `root` first.
-        flip, balanced, batch_size, num_workers, seed, count: see `LabelledImages`.
+        flip, balanced, batch_size, num_workers, seed, count, resident_gib: see `LabelledImages`.
     """
 
     class_names = CIFAR10_NAMES
@@ -241,8 +278,11 @@ class CIFAR10Images(LabelledImages):
         num_workers: Workers = 2,
         seed: Seed | None = None,
         count: Count = 100,
+        resident_gib: NonNegative = RESIDENT_GIB,
     ):
-        super().__init__(32, flip, balanced, batch_size, num_workers, seed, count)
+        super().__init__(
+            32, flip, balanced, batch_size, num_workers, seed, count, resident_gib=resident_gib
+        )
         self.root, self.download = root, download
 
     def prepare_data(self) -> None:
@@ -265,7 +305,7 @@ class FolderImages(LabelledImages):
 
     Args:
         root: the folder.
-        size, flip, balanced, batch_size, num_workers, seed, count, on_bad_image: see
+        size, flip, balanced, batch_size, num_workers, seed, count, on_bad_image, resident_gib: see
             `LabelledImages`.
     """
 
@@ -280,8 +320,11 @@ class FolderImages(LabelledImages):
         seed: Seed | None = None,
         count: Count = 100,
         on_bad_image: OnBadImage = "stop",
+        resident_gib: NonNegative = RESIDENT_GIB,
     ):
-        super().__init__(size, flip, balanced, batch_size, num_workers, seed, count, on_bad_image)
+        super().__init__(
+            size, flip, balanced, batch_size, num_workers, seed, count, on_bad_image, resident_gib
+        )
         self.root = root
         self._read: tuple[list[tuple[str, int]], Findings] | None = None
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from attention_vision.errors import InputError
 from attention_vision.generation.data import Batch, GenerationData
@@ -28,6 +29,7 @@ from attention_vision.generation.gan.scores import Evaluator, InceptionEvaluator
 from attention_vision.generation.gan.spectral_norm import (
     add_spectral_norm,
     frozen_spectral_norm,
+    shared_spectral_norm,
     spectral_norms,
 )
 from attention_vision.generation.module import GenerationModule
@@ -270,13 +272,14 @@ class SAGAN(GenerationModule):
         """D's logits (B,) of real images and of as many generated ones."""
         with torch.no_grad():
             generated, wanted = self.generate(len(images))
-        with frozen_spectral_norm(self.discriminator):  # first: both passes share their σ
+        with shared_spectral_norm(self.discriminator):  # its vectors move once, on both
             fake = self.discriminator(self.augment(generated), wanted).float()
-        return self.discriminator(self.augment(images), labels).float(), fake
+            return self.discriminator(self.augment(images), labels).float(), fake
 
     def _generator_loss(self, count: int) -> Tensor:
         generated, wanted = self.generate(count)
-        with frozen_spectral_norm(self.discriminator):
+        network = self.discriminator
+        with frozen_spectral_norm(network), shared_spectral_norm(network):
             return generator_loss(self.discriminator(self.augment(generated), wanted).float())
 
     def _discriminator_losses(self, batches: list[Batch]) -> dict[str, Tensor]:
@@ -306,7 +309,8 @@ class SAGAN(GenerationModule):
         z = torch.randn(count, self.generator.latent, device=self.device)
         classes = max(1, self.generator.num_classes)
         labels = torch.randint(classes, (count,), device=self.device)
-        return self.generator(z, labels), labels
+        with shared_spectral_norm(self.generator):
+            return self.generator(z, labels), labels
 
     def _step(self, optimizer: Optimizer | LightningOptimizer, network: nn.Module) -> bool:
         """Train a network by its gradients; False where `FiniteSteps` left the step out."""
@@ -335,21 +339,26 @@ class SAGAN(GenerationModule):
     @torch.no_grad()
     def _average_generator(self, decay: float) -> None:
         """average <- decay average + (1 - decay) generator, of normalized weights."""
-        with frozen_spectral_norm(self.generator):
+        with frozen_spectral_norm(self.generator), shared_spectral_norm(self.generator):
+            averages, present = [], []
             for name, old in chain(self.average.named_parameters(), self.average.named_buffers()):
                 layer, _, attribute = name.rpartition(".")
                 new = getattr(self.generator.get_submodule(layer), attribute)  # normalized
                 if decay and old.is_floating_point():
-                    old.lerp_(new, 1 - decay)
+                    averages.append(old)
+                    present.append(new)
                 else:
                     old.copy_(new)
+            if averages:
+                get_ema_multi_avg_fn(decay)(averages, present, None)
 
     def _log_step(self, numbers: dict[str, Tensor]) -> None:
         self.log_dict({f"train/{name}": value for name, value in numbers.items()}, logger=False)
         trainer: Any = self.trainer  # Lightning sets this number on it without declaring it
         if (step_number(trainer) + 1) % trainer.log_every_n_steps:
             return
-        row = {f"train/{name}": value.item() for name, value in numbers.items()}
+        values = torch.stack(list(numbers.values())).tolist()
+        row = {f"train/{name}": value for name, value in zip(numbers, values, strict=True)}
         for part, network in (("generator", self.generator), ("discriminator", self.discriminator)):
             for name, sigma in spectral_norms(network).items():
                 row[f"train/spectral_norm_{part}/{name}"] = sigma
@@ -407,11 +416,13 @@ class SAGAN(GenerationModule):
 
 def gammas(network: nn.Module) -> dict[str, float]:
     """Name of each attention layer -> the factor that it is added with; 0 at the start."""
-    return {
-        name.removesuffix(".gamma"): gamma.item()
+    found = {
+        name.removesuffix(".gamma"): gamma.detach()
         for name, gamma in network.named_parameters()
         if name.endswith(".gamma")
     }
+    values = torch.stack(list(found.values())).tolist() if found else []  # one transfer for all
+    return dict(zip(found, values, strict=True))
 
 
 def nothing() -> None:

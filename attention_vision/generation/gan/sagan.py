@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from attention_vision.attention import FeatureAttention, SelfAttention2d
 from attention_vision.backbones.backbone import shape_error
 from attention_vision.errors import InputError
+from attention_vision.generation.gan.resampled_conv import DoublingConv2d, HalvingConv2d
 from attention_vision.ranges import NonNegativeInt, Size, checked
 
 Initialization = Literal["orthogonal", "xavier"]
@@ -54,14 +55,18 @@ class GeneratorBlock(nn.Module):
         super().__init__()
         self.upsampling = upsampling
         self.norm1 = ConditionalBatchNorm2d(inputs, num_classes)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        if upsampling == "nearest":
+            self.conv1 = DoublingConv2d(inputs, outputs)
+        else:
+            self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm2 = ConditionalBatchNorm2d(outputs, num_classes)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, outputs, 1)
         self.attention = attention
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        y = self.conv1(self._enlarge(self.norm1(x, labels).relu()))
+        y = self.norm1(x, labels).relu()
+        y = self.conv1(y if isinstance(self.conv1, DoublingConv2d) else self._enlarge(y))
         y = self.conv2(self.norm2(y, labels).relu())
         # The release enlarges first: equal numbers at four times the cost.
         return self.attention(self._enlarge(self.shortcut(x)) + y)
@@ -90,7 +95,10 @@ class DiscriminatorBlock(nn.Module):
         self.halve = halve
         self.rectified_shortcut = rectified_shortcut
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        if halve:
+            self.conv2 = HalvingConv2d(outputs, outputs)
+        else:
+            self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         changes = halve or inputs != outputs
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if changes else nn.Identity()
         self.attention = attention
@@ -98,7 +106,7 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.first else x.relu()
         x = y if self.rectified_shortcut else x
-        y = self._shrink(self.conv2(self.conv1(y).relu()))
+        y = self.conv2(self.conv1(y).relu())
         # The release shrinks after the 1x1 convolution, except in the first block: equal numbers at
         # four times the cost.
         return self.attention(self.shortcut(self._shrink(x)) + y)

@@ -10,7 +10,11 @@ from attention_vision.data.image_files import read_image
 
 
 class Source(Protocol):
-    """Images with labels: `source[i]` is (image (3, size, size) uint8, label)."""
+    """Images with labels: `source[i]` is (image (3, size, size) uint8, label).
+
+    A class whose images are the same at every reading says so by `fixed = True`: they may be held
+    in memory.
+    """
 
     @property
     def targets(self) -> Sequence[int]: ...
@@ -20,6 +24,8 @@ class Source(Protocol):
 
 class InMemory:
     """A source of images in memory, tensors (n, 3, H, W) uint8."""
+
+    fixed = True
 
     def __init__(self, images: Tensor, targets: Sequence[int]):
         self.images, self.targets = images, list(targets)
@@ -33,6 +39,8 @@ class InMemory:
 
 class Files:
     """A source of image files: the center square of each, resized."""
+
+    fixed = True
 
     def __init__(self, files: list[tuple[str, int]], size: int):
         self.files, self.size = files, size

@@ -12,7 +12,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torchmetrics import MeanMetric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 from torchmetrics.segmentation import DiceScore
 
@@ -26,7 +25,12 @@ from attention_vision.generation.image_to_image.unet import AttentionUNet
 from attention_vision.generation.module import GenerationModule
 from attention_vision.ranges import Fraction, NonNegative, checked
 from attention_vision.training.finite import StepAverage, finite_images, require_finite
-from attention_vision.training.logging import ResumableMean, log_epoch_mean, log_finite
+from attention_vision.training.logging import (
+    FiniteMean,
+    ResumableMean,
+    log_epoch_mean,
+    log_finite,
+)
 from attention_vision.training.optim import WarmupCosine, configure
 
 MOST_DB = 100.0  # of an image: an error of 1e-5 of its range, far below a step of 8 bits
@@ -259,9 +263,7 @@ class ImageToImage(GenerationModule):
         self.optimizer, self.schedule, self.ema_decay = optimizer, schedule, ema_decay
         self.train_loss = ResumableMean()
         # Any: the values of a ModuleDict are typed as plain modules.
-        self.mean_losses: Any = nn.ModuleDict(
-            {split: MeanMetric(nan_strategy="ignore") for split in ("val", "test")}
-        )
+        self.mean_losses: Any = nn.ModuleDict({split: FiniteMean() for split in ("val", "test")})
         self.metrics: Any = nn.ModuleDict(
             {split: objective.metrics(network.num_classes) for split in ("val", "test")}
         )

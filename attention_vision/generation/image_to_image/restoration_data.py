@@ -7,11 +7,11 @@ import torch
 import torchvision
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from attention_vision.data.digits import single_digits
+from attention_vision.data.encoded_image import EncodedImage
 from attention_vision.data.findings import Findings
-from attention_vision.data.image_files import image_files, list_images, path_below, read_image
+from attention_vision.data.image_files import image_files, list_images, path_below
 from attention_vision.data.loading import OnBadImage, random_stream
 from attention_vision.data.splits import Split, SplitShares
 from attention_vision.data.torchvision_sets import load_torchvision_dataset
@@ -139,7 +139,7 @@ class ImagesToRestore(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, torch.Size]:
-        image = pil_to_tensor(read_image(self.files[index])) / 255
+        image = EncodedImage(self.files[index]).tensor() / 255
         make = self.degradation if self.degrade else self.degradation.undegraded
         with random_stream(EVALUATION, 0, index):
             degraded = make(image)
@@ -234,7 +234,7 @@ class FilePictures(Sequence):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        return pil_to_tensor(read_image(self.files[index]))
+        return EncodedImage(self.files[index]).tensor()
 
 
 @checked

@@ -1,0 +1,133 @@
+"""An image as its file has it, decoded whole, or one region of it at reduced size."""
+
+import io
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from attention_vision.data.image_files import UNREADABLE, open_image, read_image, unreadable
+
+try:  # torchvision 0.29 announces that it will leave decoding to others
+    from torchvision.io import decode_jpeg
+except ImportError:
+    decode_jpeg = None
+
+REDUCTIONS = (8, 4, 2)  # of the sides, by which libjpeg decodes to less than is stored
+
+
+class EncodedImage:
+    """An image that is not decoded yet: the transform knows which part it needs, and how large.
+
+    Pixels are those of `read_image`, with its messages. torchvision decodes a JPEG, which takes 0.8
+    of the time from Pillow to a tensor and gives the same bits (both are libjpeg-turbo); Pillow
+    decodes all others, and all where torchvision has no decoder.
+
+    Args:
+        path: of the file; see `read_image`.
+        content: of the file, where it is not on disk.
+
+    The methods and `size` raise InputError where the file cannot be read.
+    """
+
+    def __init__(self, path: str | Path, content: bytes | None = None):
+        self.path, self._given = path, content
+
+    @cached_property
+    def content(self) -> bytes | None:
+        """The bytes of the file; None where Pillow finds it, a page of a TIFF, or says why not."""
+        if self._given is not None:
+            return self._given
+        try:
+            return Path(self.path).read_bytes()
+        except OSError:
+            return None
+
+    @cached_property
+    def header(self) -> tuple[bool, tuple[int, int], int]:
+        """Whether it is an RGB or gray JPEG, its (height, width) as stored, and its orientation."""
+        opened = self.path if self.content is None else io.BytesIO(self.content)
+        try:
+            with open_image(opened) as image:
+                is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+                orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+                return is_jpeg, (image.height, image.width), orientation
+        except UNREADABLE as error:
+            raise unreadable(self.path, error) from None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width), upright."""
+        _, (height, width), orientation = self.header
+        return (height, width) if orientation < 5 else (width, height)
+
+    def pillow(self) -> Image.Image:
+        """The whole image, upright, RGB."""
+        return read_image(self.path, content=self.content)
+
+    def tensor(self) -> Tensor:
+        """The whole image, upright, (3, H, W) uint8; a JPEG is channels-last in memory."""
+        is_jpeg, _, orientation = self.header
+        if is_jpeg and orientation == 1 and self.content is not None and decode_jpeg is not None:
+            encoded = torch.frombuffer(bytearray(self.content), dtype=torch.uint8)
+            with suppress(RuntimeError):  # damaged: Pillow has the words for it
+                return cast(Tensor, decode_jpeg(encoded, cast(Any, "RGB")))
+        return functional.pil_to_tensor(self.pillow())
+
+    def region(
+        self,
+        top: int,
+        left: int,
+        height: int,
+        width: int,
+        size: Sequence[int],
+        filter: InterpolationMode,
+    ) -> Tensor:
+        """A rectangle in pixels of the upright image, resized: (3, *size) uint8.
+
+        A JPEG is decoded at 1/8, 1/4 or 1/2 of its sides, the least at which the region still has
+        `size` pixels; nothing is ever enlarged that was reduced. Below that factor, and of other
+        kinds of files, the region is cut from the whole image.
+
+        Args:
+            top, left, height, width: of the region.
+            size: (height, width) of the result.
+            filter: torchvision's `InterpolationMode` of the resize, with antialiasing.
+        """
+        is_jpeg, _, orientation = self.header
+        factor = reduction(height / size[0], width / size[1]) if is_jpeg else 1
+        if factor == 1:
+            whole = self.tensor()
+            return functional.resized_crop_image(
+                whole, top, left, height, width, list(size), filter, antialias=True
+            )
+        reduced = read_image(self.path, content=self.content, reduction=factor)
+        # Sides are rounded up, and what that adds lies right and below in the image as stored.
+        right = down = 0.0
+        if orientation in (2, 3, 6, 7):
+            right = reduced.width - self.size[1] / factor
+        if orientation in (3, 4, 7, 8):
+            down = reduced.height - self.size[0] / factor
+        box = (
+            left / factor + right,
+            top / factor + down,
+            min((left + width) / factor + right, reduced.width),
+            min((top + height) / factor + down, reduced.height),
+        )
+        return functional.pil_to_tensor(
+            reduced.resize((size[1], size[0]), Image.Resampling[filter.name], box)
+        )
+
+
+def reduction(*factors: float) -> int:
+    """The greatest of 8, 4 and 2 by which sides may shrink that shrink by `factors`; or 1."""
+    least = math.floor(min(factors))
+    return next((factor for factor in REDUCTIONS if factor <= least), 1)
