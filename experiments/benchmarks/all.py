@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-NAMES = ("attention", "matching", "gan", "scores")
+NAMES = ("attention", "networks", "matching", "gan", "scores")
 
 
 def main() -> None:
