@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_vision.attention.kernel import attend
+from attention_vision.attention.linear import Linear
 from attention_vision.ranges import Fraction, Size, checked
 
 
@@ -35,8 +36,8 @@ class MultiHeadAttention(nn.Module):
             )
         self.heads = heads
         self.dropout = dropout
-        self.qkv = nn.Linear(width, 3 * width, bias)
-        self.out = nn.Linear(width, width, bias)
+        self.qkv = Linear(width, 3 * width, bias)
+        self.out = Linear(width, width, bias)
         nn.init.xavier_uniform_(self.qkv.weight)
         if bias:
             nn.init.zeros_(self.qkv.bias)

@@ -29,6 +29,8 @@ class Hook(NamedTuple):
 
 # Those of every hooked module whose forward is running, innermost last.
 _active: list[Hook] = []
+# Modules whose weights are recorded, once for each `record_attention` block around.
+_recorded: list[nn.Module] = []
 
 
 def hooks(kind: Kind) -> list[Hook]:
@@ -39,6 +41,11 @@ def hooks(kind: Kind) -> list[Hook]:
 def recording(*kinds: Kind) -> bool:
     """Whether any of these kinds is recorded of the layer that is running now."""
     return any(hooks(kind) for kind in kinds)
+
+
+def is_recorded(module: nn.Module) -> bool:
+    """Whether the weights of this module, or of one inside it, are recorded now."""
+    return bool(_recorded) and any(one is inner for one in _recorded for inner in module.modules())
 
 
 def capture(weights: Tensor, kind: Kind = "gates") -> None:
@@ -128,6 +135,7 @@ def record_attention(
 
     chosen = [(module, name) for name, module in model.named_modules() if wanted(name)]
     handles = [handle for module, name in chosen for handle in attach(module, name)]
+    _recorded.extend(module for module, _ in chosen)
     try:
         # Compiled code has no hooks: run it as written while something is recorded.
         with torch.compiler.set_stance("force_eager") if handles else nullcontext():
@@ -135,3 +143,4 @@ def record_attention(
     finally:
         for handle in handles:
             handle.remove()
+        del _recorded[len(_recorded) - len(chosen) :]

@@ -13,7 +13,9 @@ from attention_vision.attention import (
     SequencePool,
     TokenAttention,
 )
-from attention_vision.backbones.backbone import Backbone, build_pool
+from attention_vision.attention.linear import Linear
+from attention_vision.backbones.backbone import Backbone, build_pool, fastest_format
+from attention_vision.backbones.checkpointing import checkpoint_blocks, recomputable
 from attention_vision.backbones.vit import (
     ClassToken,
     TransformerBlock,
@@ -73,7 +75,7 @@ class CompactAttention(MultiHeadAttention):
 
     def __init__(self, width: Size, heads: Size, dropout: Fraction = 0.1):
         super().__init__(width, heads, dropout=dropout)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
 
 
 class CompactBlock(TransformerBlock):
@@ -82,6 +84,7 @@ class CompactBlock(TransformerBlock):
     This is the block of the released code, src/utils/transformers.py; the paper draws ViT's.
     """
 
+    @recomputable
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         y = self.attention(self.norm1(x), **self.extra_arguments(grid, None))
         x = self.norm2(x + self.drop(self.dropout(y)))
@@ -113,6 +116,8 @@ class CCT(Backbone):
         dropout: after the positions, the attention and both layers of the MLP.
         stochastic_depth: rate at which the last block's branches are dropped; linear from 0.
         in_channels: 3 for RGB.
+        checkpointing: compute the activations of each block again in the backward pass, in place
+            of keeping them: less memory, about a third more time, the same gradients.
 
     Raises:
         InputError: `width` is not a multiple of `heads`; a size or number is not positive;
@@ -135,6 +140,7 @@ class CCT(Backbone):
         dropout: Fraction = 0.0,
         stochastic_depth: Fraction = 0.1,
         in_channels: Size = 3,
+        checkpointing: bool = False,
     ):
         super().__init__()
         if width % heads:
@@ -180,6 +186,8 @@ class CCT(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
         check_attention(self, blocks, torch.zeros(1, prefix + grid[0] * grid[1], width), grid)
+        if checkpointing:
+            checkpoint_blocks(self)
 
     def tokens(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, num_prefix_tokens + N, C) after the last norm."""
@@ -191,7 +199,7 @@ class CCT(Backbone):
         return [tokens[:, self.num_prefix_tokens :].mT.unflatten(2, grid)]
 
     def _encode(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        x = self.tokenizer(images)
+        x = self.tokenizer(fastest_format(images))
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).mT
         if isinstance(self.pool, ClassToken):

@@ -8,7 +8,12 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, gelu, max_pool2d
 
 from attention_vision.attention import FeatureAttention
-from attention_vision.backbones.backbone import Backbone, build_pool, shape_error
+from attention_vision.backbones.backbone import (
+    Backbone,
+    build_pool,
+    fastest_format,
+    shape_error,
+)
 from attention_vision.errors import InputError
 from attention_vision.ranges import NonNegative, NonNegativeInt, Size, checked
 
@@ -192,7 +197,7 @@ class CompactResNet(Backbone):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> one map a stage, of strides 2, 4 and 8."""
-        x = gelu(self.stem(images))
+        x = gelu(self.stem(fastest_format(images)))
         maps = []
         for stage in self.stages:
             x = stage(x)

@@ -13,24 +13,46 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from attention_vision.attention import FeatureAttention
-from attention_vision.backbones.backbone import Backbone, MeanPool, build_pool, shape_error
+from attention_vision.backbones.backbone import (
+    Backbone,
+    MeanPool,
+    build_pool,
+    fastest_format,
+    shape_error,
+)
+from attention_vision.backbones.checkpointing import checkpoint_blocks, recomputable
 from attention_vision.errors import InputError
 from attention_vision.ranges import Fraction, NonNegativeInt, Range, Size, checked
 
 Norm = Callable[[int], nn.Module]
 
 
+class SubsampledConv2d(nn.Conv2d):
+    """A strided 1x1 convolution of the positions that it keeps.
+
+    Shape: (B, C, H, W) -> (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉)
+
+    With channels last, fewer than 16 of them, and several CPU threads, oneDNN 3.12 computes the
+    gradient of a strided 1x1 convolution's weight outside its memory, and the process dies.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows, columns = cast(tuple[int, int], self.stride)
+        return F.conv2d(input[..., ::rows, ::columns], self.weight, self.bias)
+
+
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """A convolution that keeps the size (at stride 1), initialized as by He et al. (2015)."""
     padding = dilation * (kernel // 2)
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
+    kind = SubsampledConv2d if kernel == 1 < stride and inputs < 16 else nn.Conv2d
+    layer = kind(inputs, outputs, kernel, stride, padding, dilation, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
 
 
 def convolve(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     """The norm of the convolution. A frozen one is a scale and a shift: part of the kernel."""
-    if not isinstance(norm, FrozenBatchNorm2d):
+    if not isinstance(norm, FrozenBatchNorm2d) or isinstance(conv, SubsampledConv2d):
         return norm(conv(x))
     frozen = dict(norm.named_buffers())
     scale = frozen["weight"] * (frozen["running_var"] + norm.eps).rsqrt()
@@ -87,12 +109,13 @@ class BasicBlock(nn.Module):
     def last_norm(self) -> nn.Module:
         return self.norm2
 
+    @recomputable
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         after = shrink(padding, self.stride)
-        y = convolve(self.conv1, self.norm1, x).relu()
+        y = convolve(self.conv1, self.norm1, x).relu_()
         y = convolve(self.conv2, self.norm2, hide(y, after))
         y = self.attention(hide(y, after))
-        return hide((self.shortcut(x) + self.drop(y)).relu(), after)
+        return hide((self.shortcut(x) + self.drop(y)).relu_(), after)
 
 
 class Bottleneck(nn.Module):
@@ -123,15 +146,16 @@ class Bottleneck(nn.Module):
     def last_norm(self) -> nn.Module:
         return self.norm3
 
+    @recomputable
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         after = shrink(padding, self.stride)
-        y = convolve(self.conv1, self.norm1, x).relu()
+        y = convolve(self.conv1, self.norm1, x).relu_()
         y = convolve(
             self.conv2, self.norm2, hide(y, after if self.stride_first else padding)
-        ).relu()
+        ).relu_()
         y = convolve(self.conv3, self.norm3, y)
         y = self.attention(hide(y, after))
-        return hide((self.shortcut(x) + self.drop(y)).relu(), after)
+        return hide((self.shortcut(x) + self.drop(y)).relu_(), after)
 
 
 class StrideFirstBottleneck(Bottleneck):
@@ -148,7 +172,7 @@ class Stem(nn.Sequential):
         kernel, stride = (7, 2) if kind == "imagenet" else (3, 1)
         self.conv = conv(inputs, width, kernel, stride)
         self.norm = norm(width)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(3, 2, 1) if kind == "imagenet" else nn.Identity()
         self.stride = 4 if kind == "imagenet" else 1
 
@@ -227,6 +251,8 @@ class ResNet(Backbone):
         zero_init_residual: start the last norm of every block at 0, so that blocks start as the
             identity (arXiv 1706.02677).
         in_channels: 3 for RGB.
+        checkpointing: compute the activations of each block again in the backward pass, in place
+            of keeping them: less memory, about a third more time, the same gradients.
 
     Raises:
         InputError: `depth`, `attention_at` or `stem` is unknown, a stage is outside 1..4;
@@ -250,6 +276,7 @@ class ResNet(Backbone):
         stochastic_depth: Fraction = 0.0,
         zero_init_residual: bool = False,
         in_channels: Size = 3,
+        checkpointing: bool = False,
     ):
         super().__init__()
         if depth not in DEPTHS:
@@ -299,6 +326,8 @@ class ResNet(Backbone):
         for part in [self.stem, *self.stages][: 5 - trainable_stages]:
             part.requires_grad_(False)
         self.check_attention(inside_blocks=attention_at == "blocks")
+        if checkpointing:
+            checkpoint_blocks(self)
 
     def check_attention(self, inside_blocks: bool) -> None:
         """Raise InputError when the slot's first attention does not map maps to maps."""
@@ -327,7 +356,7 @@ class ResNet(Backbone):
                 training.
         """
         padding = None if padding_mask is None else padding_mask[:, None]
-        x = self.stem(images, padding)
+        x = self.stem(fastest_format(images), padding)
         maps = []
         for stage, stride in zip(self.stages, (self.stem.stride, *self.strides[:-1]), strict=True):
             x = stage(x, shrink(padding, stride))

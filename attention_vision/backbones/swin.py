@@ -9,8 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_vision.attention import TokenAttention, WindowAttention
+from attention_vision.attention.linear import Linear
 from attention_vision.attention.window import pad_to_windows
-from attention_vision.backbones.backbone import Backbone, MeanPool, build_pool, shape_error
+from attention_vision.backbones.backbone import (
+    Backbone,
+    MeanPool,
+    build_pool,
+    fastest_format,
+    shape_error,
+)
+from attention_vision.backbones.checkpointing import checkpoint_blocks
 from attention_vision.backbones.vit import TransformerBlock, initialize
 from attention_vision.errors import InputError
 from attention_vision.ranges import Fraction, Layers, NonNegativeInt, Positive, Size, checked
@@ -28,7 +36,7 @@ class PatchMerging(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(4 * width)
-        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+        self.reduction = Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = pad_to_windows(x, 2).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
@@ -95,6 +103,8 @@ class Swin(Backbone):
         stochastic_depth: rate at which the last block's branches are dropped; linear from 0. The
             release has 0.2, 0.3 and 0.5 for T, S and B.
         in_channels: 3 for RGB.
+        checkpointing: compute the activations of each block again in the backward pass, in place
+            of keeping them: less memory, about a third more time, the same gradients.
 
     Raises:
         InputError: a size or number is not positive; `depths` and `heads` are not equally many;
@@ -120,6 +130,7 @@ class Swin(Backbone):
         dropout: Fraction = 0.0,
         stochastic_depth: Fraction = 0.0,
         in_channels: Size = 3,
+        checkpointing: bool = False,
     ):
         super().__init__()
         if position not in ("relative", "none"):
@@ -167,6 +178,8 @@ class Swin(Backbone):
         for part in (self.stages, self.head):
             part.apply(initialize)
         self.check_attention()
+        if checkpointing:
+            checkpoint_blocks(self)
 
     def check_attention(self) -> None:
         """Raise InputError when the first block's attention does not map tokens to tokens."""
@@ -185,7 +198,8 @@ class Swin(Backbone):
         """
         size = self.strides[0]
         images = F.pad(images, (0, -images.shape[3] % size, 0, -images.shape[2] % size))
-        x = self.dropout(self.patch_norm(self.patches(images).permute(0, 2, 3, 1)))
+        patches = self.patches(fastest_format(images))
+        x = self.dropout(self.patch_norm(patches.permute(0, 2, 3, 1)))
         maps = []
         for stage in self.stages:
             x = stage(x)

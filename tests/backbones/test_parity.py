@@ -46,7 +46,7 @@ def test_logits_and_gradients_equal_the_peers(name, seed):
     make_peer, make_ours, shape = PEERS[name]
     peer = redraw(make_peer().eval(), seed)
     ours = load_official(make_ours().eval(), peer.state_dict())
-    images = torch.randn(shape)
+    images = torch.randn(shape).contiguous(memory_format=torch.channels_last)  # as ours computes
     labels = torch.tensor([3, 700])[: len(images)]
 
     logits = {}
