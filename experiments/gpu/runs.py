@@ -23,7 +23,7 @@ STRONG = EXPERIMENTS / "classification/compact_resnet_cifar10.yaml"
 DIGITS = EXPERIMENTS / "classification/resnet8_digits.yaml"  # of a smoke test
 SMALL = ("cct_2_3x2_cifar10", "vit_lite_7_4_cifar10", "se_resnet20_cifar10")
 SEEDS = 25  # of a cell, at most
-JOBS = "4"  # runs that share the GPU: each leaves it idle most of the time
+JOBS = "auto"  # as many as share the GPU best: each leaves it idle most of the time
 GAN_STEPS = 2000  # of the generator: 2 % of the recipe
 BEFORE = 15  # seconds before the end in which runs stop and results are written
 SMOKE = {
@@ -102,7 +102,8 @@ class Trainings:
         """
         folder = self.part.out / "studies" / file.stem
         known = str(file.relative_to(ROOT) if ROOT in file.parents else file)
-        run = ["study", "run", known, "--folder", str(folder), "--jobs", JOBS, *words]
+        jobs = "1" if self.part.smoke else JOBS
+        run = ["study", "run", known, "--folder", str(folder), "--jobs", jobs, *words]
         finished = self.command(*run, "--profile", str(self.hardware))
         results = self.ledger / "experiments/results" / f"{file.stem}.json"
         if any(folder.glob("cells/*/*/result.json")):

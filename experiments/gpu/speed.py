@@ -33,7 +33,6 @@ from torch.nn.functional import cross_entropy
 
 from attention_vision.attention import SqueezeExcite
 from attention_vision.backbones import CCT, ResNet, Swin, ViT
-from attention_vision.detection import DETR, HungarianMatcher, SetCriterion
 
 
 def conditions_of(part: Part) -> Conditions:
@@ -225,138 +224,28 @@ def small(part: Part) -> None:
             )
 
 
-# Detection
-
-
-def scenes(batch: int, size: tuple[int, int], device: str) -> tuple[Tensor, Tensor, list]:
-    """Images of several widths, padded to the widest, and 4 to 10 objects of each."""
-    images, padding = torch.randn(batch, 3, *size), torch.zeros(batch, *size, dtype=torch.bool)
-    for place, share in zip(range(batch), (1.0, 0.94, 0.75, 0.85), strict=False):
-        padding[place, :, round(size[1] * share) :] = True
-    targets = [
-        {
-            "boxes": torch.cat((0.3 + 0.4 * torch.rand(n, 2), 0.05 + 0.5 * torch.rand(n, 2)), 1),
-            "labels": torch.randint(90, (n,)),
-        }
-        for n in torch.randint(4, 11, (batch,)).tolist()
-    ]
-    targets = [{key: x.to(device) for key, x in target.items()} for target in targets]
-    return images.masked_fill(padding[:, None], 0).to(device), padding.to(device), targets
-
-
-def adamw(network: nn.Module, device: str) -> torch.optim.Optimizer:
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    return torch.optim.AdamW(weights, lr=1e-5, weight_decay=1e-4, fused=device == "cuda")
-
-
-def detr_network(device: str) -> DETR:
-    """DETR-R50, or a toy on a CPU."""
-    toy = {"width": 32, "heads": 2, "hidden": 32, "encoder_layers": 1, "decoder_layers": 1}
-    network = DETR() if device == "cuda" else DETR(backbone=ResNet(8, width=8), **toy)
-    return network.to(device, memory_format=torch.channels_last).train()
-
-
-def our_detr(batch: tuple, device: str, compiled: str | None) -> Step:
-    images, padding, targets = batch
-    network = detr_network(device)
-    criterion = SetCriterion(91, HungarianMatcher()).to(device)
-    optimizer = adamw(network, device)
-    forward = traced(network, device, compiled) if compiled else network
-
-    def step() -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
-            loss = criterion(forward(images, padding), targets)["total"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    return step
-
-
-def their_detr(batch: tuple, device: str, compiled: str | None) -> Step:
-    """Hugging Face's with random weights: as many auxiliary losses, frozen norms, no download.
-
-    Transformers 5 freezes the whole of its own ResNet, since none of its weights is named as it
-    expects: stages 2 to 4 are trained here, as in ours and in the release.
-    """
-    import transformers
-
-    images, padding, targets = batch
-    toy, small = {}, {}
-    if device == "cpu":
-        small = {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]}
-        toy = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
-        toy |= {f"{one}_attention_heads": 2 for one in ("encoder", "decoder")}
-        toy |= {f"{one}_ffn_dim": 32 for one in ("encoder", "decoder")}
-    backbone = transformers.ResNetConfig(out_features=["stage4"], **small)
-    config = transformers.DetrConfig(
-        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
-        backbone_config=backbone, auxiliary_loss=True, num_labels=91, **toy,
-    )  # fmt: skip
-    network = transformers.DetrForObjectDetection(config)
-    for weight_name, weight in network.model.backbone.named_parameters():
-        if any(f"stages.{stage}." in weight_name for stage in (1, 2, 3)):
-            weight.requires_grad_(True)
-    network = network.to(device, memory_format=torch.channels_last).train()
-    optimizer = adamw(network, device)
-    forward = traced(network, device, compiled) if compiled else network
-    mask = (~padding).long()
-    labels = [{"class_labels": one["labels"], "boxes": one["boxes"]} for one in targets]
-
-    def step() -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
-            loss = forward(images, mask, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    return step
-
-
-def detr(part: Part, compiled: str | None = None) -> None:
-    fresh(part.device)
-    torch.backends.cudnn.benchmark = True
-    batch, size = (2, (64, 96)) if part.smoke else (4, (800, 1066))
-    images, padding, targets = scenes(batch, size, part.device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    flops = batch * training_flops(detr_network(part.device), images[:1], padding[:1])
-    given = ((images, padding, targets), part.device, compiled)
-    sides = [Side("ours", partial(our_detr, *given))]
-    if not compiled:  # the matcher inside of the peer's forward breaks its graph
-        sides.append(Side("transformers DetrForObjectDetection", partial(their_detr, *given)))
-    note = "FLOPs as if all of the backbone were trained: stem and first stage are frozen"
-    row = Row("DETR-R50", sides, batch, flops=flops, note=note)
-    compare(part, row, image=list(size), compiled=compiled, layout="channels_last")
-    if part.device == "cuda" and not compiled:
-        part.save(parts=parts_of_detr(images, padding, targets, part.device))
-
-
-def parts_of_detr(images: Tensor, padding: Tensor, targets: list, device: str) -> dict[str, float]:
-    """Milliseconds of the forward pass, the matching and the loss of ours, each by itself."""
-    network = detr_network(device)
-    criterion = SetCriterion(91, HungarianMatcher()).to(device)
-    with torch.autocast(device, torch.bfloat16):
-        outputs = network(images, padding)
-        steps = {
-            "forward": lambda: network(images, padding),
-            "matching": lambda: criterion.matcher(outputs, targets),
-            "criterion with matching": lambda: criterion(outputs, targets),
-        }
-        return {
-            key: 1e3 * median(seconds_of(step, 3, Conditions(device)) for _ in range(3))
-            for key, step in steps.items()
-        }
-
-
 # The project's benchmarks
 
 
-def benchmark(part: Part, name: str) -> None:
-    """Measure the rows of experiments/benchmarks/NAME.py."""
+def benchmark(part: Part, name: str, only: str = "") -> None:
+    """Measure the rows of experiments/benchmarks/NAME.py whose names begin with a text."""
+    torch.backends.cudnn.benchmark = True
     for row in import_module(name).rows(part.device, part.smoke):
-        compare(part, row)
+        if row.name.startswith(only):
+            compare(part, row)
+
+
+def compiled_detr(part: Part) -> None:
+    """Ours alone: the matcher inside of the peer's forward breaks its graph."""
+    import detection
+
+    torch.backends.cudnn.benchmark = True
+    height, width = (64, 96) if part.smoke else (800, 1066)
+    batch = detection.scene(height, width, part.device)
+    flops = training_flops(detection.detr(part.smoke).to(part.device), *batch[:2])
+    given = (batch, torch.channels_last, part.smoke, not part.smoke)
+    side = Side("ours", partial(detection.ours, *given), "compiled")
+    compare(part, Row("DETR-R50", [side], images=2, flops=flops))
 
 
 PARTS = {
@@ -366,8 +255,9 @@ PARTS = {
     "se_resnet50": se_resnet,
     "swin_t": swin,
     "deit_s16": deit,
-    "detr_r50": detr,
+    "detr_r50": partial(benchmark, name="detection", only="DETR"),
     "sagan32": partial(benchmark, name="gan"),
+    "overhead": partial(benchmark, name="fit_overhead"),
     "small": small,
     "matching": partial(benchmark, name="matching"),
     "layers": partial(benchmark, name="attention"),
@@ -376,5 +266,5 @@ PARTS = {
     "se_resnet50_compiled": partial(se_resnet, compiled="default"),
     "swin_t_compiled": partial(swin, compiled="default"),
     "deit_s16_compiled": partial(deit, compiled="default"),
-    "detr_r50_compiled": partial(detr, compiled="default"),
+    "detr_r50_compiled": compiled_detr,
 }

@@ -1,6 +1,8 @@
 """Data for detection: transforms, batches, sampling, and the one clear line for bad data."""
 
 import re
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 from coco_folder import fitted, load, opened, save
 
+from attention_vision.backbones import ResNet
+from attention_vision.detection import DETR
 from attention_vision.detection.boxes import to_pixels
 from attention_vision.detection.criterion import without_crowds
 from attention_vision.detection.data import (
@@ -100,6 +104,33 @@ def test_batches_and_padding(folder: Path) -> None:
     torch.testing.assert_close(crowd, torch.tensor([1.0, 2, 81, 42]))
     trained = without_crowds(targets[1])
     assert [len(trained[key]) for key in ("boxes", "labels", "area")] == [1] * 3
+
+
+def test_padding_to_a_multiple_leaves_few_sizes_and_the_same_boxes(folder: Path) -> None:
+    data = fitted(folder, batch_size=2)
+    samples = [data.val_images[index] for index in range(6)]
+    pairs = list(pairwise(samples))
+    assert {tuple(collate(pair, 64)[0].shape[2:]) for pair in pairs} == {(128, 128)}
+    assert all(min(collate(pair)[0].shape[2:]) > 64 for pair in pairs)  # none is padded in vain
+    torch.manual_seed(0)
+    backbone = ResNet(8, num_classes=0, width=8)
+    network = DETR(
+        2, 5, backbone, width=16, heads=2, encoder_layers=1, decoder_layers=1, hidden=16,
+        mask_padding=True,
+    ).eval()  # fmt: skip
+    for pair in pairs:
+        exact, padded = (network(*collate(pair, multiple)[:2])[-1] for multiple in (1, 64))
+        torch.testing.assert_close(padded["boxes"], exact["boxes"], rtol=0, atol=1e-5)
+
+
+def test_the_recipe_says_how_far_batches_are_padded(folder: Path) -> None:
+    data = fitted(folder, batch_size=6)
+    data.recipe = replace(data.recipe, pad_to=50)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        images, padding_mask, targets = next(iter(loader))
+        assert images.shape[2:] == padding_mask.shape[1:] == (100, 100)
+        inside = (~padding_mask).sum((1, 2)).tolist()
+        assert inside == [int(target["size"].prod()) for target in targets]
 
 
 def test_the_checkpoint_keeps_the_labels(folder: Path) -> None:
