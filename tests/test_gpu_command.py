@@ -107,6 +107,24 @@ def test_what_is_not_done_in_time_is_stopped_and_goes_on_next_time(scheduler):
     assert run.to_do(run.CHECKS[:2], options) == ["networks"]
 
 
+def test_a_command_is_interrupted_when_its_time_is_over(tmp_path, monkeypatch):
+    import commands
+
+    part = SimpleNamespace(smoke=False, out=tmp_path)
+    row = commands.run_command(part, ("--version",), ROOT, 60)
+    assert (row["exit"], row["stopped"]) == (0, False)
+    row = commands.run_command(part, ("no-such-task",), ROOT, 60)
+    assert (row["exit"], row["stopped"]) == (2, False)
+    assert "no-such-task" in row["stderr"]
+    slow = tmp_path / "slow"
+    slow.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(commands.sys, "executable", str(slow))
+    row = commands.run_command(part, ("fit",), ROOT, 0.5)
+    assert row["stopped"]
+    assert row["exit"] != 0
+
+
 def test_cifar_is_packed_without_loss(tmp_path):
     import cifar
 

@@ -25,11 +25,11 @@ Build = Callable[[], nn.Module]
 
 
 def step_of(
-    build: Build, batch: int, device: str, last: bool = False, compiled: bool = False
+    build: Build, batch: int, device: str, side: int, last: bool = False, compiled: bool = False
 ) -> Step:
     layout = torch.channels_last if last else torch.contiguous_format
     network = build().train().to(device, memory_format=layout)
-    images = torch.randn(batch, 3, 224, 224, device=device).contiguous(memory_format=layout)
+    images = torch.randn(batch, 3, side, side, device=device).contiguous(memory_format=layout)
     labels = torch.randint(1000, (batch,), device=device)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-4, fused=True)
     if compiled:
@@ -57,22 +57,28 @@ def rows(device: str, smoke: bool) -> Iterator[Row]:
         ("Swin-T", swin, "torchvision", torchvision.models.swin_t, False, 1.2),
         ("EfficientNet-B0", EfficientNet, "timm", efficient, True, 1.3),
     ]
-    batch = 64 if device == "cuda" else 1 if smoke else 8
+    batch, side = 64 if device == "cuda" else 8, 224
     if smoke:
-        networks = [networks[0], networks[3]]
-    step = partial(step_of, batch=batch, device=device)
+        batch, side = 2, 32
+        vit = partial(vit, img_size=side, embed_dim=24, depth=1, num_heads=2)
+        squeeze, se = partial(ResNet, 18, *squeeze.args[1:]), partial(create, "seresnet18")
+        networks = [
+            ("ViT-S/16", partial(ViT, side, width=24, depth=1, heads=2), "timm", vit, False, 1.1),
+            ("SE-ResNet-50", squeeze, "timm", se, True, 1.25),
+        ]
+    step = partial(step_of, batch=batch, device=device, side=side)
     kinds = {"eager": False, "compiled": True}
     titles = {"eager": ["eager"]} if smoke else {"eager": ["eager"], "fastest": [*kinds]}
     for title, variants in titles.items():
         for name, ours, who, peer, convolutional, target in networks:
-            flops = None if smoke else batch * training_flops(ours(), torch.randn(1, 3, 224, 224))
+            flops = batch * training_flops(ours(), torch.randn(1, 3, side, side))
             found = []
-            for side, build in (("ours", ours), (who, peer)):
-                both = convolutional and (side == who or device == "cuda")
+            for one, build in (("ours", ours), (who, peer)):
+                both = convolutional and (one == who or device == "cuda")
                 for last in (False, True) if both else (False,):
                     for kind in variants:
                         make = partial(step, build, last=last, compiled=kinds[kind])
-                        found.append(Side(side, make, kind + last * ", channels last"))
+                        found.append(Side(one, make, kind + last * ", channels last"))
             yield Row(f"{name}, {title}", found, batch, flops=flops, targets={who: target})
     for name, ours, *_ in networks:
         plain = Side("kept", partial(step, ours), "eager")

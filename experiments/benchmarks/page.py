@@ -70,7 +70,7 @@ def row_lines(row: dict) -> list[str]:
 
 def duration(side: dict) -> str:
     seconds = side["seconds"]
-    text = f"{seconds:.1f} s" if seconds >= 10 else f"{1e3 * seconds:.3g} ms"
+    text = f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
     return f"{text}, {side['variant']}" if side["variant"] else text
 
 
