@@ -22,9 +22,10 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not self.pays(input):
             return super().forward(input)
-        row = input.flatten(0, -2).mT[None, :, None]  # (1, C, 1, tokens), channels last in memory
+        # The strides of a map with channels last, those of axes of length 1 included.
+        row = input.reshape(1, 1, -1, self.in_features).permute(0, 3, 1, 2)  # (1, C, 1, tokens)
         row = F.conv2d(row, self.weight[..., None, None], self.bias)
-        return row[0, :, 0].mT.unflatten(0, input.shape[:-1])
+        return row.permute(0, 2, 3, 1).reshape(*input.shape[:-1], self.out_features)
 
     def pays(self, input: Tensor) -> bool:
         """Whether the convolution is chosen for this input."""

@@ -144,7 +144,9 @@ class Detector(LightningModule):
         self.train_loss.update(total.detach())
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] set from afar
         if (step_number(self.trainer) + 1) % every == 0:
-            log_now(self.trainer, {f"train/{name}": loss.item() for name, loss in losses.items()})
+            values = torch.stack(list(losses.values())).tolist()  # one transfer for all
+            named = zip(losses, values, strict=True)
+            log_now(self.trainer, {f"train/{name}": value for name, value in named})
         return total
 
     def on_train_epoch_end(self) -> None:

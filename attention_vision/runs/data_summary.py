@@ -18,6 +18,7 @@ from attention_vision.data.findings import Findings
 from attention_vision.data.image_files import image_size, largest_values
 from attention_vision.data.labels import shown
 from attention_vision.data.loading import TaskData, data_of
+from attention_vision.data.resident import GIB, ResidentLoader
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.identity import code, code_difference
 from attention_vision.report.text_table import aligned
@@ -218,6 +219,12 @@ class ReportData(Callback):
         write_skipped(folder, self._summary.broken)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._summary is not None and isinstance(trainer.train_dataloader, ResidentLoader):
+            images = trainer.train_dataloader.images
+            gib = images.nbytes / GIB
+            say(
+                f"data: {len(images):,} training images in memory, {gib:.2g} GiB on {images.device}"
+            )
         if self._summary is None or (trainer.max_steps == -1 and trainer.max_epochs in (None, -1)):
             return
         steps, _ = horizon(trainer)

@@ -116,7 +116,8 @@ def test_it_is_the_released_network(seed, tmp_path):
     torch.save(checkpoint, path, _use_new_zipfile_serialization=False)  # torch 0.4 knew no zip
     ours = load_official(ResNet(50, CBAM).eval(), path)
 
-    images, label = torch.randn(1, 3, 224, 224), torch.tensor([700])
+    images = torch.randn(1, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    label = torch.tensor([700])
     weights = {key: v.requires_grad_("running" not in key) for key, v in state.items()}
     logits = {"release": released_forward(weights, images), "ours": ours(images)}
     assert logits["release"].std() > 0.1

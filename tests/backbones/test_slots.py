@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from redraw import redraw
+from torchvision.ops import FrozenBatchNorm2d
 
 from attention_vision.attention import (
     CBAM,
@@ -15,6 +16,7 @@ from attention_vision.attention import (
 )
 from attention_vision.backbones import MeanPool, ResNet, ViT
 from attention_vision.backbones.backbone import shape_error
+from attention_vision.backbones.resnet import SubsampledConv2d, conv
 from attention_vision.errors import InputError
 
 small_vit = partial(ViT, 16, 4, width=16, depth=2, heads=2, num_classes=3)
@@ -110,3 +112,27 @@ def test_every_second_block_takes_the_alternate():
         depth=3, attention=partial(WindowAttention, window=2), alternate=shifted, pool=MeanPool
     )
     assert [block.attention.shift for block in network.blocks] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+def test_narrow_projections_convolve_the_positions_that_they_keep(size):
+    """oneDNN's own gradient of them ends the process on two threads with channels last."""
+    layer = conv(8, 20, 1, stride=2)
+    x = torch.randn(2, 8, *size).double()
+    weight = layer.double().weight
+    wanted = torch.nn.functional.conv2d(x, weight, stride=2)
+    torch.testing.assert_close(layer(x), wanted)
+    assert type(layer) is SubsampledConv2d
+    assert type(conv(16, 20, 1, stride=2)) is torch.nn.Conv2d
+
+
+def test_a_narrow_network_trains_on_two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for norm in (torch.nn.BatchNorm2d, FrozenBatchNorm2d):
+            network = ResNet(8, stem="cifar", width=8, num_classes=3, norm=norm)
+            network(torch.randn(3, 3, 32, 32)).square().mean().backward()
+            assert all(weight.grad.isfinite().all() for weight in network.parameters())
+    finally:
+        torch.set_num_threads(threads)

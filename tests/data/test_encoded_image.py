@@ -1,6 +1,7 @@
 """Images that are decoded as a transform asks: the pixels, the factor, the messages."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torchvision.transforms import v2
 from attention_vision.classification import ImageFolder
 from attention_vision.classification.transforms import ImageNetAugmentation, RandomRegion
 from attention_vision.data import encoded_image
-from attention_vision.data.encoded_image import EncodedImage, reduction
+from attention_vision.data.encoded_image import EncodedImage, jpeg_decoder, reduction
 from attention_vision.data.image_files import read_image
 from attention_vision.errors import InputError
 
@@ -56,7 +57,10 @@ def test_pixels_are_those_of_pillow(mode, format, options, monkeypatch) -> None:
     expected = torch.from_numpy(np.array(read_image("x", content=image.content))).permute(2, 0, 1)
     assert image.tensor().equal(expected)
     assert image.size == expected.shape[1:]
-    monkeypatch.setattr(encoded_image, "decode_jpeg", None)  # as without torchvision's
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)  # as if it was not installed
+    monkeypatch.setattr(encoded_image, "DECODE_JPEG", jpeg_decoder())
+    assert image.tensor().equal(expected)
+    monkeypatch.setattr(encoded_image, "DECODE_JPEG", None)  # Pillow's alone
     assert image.tensor().equal(expected)
 
 

@@ -17,6 +17,7 @@ from attention_vision.generation import (
     spectral_norms,
 )
 from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
+from attention_vision.generation.gan.spectral_norm import shared_spectral_norm
 
 
 def vectors(network: nn.Module) -> dict[str, Tensor]:
@@ -123,6 +124,28 @@ def test_frozen_passes_leave_the_vectors_and_normalise_alike(discriminator):
     # From the same vectors the next pass in training divides by the same sigmas ...
     assert torch.equal(discriminator(IMAGES, LABELS), frozen)
     assert not same(before, vectors(discriminator))  # ... and moves them again.
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_passes_that_share_the_weights_are_one_to_the_vectors(discriminator, layout):
+    """As one frozen pass before one that moves them."""
+    twin = copy.deepcopy(discriminator)
+    discriminator.to(memory_format=layout)
+    with shared_spectral_norm(discriminator), shared_spectral_norm(discriminator):
+        shared = discriminator(IMAGES, LABELS).cos().sum() - discriminator(-IMAGES, LABELS).sum()
+        weight = discriminator.blocks[1].conv1.weight
+        assert weight is discriminator.blocks[1].conv1.weight
+        assert weight.is_contiguous(memory_format=layout)
+    with frozen_spectral_norm(twin):
+        of_second = twin(-IMAGES, LABELS).sum()
+    apart = twin(IMAGES, LABELS).cos().sum() - of_second
+    torch.testing.assert_close(shared, apart)
+    shared.backward()
+    apart.backward()
+    for one, other in zip(discriminator.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vectors(discriminator), vectors(twin))
+    assert discriminator.blocks[1].conv1.weight is not weight
 
 
 def test_an_error_inside_thaws_all_the_same(discriminator):
