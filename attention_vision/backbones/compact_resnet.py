@@ -188,7 +188,7 @@ class CompactResNet(Backbone):
         self.head = nn.Identity()
         if num_classes:
             self.head = ScaledHead(widths[-1], num_classes, head_scale)
-        slot, shape = self.stages[0].attention, (1, widths[0], 4, 4)
+        slot, shape = self.get_submodule("stages.0.attention"), (1, widths[0], 4, 4)
         if reason := shape_error(slot, torch.zeros(shape)):
             raise InputError(
                 f"CompactResNet: attention {type(slot).__name__} does not map {shape} to itself:"

@@ -105,7 +105,7 @@ def open_data(data: LightningDataModule, without_data: bool) -> tuple[int | None
     try:
         data.prepare_data()
         data.setup("fit")
-        if hasattr(data, "resident_gib"):
+        if isinstance(data, TaskData):
             data.resident_gib = 0.0  # batches are counted, no image is read
         batches = len(data.train_dataloader())
     except InputError:
