@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from attention_vision.classification import CIFARAugmentation, Classifier, Digits
+from attention_vision.data.augmentation import OPERATIONS
 from attention_vision.data.resident import ResidentLoader
 from attention_vision.generation.gan.diff_augment import DiffAugment
 from attention_vision.training.finite import StepAverage
@@ -263,9 +264,10 @@ def test_augmentation_on_a_gpu(recipe: CIFARAugmentation) -> None:
     assert isinstance(loader, ResidentLoader)
     with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
         loader.images, loader.labels = loader.images.to(GPU), loader.labels.to(GPU)
-        images, labels = loader.load(0, torch.tensor([3, 0, 2]))
+        # Every number is 1: one image for each operation, and one for none.
+        images, labels = loader.load(0, torch.arange(1 + len(OPERATIONS)))
         assert images.device == labels.device == GPU
-        assert images.shape == (3, 3, 16, 16)
+        assert images.shape == (1 + len(OPERATIONS), 3, 16, 16)
     assert waits.lines == []
 
 
