@@ -141,6 +141,7 @@ def test_a_failing_row_is_recorded_and_rows_left_out_stay(tmp_path, monkeypatch)
                 frame.main(rows)
     content = json.loads((tmp_path / "bench_x.json").read_text())
     assert {row["name"]: "error" in row for row in content["rows"]} == {"bad": True, "good": False}
+    assert {row["name"]: "commit" in row for row in content["rows"]} == {"bad": True, "good": False}
     assert {"commit", "hardware", "versions", "command", "date"} <= content.keys()
 
 

@@ -41,7 +41,7 @@ def test_every_part_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     import run
 
-    words = ["--smoke", "--minutes", "10", "--out", str(tmp_path), "--only", ",".join(PARTS)]
+    words = ["--smoke", "--minutes", "60", "--out", str(tmp_path), "--only", ",".join(PARTS)]
     monkeypatch.setattr(sys, "argv", [str(FOLDER / "run.py"), *words])
     run.main()
     for name in PARTS:

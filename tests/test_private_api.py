@@ -17,8 +17,8 @@ from pathlib import Path
 import jsonargparse
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
@@ -209,6 +209,13 @@ def test_lightnings_checkpoints(tmp_path):
     assert parameters(ModelCheckpoint._save_topk_checkpoint) == [
         *("self", "trainer", "monitor_candidates"),
     ]
+
+
+def test_lightnings_average_of_weights():
+    average = WeightAveraging()
+    assert average._average_model is None
+    average.setup(Trainer(accelerator="cpu", logger=False), LightningModule(), "fit")
+    assert average._average_model.n_averaged == 0
 
 
 def test_lightnings_optimizer():

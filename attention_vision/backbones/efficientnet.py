@@ -192,7 +192,7 @@ class EfficientNet(Backbone):
         padding: "symmetric" as of torchvision and timm's own weights, or "same" as TensorFlow pads
             convolutions of stride 2 (`SameConv2d`), for weights that were trained with it.
         checkpointing: compute the activations of each block again in the backward pass, in place
-            of keeping them: less memory, about a third more time, the same gradients.
+            of keeping them: less memory, one more forward pass, the same gradients.
 
     Raises:
         InputError: `variant` or `padding` is unknown; `attention` does not map maps to maps, which

@@ -252,7 +252,7 @@ class ResNet(Backbone):
             identity (arXiv 1706.02677).
         in_channels: 3 for RGB.
         checkpointing: compute the activations of each block again in the backward pass, in place
-            of keeping them: less memory, about a third more time, the same gradients.
+            of keeping them: less memory, one more forward pass, the same gradients.
 
     Raises:
         InputError: `depth`, `attention_at` or `stem` is unknown, a stage is outside 1..4;

@@ -104,7 +104,7 @@ class Swin(Backbone):
             release has 0.2, 0.3 and 0.5 for T, S and B.
         in_channels: 3 for RGB.
         checkpointing: compute the activations of each block again in the backward pass, in place
-            of keeping them: less memory, about a third more time, the same gradients.
+            of keeping them: less memory, one more forward pass, the same gradients.
 
     Raises:
         InputError: a size or number is not positive; `depths` and `heads` are not equally many;

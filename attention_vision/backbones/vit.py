@@ -185,7 +185,7 @@ class ViT(Backbone):
         stochastic_depth: rate at which the last block's branches are dropped; linear from 0.
         in_channels: 3 for RGB.
         checkpointing: compute the activations of each block again in the backward pass, in place
-            of keeping them: less memory, about a third more time, the same gradients.
+            of keeping them: less memory, one more forward pass, the same gradients.
 
     Raises:
         InputError: `image_size`, or the size of an image, is not a multiple of `patch_size`, or

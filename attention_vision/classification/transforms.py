@@ -315,7 +315,7 @@ class RandomRegion(v2.RandomResizedCrop):
     def forward(self, *inputs: Any) -> Any:
         (image,) = inputs
         size = list(cast(tuple[int, int], self.size))
-        filter = cast(v2.InterpolationMode, self.interpolation)
+        filter = v2.InterpolationMode(self.interpolation)
         if isinstance(image, EncodedImage):
             extent = torch.empty(3, *image.size, device="meta")
             return image.region(**self.make_params([extent]), size=size, filter=filter)

@@ -4,7 +4,6 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -52,39 +51,30 @@ class EncodedImage:
         path: of the file; see `read_image`.
         content: of the file, where it is not on disk.
 
-    The methods and `size` raise InputError where the file cannot be read.
+    Raises:
+        InputError: the file cannot be opened; by the methods, it does not decode.
     """
 
     def __init__(self, path: str | Path, content: bytes | None = None):
-        self.path, self._given = path, content
-
-    @cached_property
-    def content(self) -> bytes | None:
-        """The bytes of the file; None where Pillow finds it, a page of a TIFF, or says why not."""
-        if self._given is not None:
-            return self._given
-        try:
-            return Path(self.path).read_bytes()
-        except OSError:
-            return None
-
-    @cached_property
-    def header(self) -> tuple[bool, tuple[int, int], int]:
-        """Whether it is an RGB or gray JPEG, its (height, width) as stored, and its orientation."""
+        self.path, self.content = path, content
+        if content is None:
+            with suppress(OSError):  # a page of a TIFF, or Pillow says what is wrong
+                self.content = Path(path).read_bytes()
         opened = self.path if self.content is None else io.BytesIO(self.content)
         try:
             with open_image(opened) as image:
-                is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-                orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-                return is_jpeg, (image.height, image.width), orientation
+                self.is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+                exif = Image.Image.getexif(image)
+                self.orientation = exif.get(ExifTags.Base.Orientation, 1)
+                self.stored = image.height, image.width
         except UNREADABLE as error:
             raise unreadable(self.path, error) from None
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width), upright."""
-        _, (height, width), orientation = self.header
-        return (height, width) if orientation < 5 else (width, height)
+        height, width = self.stored
+        return (height, width) if self.orientation < 5 else (width, height)
 
     def pillow(self) -> Image.Image:
         """The whole image, upright, RGB."""
@@ -92,8 +82,8 @@ class EncodedImage:
 
     def tensor(self) -> Tensor:
         """The whole image, upright, (3, H, W) uint8; a JPEG is channels-last in memory."""
-        is_jpeg, _, orientation = self.header
-        if is_jpeg and orientation == 1 and self.content is not None and DECODE_JPEG is not None:
+        plain = self.is_jpeg and self.orientation == 1
+        if plain and self.content is not None and DECODE_JPEG is not None:
             with suppress(RuntimeError, ValueError):  # damaged: Pillow has the words for it
                 return DECODE_JPEG(self.content)
         return functional.pil_to_tensor(self.pillow())
@@ -118,8 +108,7 @@ class EncodedImage:
             size: (height, width) of the result.
             filter: torchvision's `InterpolationMode` of the resize, with antialiasing.
         """
-        is_jpeg, _, orientation = self.header
-        factor = reduction(height / size[0], width / size[1]) if is_jpeg else 1
+        factor = reduction(height / size[0], width / size[1]) if self.is_jpeg else 1
         if factor == 1:
             whole = self.tensor()
             return functional.resized_crop_image(
@@ -128,9 +117,9 @@ class EncodedImage:
         reduced = read_image(self.path, content=self.content, reduction=factor)
         # Sides are rounded up, and what that adds lies right and below in the image as stored.
         right = down = 0.0
-        if orientation in (2, 3, 6, 7):
+        if self.orientation in (2, 3, 6, 7):
             right = reduced.width - self.size[1] / factor
-        if orientation in (3, 4, 7, 8):
+        if self.orientation in (3, 4, 7, 8):
             down = reduced.height - self.size[0] / factor
         box = (
             left / factor + right,

@@ -96,7 +96,7 @@ class COCOAveragePrecision(Metric):
             predictions: per image `boxes` (k, 4) xyxy in pixels of the file, `scores` (k,) and
                 `labels` (k,).
             targets: per image `image_id`, `orig_size` (h, w), `boxes` (n, 4) cxcywh in 0..1,
-                `labels`, `area` and `iscrowd`, all (n,), crowds included.
+                `labels`, `area` and `iscrowd`, all (n,), crowds included; none without `iscrowd`.
 
         Raises InputError for predictions that are not finite, which sort in no order.
         """
@@ -110,7 +110,7 @@ class COCOAveragePrecision(Metric):
                 _xywh(to_pixels(target["boxes"].detach().cpu().double(), size).numpy()),
                 _array(target["labels"]),
                 _array(target["area"]),
-                _array(target["iscrowd"]),
+                _array(target.get("iscrowd", torch.zeros_like(target["labels"]))),
             )
             if not (np.isfinite(image.boxes).all() and np.isfinite(image.scores).all()):
                 raise InputError(

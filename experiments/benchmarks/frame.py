@@ -339,7 +339,7 @@ def main(rows: Callable[[str, bool], Iterator[Row]]) -> None:
     """Measure the rows of a benchmark by its command line, print them, and write the file.
 
     `experiments/results/bench_NAME.json`, NAME that of the script; rows of an earlier file that
-    `--only` leaves out stay in it.
+    `--only` leaves out stay in it, with their commit, command and date.
     """
     script = Path(sys.argv[0])
     parser = argparse.ArgumentParser(description=f"Ratios to peers: {script.stem}.")
@@ -378,7 +378,9 @@ def main(rows: Callable[[str, bool], Iterator[Row]]) -> None:
     }  # fmt: skip
     kept = []
     if options.only and file.is_file():
-        kept = [r for r in json.loads(file.read_text())["rows"] if not chosen(r["name"], options)]
+        earlier = json.loads(file.read_text())
+        of_then = {key: earlier[key] for key in ("commit", "command", "date")}
+        kept = [of_then | row for row in earlier["rows"] if not chosen(row["name"], options)]
     print(f"{content['hardware']}; matrix products {rate / 1e9:,.0f} GFLOP/s")
     for row in rows(options.device, options.smoke):
         if not chosen(row.name, options):

@@ -41,8 +41,16 @@ def section(name: str, content: dict) -> str:
     lines.append("|---" * HEAD.count(" | ") + "|---|")
     for row in content["rows"]:
         lines += row_lines(row)
-    notes = [f"* {row['name']}: {row['note']}" for row in content["rows"] if row.get("note")]
+    notes = [f"* {row['name']}: {text}" for row in content["rows"] for text in notes_of(row)]
     return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def notes_of(row: dict) -> list[str]:
+    """Return what a reader has to know, and of which commit a row is that was measured earlier."""
+    notes = [row["note"]] if row.get("note") else []
+    if "commit" in row:
+        notes.append(f"{row['date']}, commit {row['commit'][:7]}, `{row['command'][0]}`")
+    return notes
 
 
 def row_lines(row: dict) -> list[str]:

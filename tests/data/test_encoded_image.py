@@ -106,6 +106,7 @@ def test_a_crop_draws_the_numbers_of_torchvision() -> None:
     for seed in range(5):
         torch.manual_seed(seed)
         found = RandomRegion(96)(image)
+        assert RandomRegion(8)(image).shape == (3, 8, 8)
         torch.manual_seed(seed)
         expected = v2.RandomResizedCrop(96, antialias=True)(image.tensor())
         assert found.equal(expected)
