@@ -80,6 +80,7 @@ class TaskData(LightningDataModule):
     val_images: Dataset
     test_images: Dataset
     predict_images: Dataset
+    resident_gib: float = 0.0  # images are held in memory if they need up to so many GiB
 
     def __init__(
         self,
