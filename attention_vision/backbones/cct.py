@@ -14,7 +14,7 @@ from attention_vision.attention import (
     TokenAttention,
 )
 from attention_vision.attention.linear import Linear
-from attention_vision.backbones.backbone import Backbone, build_pool, fastest_format
+from attention_vision.backbones.backbone import Backbone, build_pool
 from attention_vision.backbones.checkpointing import checkpoint_blocks, recomputable
 from attention_vision.backbones.vit import (
     ClassToken,
@@ -199,7 +199,7 @@ class CCT(Backbone):
         return [tokens[:, self.num_prefix_tokens :].mT.unflatten(2, grid)]
 
     def _encode(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        x = self.tokenizer(fastest_format(images))
+        x = self.tokenizer(self.arranged(images))
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).mT
         if isinstance(self.pool, ClassToken):

@@ -11,7 +11,6 @@ from attention_vision.attention import FeatureAttention
 from attention_vision.backbones.backbone import (
     Backbone,
     build_pool,
-    fastest_format,
     shape_error,
 )
 from attention_vision.errors import InputError
@@ -197,7 +196,7 @@ class CompactResNet(Backbone):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> one map a stage, of strides 2, 4 and 8."""
-        x = gelu(self.stem(fastest_format(images)))
+        x = gelu(self.stem(self.arranged(images)))
         maps = []
         for stage in self.stages:
             x = stage(x)

@@ -17,7 +17,6 @@ from attention_vision.backbones.backbone import (
     Backbone,
     MeanPool,
     build_pool,
-    fastest_format,
     shape_error,
 )
 from attention_vision.backbones.checkpointing import checkpoint_blocks, recomputable
@@ -297,7 +296,7 @@ class EfficientNet(Backbone):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> maps of strides 4, 8, 16, 32; sizes are rounded up."""
-        x = self.stem(fastest_format(images))
+        x = self.stem(self.arranged(images))
         maps = []
         for number, stage in enumerate(self.stages):
             x = stage(x)

@@ -17,7 +17,6 @@ from attention_vision.backbones.backbone import (
     Backbone,
     MeanPool,
     build_pool,
-    fastest_format,
     shape_error,
 )
 from attention_vision.backbones.checkpointing import checkpoint_blocks, recomputable
@@ -356,7 +355,7 @@ class ResNet(Backbone):
                 training.
         """
         padding = None if padding_mask is None else padding_mask[:, None]
-        x = self.stem(fastest_format(images), padding)
+        x = self.stem(self.arranged(images), padding)
         maps = []
         for stage, stride in zip(self.stages, (self.stem.stride, *self.strides[:-1]), strict=True):
             x = stage(x, shrink(padding, stride))

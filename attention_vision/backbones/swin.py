@@ -15,7 +15,6 @@ from attention_vision.backbones.backbone import (
     Backbone,
     MeanPool,
     build_pool,
-    fastest_format,
     shape_error,
 )
 from attention_vision.backbones.checkpointing import checkpoint_blocks
@@ -198,7 +197,7 @@ class Swin(Backbone):
         """
         size = self.strides[0]
         images = F.pad(images, (0, -images.shape[3] % size, 0, -images.shape[2] % size))
-        patches = self.patches(fastest_format(images))
+        patches = self.patches(self.arranged(images))
         x = self.dropout(self.patch_norm(patches.permute(0, 2, 3, 1)))
         maps = []
         for stage in self.stages:

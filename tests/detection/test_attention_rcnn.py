@@ -133,9 +133,9 @@ def test_losses_gradients_and_detections_equal_torchvisions(seed, eps):
         assert (parameter.grad is None) == (gradients[key] is None), key
         if parameter.grad is not None:
             error, norm = (parameter.grad - gradients[key]).norm(), gradients[key].norm()
-            # A ReLU that rounding puts on the other side of 0 moves its layer by 1e-3: frozen norms
-            # are part of the kernels here, and `test_frozen_norm` compares in double precision.
-            assert error <= 5e-3 * norm, (key, error, norm)
+            # A ReLU that rounding puts on the other side of 0 moves its layer: training here has
+            # frozen norms in the kernels, and channels last (test_frozen_norm is in float64).
+            assert error <= 1e-3 * norm, (key, error, norm)
 
     with torch.no_grad():
         found = ours.eval()(images, padding_mask)

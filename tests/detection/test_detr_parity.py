@@ -104,7 +104,7 @@ def test_outputs_losses_matching_and_gradients_equal_hugging_face(seed):
         # whose state is 0 and whose values are all the same.
         exact_zero = key.endswith("qkv.bias") or "decoder.0.self_attention.qkv" in key
         assert error < 5e-3 * norm + (1e-5 if exact_zero else 0), (key, error, norm)
-    assert torch.stack(errors).norm() < 2e-3 * torch.stack(norms).norm()
+    assert torch.stack(errors).norm() < 1e-3 * torch.stack(norms).norm()
 
     with torch.no_grad():  # one weight of a decoder layer, that parity has to notice
         ours.get_parameter("transformer.decoder.3.cross_attention.qkv.weight")[:256] *= 1.1
