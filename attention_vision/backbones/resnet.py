@@ -51,8 +51,12 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int 
 
 
 def convolve(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """The norm of the convolution. A frozen one is a scale and a shift: part of the kernel."""
-    if not isinstance(norm, FrozenBatchNorm2d) or isinstance(conv, SubsampledConv2d):
+    """The norm of the convolution. A frozen one is a scale and a shift: in training, of the kernel.
+
+    Evaluation keeps them apart, so that it equals releases to the last digits.
+    """
+    folds = isinstance(norm, FrozenBatchNorm2d) and norm.training
+    if not folds or isinstance(conv, SubsampledConv2d):
         return norm(conv(x))
     frozen = dict(norm.named_buffers())
     scale = frozen["weight"] * (frozen["running_var"] + norm.eps).rsqrt()
