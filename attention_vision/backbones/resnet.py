@@ -55,8 +55,9 @@ def convolve(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 
     Evaluation keeps them apart, so that it equals releases to the last digits.
     """
-    folds = isinstance(norm, FrozenBatchNorm2d) and norm.training
-    if not folds or isinstance(conv, SubsampledConv2d):
+    if not isinstance(norm, FrozenBatchNorm2d) or not norm.training:
+        return norm(conv(x))
+    if isinstance(conv, SubsampledConv2d):
         return norm(conv(x))
     frozen = dict(norm.named_buffers())
     scale = frozen["weight"] * (frozen["running_var"] + norm.eps).rsqrt()

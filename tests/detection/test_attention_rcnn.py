@@ -144,7 +144,8 @@ def test_losses_gradients_and_detections_equal_torchvisions(seed, eps):
     for one, other, (h, w) in zip(found, expected, sizes, strict=True):
         assert len(other["scores"]) > 5
         assert torch.equal(one["labels"], other["labels"] - 1)
-        torch.testing.assert_close(one["scores"], other["scores"], rtol=0, atol=1e-6)
+        # Kernels for channels last round otherwise than the peer's; with its format 1e-6 holds.
+        torch.testing.assert_close(one["scores"], other["scores"], rtol=0, atol=3e-5)
         boxes = one["boxes"] * torch.tensor([w, h, w, h])
         torch.testing.assert_close(boxes, other["boxes"], rtol=0, atol=1e-4)
         assert boxes.std(0).min() > 1  # they do differ
