@@ -50,8 +50,13 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int 
 
 
 def convolve(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """The norm of the convolution. A frozen one is a scale and a shift: part of the kernel."""
-    if not isinstance(norm, FrozenBatchNorm2d) or isinstance(conv, SubsampledConv2d):
+    """The norm of the convolution. A frozen one is a scale and a shift: in training, of the kernel.
+
+    Evaluation keeps them apart, so that it equals releases to the last digits.
+    """
+    if not isinstance(norm, FrozenBatchNorm2d) or not norm.training:
+        return norm(conv(x))
+    if isinstance(conv, SubsampledConv2d):
         return norm(conv(x))
     frozen = dict(norm.named_buffers())
     scale = frozen["weight"] * (frozen["running_var"] + norm.eps).rsqrt()
