@@ -9,13 +9,13 @@ from attention_vision.__main__ import main
 from attention_vision.training.metrics_csv import MetricsCSV
 
 EXPERIMENT = """
-trainer: {max_epochs: 2, limit_train_batches: 8, accelerator: cpu, devices: 1, log_every_n_steps: 8}
+trainer: {max_epochs: 2, limit_train_batches: 16, accelerator: cpu, devices: 1, log_every_n_steps: 16}
 data: {class_path: Digits, init_args: {image_size: 16, batch_size: 64}}
 model:
   network:
     class_path: ViT
     init_args: {image_size: 16, patch_size: 4, width: 32, depth: 2, heads: 2}
-  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 1.0e-2}}
+  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 3.0e-3}}
 """
 
 

@@ -102,9 +102,7 @@ def some_targets(*counts: int, classes: int = 5) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(("seed", "eps"), [(1, 1e-5), (2, 0.0)])
-def test_losses_gradients_and_detections_equal_torchvisions(seed, eps, monkeypatch):
-    # In the peer's format of memory: kernels for channels last round otherwise.
-    monkeypatch.setattr("attention_vision.backbones.resnet.fastest_format", lambda images: images)
+def test_losses_gradients_and_detections_equal_torchvisions(seed, eps):
     peer = torchvisions(seed, eps)
     peer.roi_heads.score_thresh = 0.02  # of 91 drawn classes few are likely
     ours = load_official(plain(eps=eps), peer.state_dict())
@@ -137,7 +135,7 @@ def test_losses_gradients_and_detections_equal_torchvisions(seed, eps, monkeypat
             error, norm = (parameter.grad - gradients[key]).norm(), gradients[key].norm()
             # A ReLU that rounding puts on the other side of 0 moves its layer: training here has
             # frozen norms in the kernels, and channels last (test_frozen_norm is in float64).
-            assert error <= 1e-3 * norm, (key, error, norm)
+            assert error <= 5e-3 * norm, (key, error, norm)
 
     with torch.no_grad():
         found = ours.eval()(images, padding_mask)
