@@ -9,7 +9,8 @@ from attention_vision.__main__ import main
 from attention_vision.training.metrics_csv import MetricsCSV
 
 EXPERIMENT = """
-trainer: {max_epochs: 2, limit_train_batches: 16, accelerator: cpu, devices: 1, log_every_n_steps: 16}
+trainer:
+  {max_epochs: 2, limit_train_batches: 16, log_every_n_steps: 16, accelerator: cpu, devices: 1}
 data: {class_path: Digits, init_args: {image_size: 16, batch_size: 64}}
 model:
   network:
