@@ -361,7 +361,9 @@ def main(rows: Callable[[str, bool], Iterator[Row]]) -> None:
     rate = matrix_rate(plain, options.smoke)
     turns, shortest = (1, 0.0) if options.smoke else (options.turns, plain.seconds)
     conditions = Conditions(options.device, options.clock, turns, shortest, rate)
-    file = (options.out or RESULTS) / f"bench_{script.stem}.json"
+    folder = options.out or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)  # now, not when all is measured
+    file = folder / f"bench_{script.stem}.json"
     content = {
         "what": {
             "title": f"Time and memory against peers: {script.stem}",
