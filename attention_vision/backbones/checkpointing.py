@@ -31,7 +31,7 @@ def recomputable(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         contexts = partial(first_and_again, self)
         return checkpoint(partial(forward, self), *inputs, use_reentrant=False, context_fn=contexts)
 
-    run.is_recomputable = True  # type: ignore[attr-defined]
+    run.is_recomputable = True  # type: ignore[attr-defined] a mark on the function
     return run
 
 
@@ -39,7 +39,7 @@ def checkpoint_blocks(network: nn.Module) -> None:
     """Switch on the checkpointing of all blocks of a network."""
     for module in network.modules():
         if hasattr(type(module).forward, "is_recomputable"):
-            module.checkpointing = True  # type: ignore[assignment]
+            module.checkpointing = True  # type: ignore[assignment] a flag, no submodule
 
 
 def first_and_again(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:

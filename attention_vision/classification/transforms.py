@@ -86,9 +86,39 @@ class Augmentation(ABC):
         return None
 
 
+class _Recipe(Augmentation):
+    """The evaluation of both recipes, which differ in the crop alone."""
+
+    @property
+    def evaluation_crop(self) -> float | Literal["squash"]:
+        """What is cut out where the weights do not say it."""
+        raise NotImplementedError
+
+    def evaluation(
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: Interpolation | None = None,
+        crop: float | Literal["squash"] | None = None,
+    ) -> nn.Module:
+        return _evaluation(size, mean, std, interpolation, crop or self.evaluation_crop)
+
+    def batched_evaluation(
+        self,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: Interpolation | None = None,
+        crop: float | Literal["squash"] | None = None,
+    ) -> Batched:
+        pixels = _evaluation_pixels(size, interpolation, crop or self.evaluation_crop)
+        return Batched(pixels, batched.Steps([batched.Normalize(mean, std)]))
+
+
 @checked
 @dataclass(frozen=True)
-class CIFARAugmentation(Augmentation):
+class CIFARAugmentation(_Recipe):
     """For images that are already cut out, such as CIFAR: pad, crop, flip.
 
     Attributes:
@@ -124,6 +154,10 @@ class CIFARAugmentation(Augmentation):
     def __post_init__(self) -> None:
         _one_policy(self)
 
+    @property
+    def evaluation_crop(self) -> Literal["squash"]:
+        return "squash"
+
     def train(
         self,
         size: int,
@@ -146,16 +180,6 @@ class CIFARAugmentation(Augmentation):
         resize = v2.Resize((size, size), _filter(interpolation), antialias=True)
         return _finish(resize, steps, self, mean, std, interpolation)
 
-    def evaluation(
-        self,
-        size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        interpolation: Interpolation | None = None,
-        crop: float | Literal["squash"] | None = None,
-    ) -> nn.Module:
-        return _evaluation(size, mean, std, interpolation, crop or "squash")
-
     def batched_train(
         self,
         size: int,
@@ -171,21 +195,10 @@ class CIFARAugmentation(Augmentation):
         resize = v2.Resize((size, size), _filter(interpolation), antialias=True)
         return Batched(nn.Sequential(Decode(), resize), _batched(steps, self, mean, std))
 
-    def batched_evaluation(
-        self,
-        size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        interpolation: Interpolation | None = None,
-        crop: float | Literal["squash"] | None = None,
-    ) -> Batched:
-        pixels = _evaluation_pixels(size, interpolation, crop or "squash")
-        return Batched(pixels, batched.Steps([batched.Normalize(mean, std)]))
-
 
 @checked
 @dataclass(frozen=True)
-class ImageNetAugmentation(Augmentation):
+class ImageNetAugmentation(_Recipe):
     """For photographs of any size, such as ImageNet: a random part of the image, resized.
 
     Attributes:
@@ -216,6 +229,10 @@ class ImageNetAugmentation(Augmentation):
     def __post_init__(self) -> None:
         _one_policy(self)
 
+    @property
+    def evaluation_crop(self) -> float:
+        return self.centre
+
     def train(
         self,
         size: int,
@@ -228,16 +245,6 @@ class ImageNetAugmentation(Augmentation):
         )
         return _finish(crop, [], self, mean, std, interpolation)
 
-    def evaluation(
-        self,
-        size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        interpolation: Interpolation | None = None,
-        crop: float | Literal["squash"] | None = None,
-    ) -> nn.Module:
-        return _evaluation(size, mean, std, interpolation, crop or self.centre)
-
     def batched_train(
         self,
         size: int,
@@ -249,17 +256,6 @@ class ImageNetAugmentation(Augmentation):
             return None
         crop = batched.ResizedCrop(size, self.area, interpolation == "bicubic", self.flip)
         return Batched(Decode(), _batched([crop], self, mean, std))
-
-    def batched_evaluation(
-        self,
-        size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        interpolation: Interpolation | None = None,
-        crop: float | Literal["squash"] | None = None,
-    ) -> Batched:
-        pixels = _evaluation_pixels(size, interpolation, crop or self.centre)
-        return Batched(pixels, batched.Steps([batched.Normalize(mean, std)]))
 
 
 class RandomCutout(v2.Transform):
