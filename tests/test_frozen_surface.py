@@ -159,8 +159,9 @@ EVALUATION_KEYS = {  # of validate.json and test.json; predict.json has no data 
     "checkpoint", "checkpoint_id", "code", "data", "images", "metrics", "step",
 }  # fmt: skip
 STUDY_KEYS: set[str] = {  # of study.json
-    "axes", "baseline", "budget", "cells", "commit", "expect", "file", "hardware",
-    "higher_is_better", "metric", "name", "profile", "question", "seeds", "task", "versions",
+    "axes", "baseline", "budget", "cells", "commit", "effect", "expect", "file", "hardware",
+    "higher_is_better", "looks", "metric", "name", "planned_seeds", "profile", "question", "seeds",
+    "task", "versions",
 }
 VERBS: set[str] = {  # of every task
     "fit", "predict", "test", "validate",

@@ -11,9 +11,11 @@ from attention_vision.report.summary import Report
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fdfcf9; --ink: #1d1c1a; --soft: #6b675f;
-  --line: #d9d5cb; --shade: #f4f1ea; --yes: #1a7f5a; --no: #b3402e; --open: #8a6d1d; }
+  --line: #d9d5cb; --shade: #f4f1ea; --yes: #1a7f5a; --no: #b3402e; --open: #8a6d1d;
+  --same: #2a6496; }
 @media (prefers-color-scheme: dark) { :root { --paper: #16171a; --ink: #e8e6e1; --soft: #9d998f;
-  --line: #34363c; --shade: #1e2024; --yes: #57c79a; --no: #f0897a; --open: #d9b75c; } }
+  --line: #34363c; --shade: #1e2024; --yes: #57c79a; --no: #f0897a; --open: #d9b75c;
+  --same: #7fb4e0; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 1.05rem/1.6 "Iowan Old Style", "Palatino Linotype", Palatino, "URW Palladio L", Georgia,
@@ -41,11 +43,13 @@ tbody tr + tr td { border-top: 1px solid var(--line); }
 .verdicts { list-style: none; padding: 0; margin: 1.6rem 0 0; }
 .verdicts li { max-width: none; padding: .65rem 0; border-top: 1px solid var(--line);
   display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .1rem 1.2rem; }
+.verdicts .soft { grid-column: 1 / -1; }
 .verdicts li:last-child { border-bottom: 1px solid var(--line); }
 .verdict { font-style: italic; text-align: right; }
 .supported { color: var(--yes); }
 .contradicted { color: var(--no); }
 .undecided { color: var(--open); }
+.no-difference { color: var(--same); }
 .figures { display: grid; gap: 0 3rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; max-width: 36rem; }
@@ -145,10 +149,19 @@ def verdict_list(report: Report) -> str:
         if difference.mean is not None:
             numbers = f"{difference.mean:+,.{places}f}"
         numbers += f", {level} interval {ends}" if ends.startswith("[") else ""
+        chances = {
+            "p (t)": tables.p_value(difference.p),
+            "p (sign flip)": tables.flip_p(difference),
+            "P(ordering)": tables.improvement(finding),
+        }
+        shown = "; ".join(f"{title} {text}" for title, text in chances.items() if text)
+        other = minus(tables.opposite(finding, places))
         lines.append(
             f"<li><span>{escape(str(finding.expectation))}</span>"
-            f'<span class="verdict {finding.verdict}">{finding.verdict}</span>'
-            f'<span class="soft">{minus(numbers)}: {escape(finding.reason)}</span></li>'
+            f'<span class="verdict {finding.verdict.replace(" ", "-")}">{finding}</span>'
+            f'<span class="soft">{minus(numbers)}: {escape(finding.reason)}</span>'
+            + (f'<span class="soft">{escape(shown)}</span>' if shown else "")
+            + f'<span class="soft">{escape(other)}</span></li>'
         )
     return '<ul class="verdicts">\n' + "\n".join(lines) + "\n</ul>"
 

@@ -18,7 +18,7 @@ from attention_vision.report.consistency import (
     unlike_the_study,
 )
 from attention_vision.report.shapes import RESULT, RESULTS_FILE, STUDY, check_shape, shown
-from attention_vision.report.statistics import Expectation, Values
+from attention_vision.report.statistics import Expectation, Plan, Values
 from attention_vision.yaml_json import read_json, require
 
 COSTS = ("parameters", "macs", "images_per_second", "peak_memory", "seconds")
@@ -55,6 +55,7 @@ class MeasuredStudy:
         waiting: runs without a result: (cell, seed) -> last line of the error, or an empty text.
         facts: hardware, versions, budget and the like, as text by title.
         notes: sentences from the results file.
+        plan: effect, planned seeds and looks.
         left_out: runs whose result does not count: (cell, seed) -> the reason.
         remarks: sentences on the study as a whole: its profile, its code, its file.
     """
@@ -72,6 +73,7 @@ class MeasuredStudy:
     waiting: dict[RunKey, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    plan: Plan = field(default_factory=Plan)
     left_out: dict[RunKey, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
@@ -162,8 +164,9 @@ def read_folder(folder: Path) -> MeasuredStudy:
         "versions": "; ".join(filter(None, versions)) or as_text(plan.get("versions")),
     }
     return measured_study(
-        plan, source, name, list(cells), seeds, results, waiting, facts, [], left_out, remarks
-    )
+        plan, source, name, list(cells), seeds, results, waiting, facts, [],
+        plan.get("planned_seeds"), left_out, remarks,
+    )  # fmt: skip
 
 
 def run_folder(folder: Path, cell: str, seed: int | None) -> Path:
@@ -270,8 +273,9 @@ def read_results_file(file: Path) -> MeasuredStudy:
     facts = {title: str(text) for title, text in facts.items()}
     notes, remarks = content.get("notes") or [], list(of_a_profile(plan))
     return measured_study(
-        plan, file, file.stem, cells, seeds, results, waiting, facts, notes, remarks=remarks
-    )
+        plan, file, file.stem, cells, seeds, results, waiting, facts, notes, plan.get("seeds"),
+        remarks=remarks,
+    )  # fmt: skip
 
 
 def measured_study(
@@ -284,12 +288,14 @@ def measured_study(
     waiting: dict[RunKey, str],
     facts: dict[str, str],
     notes: list[str],
+    planned: list[int] | None,
     left_out: dict[RunKey, str] | None = None,
     remarks: list[str] | None = None,
 ) -> MeasuredStudy:
     """Build the study; question, metric, baseline and expectations have the same keys in both."""
     try:
         expect = [Expectation.parse(line) for line in plan.get("expect") or []]
+        fixed = Plan.parse(plan.get("effect"), planned or [], plan.get("looks"))
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     return MeasuredStudy(
@@ -306,6 +312,7 @@ def measured_study(
         waiting=waiting,
         facts={title: text for title, text in facts.items() if text},
         notes=notes,
+        plan=fixed,
         left_out=left_out or {},
         remarks=remarks or [],
     )

@@ -382,3 +382,33 @@ def test_a_cell_that_the_study_lost_is_left_out(tmp_path):
     line = f"left out: cells/eca is not a cell of {folder / 'study.json'}"
     assert line in remarks(folder)
     assert values(folder).keys() == VALUES.keys()
+
+
+# The plan
+
+
+def test_a_verdict_waits_for_the_plan_and_goes_with_the_results(study, capsys):
+    edit(study.file, "[se > none]", "[se > none, se < none by 0.2]")
+    edit(study.file, "seeds: [0, 1]", "seeds: [0, 1, 2, 3]\n  effect: 0.5\n  looks: [3, 4, 6]")
+    study.launcher.value = lambda run: (run.cell == "se") * (1 + run.seed / 100)
+    outcomes = []
+    for seeds in (["0", "1"], ["2"], ["3"], ["7"]):
+        study(capsys, "--seeds", *seeds)
+        Path("out.json").unlink(missing_ok=True)
+        assert main(["study", "export", "folder", "--results", "out.json"]) == 0
+        both = [Report.of(read_study(source)) for source in ("folder", "out.json")]
+        assert both[0].findings == both[1].findings
+        assert both[0].study.plan == both[1].study.plan
+        finding = both[0].findings[0]
+        (looks,) = [one for one in both[0].remarks if one.startswith("verdicts")] or [""]
+        outcomes.append((len(finding.difference.values), finding.verdict, looks))
+        assert finding.difference.level == pytest.approx(1 - 0.05 / 6)
+    later = "verdicts are those of the first 4 of 5 seeds: the next look is at 6"
+    assert outcomes == [
+        (2, "undecided", ""), (3, "supported", ""), (4, "supported", ""), (4, "supported", later)
+    ]  # fmt: skip
+    assert Report.of(read_study("folder")).findings[1].verdict == "contradicted"
+    edit(study.file, "looks: [3, 4, 6]", "looks: [4, 5]")
+    edit(study.file, "seeds: [0, 1, 2, 3]", "seeds: [0, 1, 2, 3, 4]")
+    (line,) = (one for one in remarks() if "has changed since" in one)
+    assert "looks is 4, 5, not 3, 4, 6; seeds is 0, 1, 2, 3, 4, not 0, 1, 2, 3" in line
