@@ -96,6 +96,7 @@ def render_page(report: Report, figures: dict[str, Figure]) -> str:
         remark_list(report),
         figure_row(report, figures),
         other_metrics(report),
+        power_list(report),
         "<h2>Statistics</h2>",
         f"<p>{escape(report.method)}</p>".replace(" %", "&nbsp;%"),
         setup(report),
@@ -184,6 +185,12 @@ def remark_list(report: Report) -> str:
     """Render the remarks."""
     lines = "\n".join(f"<li>{escape(line)}</li>" for line in report.remarks)
     return f'<ul class="remarks soft">\n{lines}\n</ul>' if lines else ""
+
+
+def power_list(report: Report) -> str:
+    """Render the sentences on the power."""
+    lines = "\n".join(f"<li>{escape(line)}</li>" for line in report.power_lines)
+    return f"<h2>Power</h2>\n<ul>\n{lines}\n</ul>" if lines else ""
 
 
 def figure_row(report: Report, figures: dict[str, Figure]) -> str:

@@ -3,6 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from attention_vision.report.power import (
+    Power,
+    compared_cells,
+    measured_spread,
+    planned_power,
+    sentences,
+)
 from attention_vision.report.results import COSTS, MeasuredStudy, RunKey, defined
 from attention_vision.report.statistics import (
     BOOTSTRAP_FROM,
@@ -48,12 +55,14 @@ class Report:
         rows: one summary per cell, in the order of the study.
         findings: one verdict per expectation.
         remarks: sentences on missing numbers and intervals.
+        power: what its spread and its seeds can decide; None if the spread is not known.
     """
 
     study: MeasuredStudy
     rows: list[CellSummary]
     findings: list[Finding]
     remarks: list[str]
+    power: Power | None = None
 
     @property
     def method(self) -> str:
@@ -82,7 +91,27 @@ class Report:
             rows.append(CellSummary(cell, values[cell], mean, std, difference, p, cost))
         findings = judge(study.expect, values, study.plan)
         words = [*remarks(study, rows), *remarks_on_looks(study, findings)]
-        return cls(study, rows, findings, words)
+        compared = {cell: values[cell] for cell in compared_cells(study.expect, study.cells)}
+        spread = measured_spread(compared, "here")
+        count = max((len(finding.difference.values) for finding in findings), default=0)
+        power = planned_power(spread, study.plan, study.expect, count) if findings else None
+        return cls(study, rows, findings, words, power)
+
+    @property
+    def power_lines(self) -> list[str]:
+        """Sentences on the power: what was visible, and what the plan or the effect needs."""
+        if self.power is None:
+            return []
+        widths = [
+            (one.difference.interval[1] - one.difference.interval[0]) / 2
+            for one in self.findings
+            if one.difference.interval
+        ]
+        lines = sentences(self.power)
+        if widths:
+            ends = " to ".join(f"{end:.3g}" for end in sorted({min(widths), max(widths)}))
+            lines.insert(1, f"half-widths that were reached: {ends}")
+        return lines
 
 
 def remarks(study: MeasuredStudy, rows: list[CellSummary]) -> Iterator[str]:

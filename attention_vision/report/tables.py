@@ -21,6 +21,7 @@ TITLES = {
     "seconds": "seconds",
 }
 NONE = "–"
+POWER = "Power:"
 OPPOSITES = "What would have to be true for another verdict:"
 
 
@@ -127,7 +128,7 @@ def opposite(finding: Finding, places: int) -> str:
         else:
             where = f"between {signed(low, places)} and {signed(high, places)}"
         if verdict != finding.verdict:
-            words.append(f"{verdict} if the mean difference were {where}")
+            words.append(f"{verdict} if {'the mean difference were ' * (not words)}{where}")
     if finding.effect is not None and "no difference" not in ranges:
         words.append("no difference with more seeds only")
     now = f"it is {signed(finding.difference.mean or 0.0, places)}"
@@ -205,6 +206,8 @@ def text(report: Report) -> str:
     if report.findings:
         parts.append(aligned(verdicts(report)))
         parts.append("\n".join([OPPOSITES, *opposites(report)]))
+    if report.power_lines:
+        parts.append("\n".join([POWER, *report.power_lines]))
     if report.remarks:
         parts.append("\n".join(report.remarks))
     parts.append("\n".join(textwrap.wrap(report.method, 100)))
@@ -265,6 +268,9 @@ def markdown(report: Report) -> str:
         parts.append(markdown_table(verdicts(report)))
         lines = "\n".join(f"- {one_line(line)}" for line in opposites(report))
         parts.append(f"{OPPOSITES}\n\n{lines}")
+    if report.power_lines:
+        lines = "\n".join(f"- {line}" for line in report.power_lines)
+        parts.append(f"{POWER}\n\n{lines}")
     if report.remarks:
         parts.append("\n".join(f"- {one_line(line)}" for line in report.remarks))
     return without_html("\n\n".join([*parts, report.method]) + "\n")
@@ -317,7 +323,7 @@ def latex(report: Report) -> str:
         r"  \end{tabular}",
         r"\end{table}",
         *(f"% {one_line(' | '.join(row))}" for row in verdicts(report)),
-        *(f"% {one_line(line)}" for line in opposites(report)),
+        *(f"% {one_line(line)}" for line in [*opposites(report), *report.power_lines]),
         *(f"% {one_line(line)}" for line in report.remarks),
     ]
     return "\n".join(lines) + "\n"
