@@ -5,6 +5,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 from attention_vision.report import tables
+from attention_vision.report.checklist import checklist
 from attention_vision.report.plots import MOST, as_svg
 from attention_vision.report.statistics import standard_deviation
 from attention_vision.report.summary import Report
@@ -240,8 +241,8 @@ def fact(title: str, text: str) -> str:
 
 
 def setup(report: Report) -> str:
-    """Render budget, hardware, versions and notes."""
-    facts = report.study.facts.items()
+    """Render the checklist, the other facts and the notes."""
+    facts = (checklist(report.study) | report.study.facts).items()
     terms = "".join(f"<dt>{escape(title)}</dt>{fact(title, text)}\n" for title, text in facts)
     notes = "".join(f"<li>{escape(note)}</li>\n" for note in report.study.notes)
     return (f"<h2>Setup</h2>\n<dl>\n{terms}</dl>\n" if terms else "") + (

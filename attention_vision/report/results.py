@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from attention_vision.report.consistency import (
     RunKey,
     by_other_code,
     changed_since,
+    most_common,
     of_a_profile,
     unlike_the_others,
     unlike_the_study,
@@ -156,12 +157,15 @@ def read_folder(folder: Path) -> MeasuredStudy:
     remarks += [*changed_since(plan), *of_a_profile(plan), *by_other_code(kept)]
     hardware = dict.fromkeys(str(content.get("hardware", "")) for content in kept.values())
     versions = dict.fromkeys(as_text(content.get("versions")) for content in kept.values())
+    commits = dict.fromkeys(str(content.get("commit") or "") for content in kept.values())
     facts = {
         "file": str(plan.get("file") or ""),
+        "images": as_text(samples([one.get("data") for one in kept.values()])),
         "budget": as_text(plan.get("budget")),
         "profile": as_text(plan.get("profile") or None),
         "hardware": "; ".join(filter(None, hardware)) or str(plan.get("hardware") or ""),
         "versions": "; ".join(filter(None, versions)) or as_text(plan.get("versions")),
+        "commit": "; ".join(filter(None, commits)) or str(plan.get("commit") or ""),
     }
     return measured_study(
         plan, source, name, list(cells), seeds, results, waiting, facts, [],
@@ -244,7 +248,8 @@ def read_results_file(file: Path) -> MeasuredStudy:
             f"{file} has no 'study' block: add one with metric, higher_is_better, baseline, "
             "expect, question and task, see experiments/results/README.md"
         )
-    results = [parse_result(one, file) for one in require(content, "runs", list, file)]
+    runs = require(content, "runs", list, file)
+    results = [parse_result(one, file) for one in runs]
     seeds = list(dict.fromkeys(result.seed for result in results))
     seeds = sorted(seeds, key=lambda seed: -1 if seed is None else seed)
     planned = [str(cell) for cell in plan.get("cells") or []]  # of which some may have no results
@@ -262,7 +267,7 @@ def read_results_file(file: Path) -> MeasuredStudy:
         "title": what.get("title", ""),
         "experiment": what.get("experiment", ""),
         "data": what.get("data", ""),
-        "images": as_text(what.get("splits")),
+        "images": as_text(what.get("splits") or samples([one.get("data") for one in runs])),
         "budget": as_text(content.get("budget")),
         "hardware": content.get("hardware", ""),
         "versions": as_text(content.get("versions")),
@@ -369,6 +374,13 @@ def parse_result(content: Any, source: Path, folder: Path | None = None) -> Resu
     check_shape(content, RESULT, source)
     cost = {"seconds": content.get("seconds"), **(content.get("cost") or {})}
     return Result(require(content, "cell", str, source), seed, metrics, cost, folder)
+
+
+def samples(fingerprints: Sequence[Any]) -> dict[str, int]:
+    """Number of samples of each split, in the data that most runs had."""
+    known = most_common([one for one in fingerprints if isinstance(one, dict)])
+    parts = {split: part for split, part in known.items() if isinstance(part, dict)}
+    return {split: part["samples"] for split, part in parts.items() if "samples" in part}
 
 
 def as_text(content: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from math import floor, isinf, log10
 from statistics import median_low
 
+from attention_vision.report.checklist import checklist
 from attention_vision.report.results import COSTS
 from attention_vision.report.statistics import Difference, Finding, needed, smallest_flip_p
 from attention_vision.report.summary import CellSummary, Report
@@ -210,6 +211,7 @@ def text(report: Report) -> str:
         parts.append("\n".join([POWER, *report.power_lines]))
     if report.remarks:
         parts.append("\n".join(report.remarks))
+    parts.append(aligned([[title, text] for title, text in checklist(report.study).items()]))
     parts.append("\n".join(textwrap.wrap(report.method, 100)))
     return printable("\n\n".join(parts) + "\n")
 
@@ -273,7 +275,8 @@ def markdown(report: Report) -> str:
         parts.append(f"{POWER}\n\n{lines}")
     if report.remarks:
         parts.append("\n".join(f"- {one_line(line)}" for line in report.remarks))
-    return without_html("\n\n".join([*parts, report.method]) + "\n")
+    items = [f"- {title}: {one_line(text)}" for title, text in checklist(report.study).items()]
+    return without_html("\n\n".join([*parts, report.method, "\n".join(items)]) + "\n")
 
 
 def without_html(text: str) -> str:
@@ -325,5 +328,6 @@ def latex(report: Report) -> str:
         *(f"% {one_line(' | '.join(row))}" for row in verdicts(report)),
         *(f"% {one_line(line)}" for line in [*opposites(report), *report.power_lines]),
         *(f"% {one_line(line)}" for line in report.remarks),
+        *(f"% {title}: {one_line(text)}" for title, text in checklist(report.study).items()),
     ]
     return "\n".join(lines) + "\n"
