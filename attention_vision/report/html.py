@@ -102,11 +102,21 @@ def render_page(report: Report, figures: dict[str, Figure]) -> str:
         f"<p>{escape(report.method)}</p>".replace(" %", "&nbsp;%"),
         setup(report),
     ]
+    return page(f"{study.name}: {study.question}", parts)
+
+
+def page(title: str, parts: list[str]) -> str:
+    """Render a page of its own; empty parts are left out.
+
+    Args:
+        title: plain text.
+        parts: HTML.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'  # otherwise browsers request one from the server
-        f"<title>{escape(study.name)}: {escape(study.question)}</title>\n"
+        f"<title>{escape(title)}</title>\n"
         f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(filter(None, parts))
         + "\n</main>\n</body>\n</html>\n"

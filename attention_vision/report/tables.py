@@ -242,8 +242,12 @@ def as_text(name: str) -> str:
 
 def comma_separated(report: Report) -> str:
     """Format `records` as CSV."""
+    return csv_text(records(report))
+
+
+def csv_text(rows: Sequence[Record]) -> str:
     lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(records(report))
+    csv.writer(lines, lineterminator="\n").writerows(rows)
     return lines.getvalue()
 
 

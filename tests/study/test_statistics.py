@@ -7,6 +7,8 @@ from scipy.special import ndtr
 
 from attention_vision.errors import InputError
 from attention_vision.report import statistics
+from attention_vision.report.aggregate import stratified_difference
+from attention_vision.report.power import Power, Spread
 from attention_vision.report.statistics import (
     Expectation,
     Plan,
@@ -23,6 +25,7 @@ from attention_vision.report.statistics import (
 )
 
 REPETITIONS = 1000
+ALARMS = 0.05 + 2 * (0.05 * 0.95 / REPETITIONS) ** 0.5  # a rate of 5 %, as far as these show it
 
 
 def simulated(random: np.random.Generator, seeds: int, effects: dict[str, float]):
@@ -301,3 +304,97 @@ def test_the_probability_of_improvement():
     lines = ("a > b", "a < b", "a > b by 0.01", "a > b by 0.02")
     found = judge([Expectation.parse(line) for line in lines], cells)
     assert [one.improvement[0] for one in found] == [0.5, 0.5, 1 / 3, 1 / 6]
+
+
+# Simulations of new verdicts, each with the truth where an error is most likely
+
+
+def verdicts_of(lines, plan, effects, noise, seeds, random, looks=None):
+    """Verdicts of `REPETITIONS` studies, by look."""
+    expectations = [Expectation.parse(line) for line in lines]
+    for _ in range(REPETITIONS):
+        table = random.normal(0, noise, (len(effects), seeds)) + random.normal(0, 0.02, seeds)
+        found = []
+        for count in looks or [seeds]:
+            cells = {
+                cell: dict(enumerate(effect + row[:count]))
+                for (cell, effect), row in zip(effects.items(), table, strict=True)
+            }
+            found += [one.verdict for one in judge(expectations, cells, plan)]
+        yield found
+
+
+@pytest.mark.parametrize("seeds", [5, 10])
+def test_no_difference_is_rarely_said_of_one_as_large_as_the_effect(seeds):
+    noise = 0.005 if seeds == 5 else 0.01  # a half-width of about half the effect
+    lines, effects = ("b > a", "c < a", "d > a"), {"a": 0.0, "b": 0.02, "c": -0.02, "d": 0.02}
+    random = np.random.default_rng(seeds)
+    found = list(verdicts_of(lines, Plan(0.02), effects, noise, seeds, random))
+    wrong = sum("no difference" in one or "contradicted" in one for one in found)
+    assert wrong / REPETITIONS <= 0.05
+
+
+def test_no_difference_is_found_where_there_is_none():
+    random, effects = np.random.default_rng(0), dict.fromkeys("abc", 0.0)
+    found = list(verdicts_of(("b > a", "b > c"), Plan(0.02), effects, 0.007, 10, random))
+    assert sum("supported" in one or "contradicted" in one for one in found) / REPETITIONS <= ALARMS
+    assert sum(one == ["no difference"] * 2 for one in found) / REPETITIONS >= 0.9
+
+
+def test_a_difference_as_large_as_the_margin_is_rarely_on_a_side_of_it():
+    lines, effects = ("b > a by 0.01", "a < c by 0.01", "d < a by 0.02"), dict.fromkeys("abcd", 0.0)
+    effects |= {"b": 0.01, "c": 0.01, "d": -0.02}
+    random = np.random.default_rng(0)
+    found = list(verdicts_of(lines, Plan(), effects, 0.01, 5, random))
+    assert sum(one != ["undecided"] * 3 for one in found) / REPETITIONS <= ALARMS
+
+
+def test_looks_keep_the_level_that_looking_on_would_lose():
+    random, effects = np.random.default_rng(1), dict.fromkeys("ab", 0.0)
+    alarms = []
+    for plan, looks in ((Plan(looks=(5, 10)), (5, 7, 10)), (Plan(), (3, 5, 7, 9, 10))):
+        found = verdicts_of(("b > a",), plan, effects, 0.01, 10, random, looks)
+        alarms.append(sum(set(one) != {"undecided"} for one in found) / REPETITIONS)
+    planned, unplanned = alarms
+    assert planned <= ALARMS
+    assert unplanned > 0.1
+
+
+def test_the_sign_flip_p_is_uniform_whatever_the_distribution():
+    random = np.random.default_rng(0)
+    draws = random.standard_t(1.5, (REPETITIONS, 7))  # without a variance
+    ps = np.array([sign_flip_p(values) for values in draws])
+    for share in (1 / 64, 4 / 64, 16 / 64, 32 / 64, 48 / 64):
+        sd = (share * (1 - share) / REPETITIONS) ** 0.5
+        assert abs((ps <= share).mean() - share) < 3 * sd
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.75, 0.95])
+def test_the_interval_of_the_probability_covers_it(truth):
+    chances = stats.binom(10, truth).pmf(range(11))
+    intervals = [probability([1.0] * wins + [-1.0] * (10 - wins))[1:] for wins in range(11)]
+    covered = [low <= truth <= high for low, high in intervals]
+    assert chances @ covered >= 0.95
+
+
+@pytest.mark.parametrize("level", [0.95, 0.98])
+def test_the_interval_over_data_sets_covers_the_truth(level):
+    """Data sets of unequal noise, effects and numbers of seeds."""
+    random, covered = np.random.default_rng(0), 0
+    for _ in range(REPETITIONS):
+        samples = [
+            random.normal(effect, noise, count)
+            for effect, noise, count in ((0.0, 0.01, 5), (0.03, 0.03, 8), (0.0, 0.01, 3))
+        ]
+        low, high = stratified_difference(samples, level).interval
+        covered += low <= 0.01 <= high
+    assert level - 0.02 <= covered / REPETITIONS <= level + 0.02
+
+
+@pytest.mark.parametrize(("effect", "level"), [(0.012, 0.95), (0.02, 0.99)])
+def test_the_seeds_for_80_percent_power_have_it(effect, level):
+    power = Power(Spread(0.014, ""), 5, level, effect)
+    draws = np.random.default_rng(0).normal(effect, 0.014, (4 * REPETITIONS, power.needed_to_see))
+    error = draws.std(1, ddof=1) / power.needed_to_see**0.5
+    seen = draws.mean(1) > stats.t(power.needed_to_see - 1).ppf((1 + level) / 2) * error
+    assert 0.78 <= seen.mean() <= 0.9  # the fewest seeds: one less would be below 80 %
