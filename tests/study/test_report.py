@@ -184,7 +184,12 @@ def test_the_checklist_is_in_every_text(tmp_path):
     for ending in ("txt", "md", "tex", "html"):
         text = (tmp_path / f"report.{ending}").read_text()
         assert all(value in text for value in items.values()), ending
-        for words in ("if the mean difference were", "half-widths that were", "an effect of 0.01"):
+        for words in (
+            "if the mean difference were",
+            "half-widths that were reached: ",
+            "; predicted by the first half of the seeds: ",
+            "an effect of 0.01",
+        ):
             assert words in text, ending
 
 
