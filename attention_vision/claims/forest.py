@@ -9,7 +9,7 @@ from html import escape
 from math import floor, log10
 
 WIDTH, MARGIN = 520, 10  # user units, which are pixels where there is room
-NUMBER = 74  # for the number to the right of a line
+NUMBER = 92  # for verdict and number to the right of a line
 COLORS = {
     "supported": "#1a7f5a",
     "contradicted": "#b3402e",
@@ -79,7 +79,9 @@ def draw(axes: Sequence[Axis], title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
         f'height="{height}" role="img" font-family="system-ui, sans-serif" font-size="13" '
         f'fill="{INK}">\n<title>{escape(title)}</title>\n'
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>\n' + "\n".join(parts) + "\n</svg>\n"
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
     )
 
 
@@ -132,7 +134,9 @@ def draw_line(line: Line, y: float, place) -> list[str]:
             f'fill="{SHADE}"/>'
         )
     if line.interval:
-        parts.append(stroke(place(line.interval[0]), middle, place(line.interval[1]), middle, color, 2.5))
+        parts.append(
+            stroke(place(line.interval[0]), middle, place(line.interval[1]), middle, color, 2.5)
+        )
     parts += [
         f'<circle cx="{place(value):.1f}" cy="{middle:.1f}" r="3" fill="none" stroke="{color}" '
         'stroke-width="0.8"/>'
@@ -169,7 +173,8 @@ def text(
     size: int = 13,
 ) -> str:  # fmt: skip
     """Write a text."""
-    style = f' font-weight="{weight}"' if weight else ""
+    style = ' paint-order="stroke" stroke="#ffffff" stroke-width="3"'  # legible on lines
+    style += f' font-weight="{weight}"' if weight else ""
     style += f' text-anchor="{anchor}"' if anchor != "start" else ""
     style += f' fill="{color}"' if color != INK else ""
     style += f' font-size="{size}"' if size != 13 else ""

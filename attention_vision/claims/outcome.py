@@ -157,6 +157,8 @@ def opposite(finding: Finding) -> str:
     if None in difference.values:
         return "another sign of the difference, which is exact"
     if finding.verdict == "supported":
-        return f"contradicted if the mean were {'below' if sign > 0 else 'above'} {-sign * half:+.3g}"
+        return (
+            f"contradicted if the mean were {'below' if sign > 0 else 'above'} {-sign * half:+.3g}"
+        )
     side = "above" if sign > 0 else "below"
     return f"supported if the mean were {side} {sign * half:+.3g}"

@@ -84,7 +84,9 @@ def not_run(ledger: Ledger) -> Iterable[str]:
     """Yield a line for each kind of entries that were not measured."""
     statements = [entry for entry in ledger.statements if not entry.is_measured]
     if statements:
-        links = [f"[{entry.letter or entry.id}]({PAGES}/claims/{entry.id}.md)" for entry in statements]
+        links = [
+            f"[{entry.letter or entry.id}]({PAGES}/claims/{entry.id}.md)" for entry in statements
+        ]
         yield f"- Statements of articles: {len(statements)} ({', '.join(links)})."
     if papers := sum(not entry.is_measured for entry in ledger.papers):
         yield f"- Numbers of papers: {papers}; [what each of them needs]({PAGES}/papers.md)."

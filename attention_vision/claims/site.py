@@ -1,14 +1,15 @@
 """Pages of the ledger under docs/ledger: an index, and a page for each statement and study."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from attention_vision.claims import forest
 from attention_vision.claims.export import ledger_json
-from attention_vision.claims.ledger import Ledger, StatementEntry, StudyEntry
+from attention_vision.claims.ledger import Ledger, PaperEntry, StatementEntry, StudyEntry
 from attention_vision.claims.outcome import SYMBOLS, Outcome, opposite
 from attention_vision.claims.page import counts, measured, reported
 from attention_vision.report import tables
+from attention_vision.report.statistics import Difference
 from attention_vision.report.summary import Report
 
 VERDICTS = """\
@@ -54,20 +55,24 @@ def index(ledger: Ledger) -> str:
     parts = [
         "# What was found",
         f"{summary(ledger)} {trained} trainings, {hours:.1f} hours.",
-        "\n".join(statement_line(entry) for entry in ledger.statements),
+        "\n".join(statement_line(entry) for entry in sorted(ledger.statements, key=decided)),
         "## All measured differences",
         "Each line is the confidence interval of a paired difference, first cell minus second, "
         "corrected for all expectations of its study; a shaded band is the smallest difference "
-        "that matters, where the study names one. Color and shape are the verdict on the expectation.",
+        "that matters, where the study names one. Color and shape tell the verdict.",
         "![Interval and verdict of each difference; the tables below have the numbers]"
         "(differences.svg)",
         "## Studies",
         tables.markdown_table(
-            [["question", "verdicts", "seeds", "hours"], *map(study_cells, measured_studies)], [2, 3]
+            [["question", "verdicts", "seeds", "hours"], *map(study_cells, measured_studies)],
+            [2, 3],
         ),
     ]
     if planned:
-        rows = [[f"[{one.question}]({one.id}.md)", str(one.seeds), str(len(one.expect))] for one in planned]
+        rows = [
+            [f"[{one.question}]({one.id}.md)", str(one.seeds), str(len(one.expect))]
+            for one in planned
+        ]
         parts += [
             "## Studies to run",
             tables.markdown_table([["question", "seeds", "expectations"], *rows], [1, 2]),
@@ -86,14 +91,19 @@ def summary(ledger: Ledger) -> str:
     """Count the verdicts on statements and comparisons in a sentence."""
     head, statements, _, comparisons = counts(ledger)
 
-    def listed(row: list[str]) -> str:
+    def counted(row: list[str]) -> str:
         words = zip(head[1:], row[1:], strict=True)
         return ", ".join(f"{count} {word.split(' or ')[0]}" for word, count in words if count)
 
     return (
-        f"{len(ledger.statements)} statements of articles: {listed(statements)}. "
-        f"Comparisons of studies: {listed(comparisons)}."
+        f"{len(ledger.statements)} statements of articles: {counted(statements)}. "
+        f"Comparisons of studies: {counted(comparisons)}."
     )
+
+
+def decided(entry: StatementEntry) -> int:
+    """Order of statements on the index: supported, contradicted, ..., not run."""
+    return list(SYMBOLS).index(entry.verdict)
 
 
 def statement_line(entry: StatementEntry) -> str:
@@ -106,7 +116,10 @@ def statement_line(entry: StatementEntry) -> str:
 def study_cells(entry: StudyEntry) -> list[str]:
     """Format a measured study as a row of the index."""
     assert entry.report is not None
-    seeds, hours = len([one for one in entry.report.study.seeds if one is not None]), spent(entry.report)
+    seeds, hours = (
+        len([one for one in entry.report.study.seeds if one is not None]),
+        spent(entry.report),
+    )
     link = f"[{entry.question}]({entry.id}.md)"
     return [link, entry.verdict, str(seeds or "exact"), f"{hours:.1f}" if hours else ""]
 
@@ -119,7 +132,9 @@ def spent(report: Report) -> float:
 def papers_summary(ledger: Ledger) -> str:
     """Count the numbers of papers by verdict, with a link."""
     done = [entry for entry in ledger.papers if entry.is_measured]
-    lines = [f"`{one.id}`: {one.verdict}, {measured(one)}, reported {reported(one)}" for one in done]
+    lines = [
+        f"`{one.id}`: {one.verdict}, {measured(one)}, reported {reported(one)}" for one in done
+    ]
     needs = Counter(one.data for one in ledger.papers if not one.is_measured)
     data = ", ".join(f"{count} on {name}" for name, count in needs.most_common())
     text = f"{len(done)} of {len(ledger.papers)} were measured at their own scale. "
@@ -131,31 +146,31 @@ def papers_summary(ledger: Ledger) -> str:
 
 
 def papers(ledger: Ledger) -> str:
-    """Render the page of all experiments that reproduce a number."""
-    rows = []
+    """Render the page of all experiments that reproduce a number: measured ones, then by data."""
+    groups: dict[str, list[PaperEntry]] = {}
     for entry in ledger.papers:
-        claim = entry.claim
-        verdict = f"{SYMBOLS[entry.verdict.partition(':')[0]]} {entry.verdict}"
-        results = [f"`experiments/results/{stem}.json`" for stem in entry.results]
-        recipe = "; ".join([*claim.conditions, *claim.deviations])
-        rows.append(
-            [
-                "<br>".join(filter(None, [verdict, measured(entry), *results])),
-                "<br>".join(filter(None, [claim.source, f"reported {reported(entry)}"])),
-                recipe,
-                f"`{entry.command}`",
-            ]
-        )
-    head = ["verdict", "number", "conditions and deviations from the recipe", "command"]
-    return assembled(
-        [
-            "# Numbers of papers",
-            "One row for each experiment that reproduces a number at its own scale, the measured "
-            "ones first. What is not run names the data, the hours and the hardware that it takes, "
-            "as far as the experiment says.",
-            tables.markdown_table([head, *rows]),
-        ]
-    )
+        groups.setdefault("Measured" if entry.is_measured else entry.data, []).append(entry)
+    parts = [
+        "# Numbers of papers",
+        "Each experiment that reproduces a number at its own scale. What is not run names the "
+        "data, the hours and the hardware that it takes, as far as the experiment says; "
+        "`attention-vision TASK fit -c FILE` runs it.",
+    ]
+    for title, entries in groups.items():
+        parts += [f"## {title}", "\n".join(map(paper_line, entries))]
+    return assembled(parts)
+
+
+def paper_line(entry: PaperEntry) -> str:
+    """Format a number of a paper as an item of a list."""
+    claim = entry.claim
+    word, _, needs = entry.verdict.partition(": ")
+    lines = [f"{SYMBOLS[word]} **{word}**: {needs or measured(entry)}", claim.source]
+    lines.append(f"reported {reported(entry)}")
+    lines.append("; ".join([*claim.conditions, *claim.deviations]))
+    lines.append(f"`experiments/{entry.id}.yaml`")
+    lines += [f"`experiments/results/{stem}.json`" for stem in entry.results]
+    return f"- {'<br>'.join(filter(None, lines))}"
 
 
 # Statements
@@ -164,15 +179,15 @@ def papers(ledger: Ledger) -> str:
 def statement_page(entry: StatementEntry) -> str:
     """Render the page of a statement of an article."""
     statement = entry.statement
-    facts = [
-        ["verdict here", f"{SYMBOLS[entry.verdict]} {entry.verdict}"],
-        ["stated", statement.stated],
-        ["source", f"{statement.source}: {statement.says}"],
-        ["the literature", f"{statement.literature}: {statement.reason}"],
-    ]
+    facts = {
+        "stated": statement.stated,
+        "source": f"{statement.source}: {statement.says}",
+        "the literature": f"{statement.literature}. {statement.reason}",
+    }
     parts = [
         f"# {statement.statement}",
-        tables.markdown_table([["", ""], *([a, b] for a, b in facts if b)]),
+        f"{SYMBOLS[entry.verdict]} **{entry.verdict}**",
+        listed(facts),
         "## Measured here",
     ]
     if entry.outcomes:
@@ -216,15 +231,17 @@ def study_page(entry: StudyEntry, ledger: Ledger) -> str:
         parts.append(f"![Interval of each difference, with a ring for each seed]({stem}.svg)")
     parts += [
         "## Numbers",
-        tables.markdown_table(tables.table(report), tables.right_aligned(report)),
+        *numbers_and_costs(report),
         "\n".join(f"- {tables.one_line(line)}" for line in report.remarks),
         "## Power",
-        tables.markdown_table(power(entry.outcomes), [1, 2, 3]) if power(entry.outcomes)[1:] else "",
+        tables.markdown_table(power(entry.outcomes), [1, 2, 3])
+        if power(entry.outcomes)[1:]
+        else "",
         report.method,
         *used_by(stem, ledger),
         *rerun(entry_commands(entry)),
         "## Setup",
-        tables.markdown_table([["", ""], *facts(report)]),
+        listed(facts(report)),
         "\n".join(f"- {tables.one_line(note)}" for note in report.study.notes),
     ]
     return assembled(parts)
@@ -250,7 +267,7 @@ def used_by(stem: str, ledger: Ledger) -> Iterator[str]:
         if any(outcome.results == stem for outcome in entry.outcomes)
     ]
     if links:
-        yield f"## Statements that rest on it\n\n" + "\n".join(f"- {link}" for link in links)
+        yield "## Statements that rest on it\n\n" + "\n".join(f"- {link}" for link in links)
 
 
 def entry_commands(entry: StudyEntry) -> list[str]:
@@ -261,42 +278,69 @@ def entry_commands(entry: StudyEntry) -> list[str]:
     return [*commands, report]
 
 
-def facts(report: Report) -> list[list[str]]:
-    """Rows of what the results file says of hardware, versions, data and the like."""
+def numbers_and_costs(report: Report) -> Iterator[str]:
+    """Yield the table of the cells in two, which narrow screens have room for."""
+    rows, right = tables.table(report), set(tables.right_aligned(report))
+    costs = rows[0].index("difference") + (1 if report.study.exact else 2)
+    numbers = [[cell.replace(" ± ", "&nbsp;± ") for cell in row[:costs]] for row in rows]
+    yield tables.markdown_table(numbers, [column for column in right if column < costs])
+    if rows[0][costs:]:
+        spent_on = [[row[0], *row[costs:]] for row in rows]
+        yield tables.markdown_table(spent_on, range(1, len(spent_on[0])))
+
+
+def facts(report: Report) -> dict[str, str]:
+    """Return what the results file says of hardware, versions, data and the like."""
     hours = spent(report)
     runs = f"{len(report.study.results)}" + (f", {hours:.2f} hours of training" if hours else "")
-    shown = [["runs", runs]]
-    for title, text in report.study.facts.items():
-        if title not in ("title", "commands"):
-            shown.append([title, f"`{text}`" if title in ("experiment", "commit") else text])
-    return shown
+    code = ("experiment", "commit")
+    return {"runs": runs} | {
+        title: f"`{text}`" if title in code else text
+        for title, text in report.study.facts.items()
+        if title not in ("title", "commands")
+    }
+
+
+def listed(facts: Mapping[str, str]) -> str:
+    """Format titles and texts as a list; empty texts are left out."""
+    return "\n".join(f"- *{title}*: {text}" for title, text in facts.items() if text)
 
 
 # Figures
 
 
-def line_of(outcome: Outcome, seeds: bool) -> forest.Line | None:
-    """Return the line of an outcome in a plot; None without a difference."""
-    if outcome.finding is None or outcome.finding.difference.mean is None:
+def line_of(
+    label: str, difference: Difference, places: int, verdict: str = "", seeds: bool = True
+) -> forest.Line | None:
+    """Return the line of a difference in a plot, with a ring for each seed; None without one."""
+    if difference.mean is None:
         return None
-    difference = outcome.finding.difference
-    number = tables.number(difference.mean, tables.decimals(outcome.report))
-    if difference.mean > 0:
-        number = f"+{number}"
     exact = None in difference.values
     return forest.Line(
-        outcome.name, number.replace("-", "−"), difference.mean,
-        None if exact else difference.interval, outcome.verdict,
+        label,
+        f"{difference.mean:+,.{places}f}".replace("-", "−"),
+        difference.mean,
+        None if exact else difference.interval,
+        verdict,
         list(difference.values.values()) if seeds and not exact else [],
-    )  # fmt: skip
+    )
+
+
+def lines_of(outcomes: Iterable[Outcome], seeds: bool) -> list[forest.Line]:
+    """Return the lines of the findings among some outcomes."""
+    lines = [
+        line_of(one.name, one.finding.difference, tables.decimals(one.report), one.verdict, seeds)
+        for one in outcomes
+        if one.finding
+    ]
+    return [line for line in lines if line]
 
 
 def all_differences(studies: Iterable[StudyEntry]) -> list[forest.Axis]:
     """Group all findings by metric, with an axis each, and by results file."""
     axes: dict[str, forest.Axis] = {}
     for entry in studies:
-        lines = [line for outcome in entry.outcomes if (line := line_of(outcome, seeds=False))]
-        if lines:
+        if lines := lines_of(entry.outcomes, seeds=False):
             axis = axes.setdefault(entry.metric, forest.Axis(entry.metric))
             axis.parts[entry.id.rpartition("/")[2]] = lines
     return list(axes.values())
@@ -304,26 +348,18 @@ def all_differences(studies: Iterable[StudyEntry]) -> list[forest.Axis]:
 
 def own_differences(report: Report, outcomes: Iterable[Outcome]) -> list[forest.Axis]:
     """Return the findings of a study, and the differences of its other cells from the baseline."""
-    lines = [line for outcome in outcomes if (line := line_of(outcome, seeds=True))]
     places, base = tables.decimals(report), report.study.baseline
-    compared = {
-        (finding.expectation.first, finding.expectation.second) for finding in report.findings
+    expected = {(one.expectation.first, one.expectation.second) for one in report.findings}
+    others = [
+        line_of(f"{row.cell} − {base}", row.difference, places)
+        for row in report.rows
+        if row.difference and (row.cell, base) not in expected
+    ]
+    parts = {
+        "": lines_of(outcomes, seeds=True),
+        "nothing expected (95 % intervals)": [line for line in others if line],
     }
-    others = []
-    for row in report.rows:
-        if (row.cell, base) in compared or row.difference is None or row.difference.mean is None:
-            continue
-        difference, exact = row.difference, None in row.difference.values
-        number = f"{row.difference.mean:+,.{places}f}".replace("-", "−")
-        others.append(
-            forest.Line(
-                f"{row.cell} − {base}", number, row.difference.mean,
-                None if exact else difference.interval,
-                values=[] if exact else list(difference.values.values()),
-            )
-        )  # fmt: skip
-    parts = {"": lines, "nothing expected (95 % intervals)": others}
-    parts = {heading: members for heading, members in parts.items() if members}
+    parts = {heading: lines for heading, lines in parts.items() if lines}
     return [forest.Axis(report.study.metric, parts)] if parts else []
 
 
