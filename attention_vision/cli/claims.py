@@ -7,12 +7,14 @@ docs/ledger. It only reads files: neither torch nor Lightning is imported.
 
 from pathlib import Path
 
+from attention_vision.claims.committed import check_results
 from attention_vision.claims.ledger import Ledger, read_ledger
 from attention_vision.claims.page import render_page, render_text
 from attention_vision.claims.record import record_results
 from attention_vision.claims.site import pages
 from attention_vision.cli.tool_parser import ToolParser
 from attention_vision.errors import InputError
+from attention_vision.study.definition import read_definition
 from attention_vision.yaml_json import write_atomically
 
 SHORT, FOLDER = "experiments/README.md", "docs/ledger"
@@ -20,6 +22,8 @@ SHORT, FOLDER = "experiments/README.md", "docs/ledger"
 
 def main(arguments: list[str]) -> int:
     """Run `claims`; return 0. Raises InputError for an invalid file or a stale page."""
+    if arguments[:1] == ["check"]:
+        return check(arguments[1:])
     parser = ToolParser(
         "attention-vision claims",
         description="Prints published claims and whether they were reproduced here, and generates "
@@ -56,6 +60,39 @@ def main(arguments: list[str]) -> int:
     state = f"{len(stale)} of {len(generated)} files written" if stale else "up to date"
     print(f"{state}: {options.root / SHORT}, {options.root / FOLDER}")
     return 0
+
+
+def check(arguments: list[str]) -> int:
+    """Run `claims check`; return 0.
+
+    Raises:
+        InputError: a results file is stale or invalid, or without FILE, a page is stale.
+    """
+    parser = ToolParser(
+        "attention-vision claims check",
+        description="Checks that results files are whole and belong to their experiment as it is "
+        "now, that their versions are readable, and that the repository has their commit. Without "
+        "FILE: all files of experiments/results, and the pages. It runs in the repository.",
+    )
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="results files")
+    root, files = Path(), parser.parse_args(arguments).files
+    committed = sorted((root / "experiments/results").glob("*.json"))
+    found = check_results(files or committed, root, cell_hashes)
+    for line in [*(f"{a}: {one}" for a, b in found.stale.items() for one in b), *found.remarks]:
+        print(line)
+    if found.stale:
+        names = ", ".join(file.name for file in found.stale)
+        raise InputError(f"{len(found.stale)} of {len(files or committed)} results files: {names}")
+    if not files and (stale := stale_files(files_of(read_ledger(root)), root)):
+        raise InputError(f"{stale[0]} is stale: regenerate it by `attention-vision claims`")
+    print(f"{len(files or committed)} results files belong to their experiments")
+    return 0
+
+
+def cell_hashes(file: Path) -> dict[str, set[str]]:
+    """Return the hashes that results of each cell of a study file may have."""
+    cells = read_definition(file).cells
+    return {name: {cell.sha256, cell.earlier_sha256} for name, cell in cells.items()}
 
 
 def files_of(ledger: Ledger) -> dict[str, str]:

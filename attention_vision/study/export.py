@@ -14,7 +14,7 @@ from attention_vision.yaml_json import read_json, to_json, write_atomically
 
 PROFILE = "experiments/profiles/wandb.yaml"
 ABOUT = ("question", "task", "metric", "higher_is_better", "baseline", "expect", "profile")
-RUN_KEYS = ("cell", "seed", "metrics", "seconds", "cost", "data")
+RUN_KEYS = ("cell", "seed", "config_sha256", "metrics", "seconds", "cost", "data")
 
 
 def export_results(folder: Path, file: Path) -> None:
