@@ -106,7 +106,7 @@ def stale_files(generated: dict[str, str], root: Path) -> list[str]:
     there = {
         file.relative_to(root).as_posix(): file
         for file in [root / SHORT, *sorted((root / FOLDER).rglob("*"))]
-        if file.suffix in (".md", ".svg", ".json")
+        if file.is_file() and file.suffix in (".md", ".svg", ".json")
     }
     differing = [
         name
