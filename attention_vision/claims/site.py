@@ -242,7 +242,7 @@ def study_page(entry: StudyEntry, ledger: Ledger) -> str:
         *rerun(entry_commands(entry)),
         "## Setup",
         listed(facts(report)),
-        "\n".join(f"- {tables.one_line(note)}" for note in report.study.notes),
+        *notes(report),
     ]
     return assembled(parts)
 
@@ -282,7 +282,7 @@ def numbers_and_costs(report: Report) -> Iterator[str]:
     """Yield the table of the cells in two, which narrow screens have room for."""
     rows, right = tables.table(report), set(tables.right_aligned(report))
     costs = rows[0].index("difference") + (1 if report.study.exact else 2)
-    numbers = [[cell.replace(" ± ", "&nbsp;± ") for cell in row[:costs]] for row in rows]
+    numbers = [[cell.replace(" ± ", "&nbsp;±&nbsp;") for cell in row[:costs]] for row in rows]
     yield tables.markdown_table(numbers, [column for column in right if column < costs])
     if rows[0][costs:]:
         spent_on = [[row[0], *row[costs:]] for row in rows]
@@ -299,6 +299,12 @@ def facts(report: Report) -> dict[str, str]:
         for title, text in report.study.facts.items()
         if title not in ("title", "commands")
     }
+
+
+def notes(report: Report) -> list[str]:
+    """Return the section with the notes of the results file."""
+    lines = [f"- {tables.one_line(note)}" for note in report.study.notes]
+    return ["## Notes", "\n".join(lines)] if lines else []
 
 
 def listed(facts: Mapping[str, str]) -> str:
@@ -369,7 +375,7 @@ def own_differences(report: Report, outcomes: Iterable[Outcome]) -> list[forest.
 def rerun(commands: Iterable[str]) -> list[str]:
     """Return the section with the commands; fences without a language are not run by tests."""
     lines = list(commands)
-    return ["## How to measure it again", "```\n" + "\n".join(lines) + "\n```"] if lines else []
+    return ["## Commands", "```\n" + "\n".join(lines) + "\n```"] if lines else []
 
 
 def assembled(parts: Iterable[str]) -> str:
