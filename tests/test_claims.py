@@ -715,13 +715,17 @@ def test_what_cannot_be_compared_is_said_once(results, capsys):
     assert "commits were not compared: this is not a repository of git" in said
 
 
+def no_study(file: Path) -> dict[str, set[str]]:
+    raise AssertionError(f"{file} is not a study")
+
+
 def test_a_recorded_run_is_compared_with_its_experiment(repository, run):
     file = record_results([run], repository)
-    assert not list(unlike_the_experiment(json.loads(file.read_text()), repository, dict))
+    assert not list(unlike_the_experiment(json.loads(file.read_text()), repository, no_study))
     change(repository, "classification/se.yaml", threads=2)  # another machine
-    assert not list(unlike_the_experiment(json.loads(file.read_text()), repository, dict))
+    assert not list(unlike_the_experiment(json.loads(file.read_text()), repository, no_study))
     change(repository, "classification/se.yaml", trainer={"max_epochs": 3})
-    (line,) = unlike_the_experiment(json.loads(file.read_text()), repository, dict)
+    (line,) = unlike_the_experiment(json.loads(file.read_text()), repository, no_study)
     assert line.startswith("se, seeds 1: measured with another configuration")
 
 
