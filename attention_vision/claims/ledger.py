@@ -180,7 +180,8 @@ def read_ledger(root: Path) -> Ledger:
     results = ResultsFiles(root)
     files = sorted((root / "experiments/claims").glob("*.yaml"))
     statements = [statement_entry(file, results) for file in files]
-    statements.sort(key=lambda entry: (not entry.is_measured, not entry.letter))
+    ranks = list(SYMBOLS)  # those that decide something first, those that are not run last
+    statements.sort(key=lambda entry: (ranks.index(entry.verdict), not entry.letter))
     papers: list[PaperEntry] = []
     studies: list[StudyEntry] = []
     known: set[Path] = set()

@@ -55,7 +55,7 @@ def index(ledger: Ledger) -> str:
     parts = [
         "# What was found",
         f"{summary(ledger)} {trained} trainings, {hours:.1f} hours.",
-        "\n".join(statement_line(entry) for entry in sorted(ledger.statements, key=decided)),
+        "\n".join(statement_line(entry) for entry in ledger.statements),
         "## All measured differences",
         "Each line is the confidence interval of a paired difference, first cell minus second, "
         "corrected for all expectations of its study; a shaded band is the smallest difference "
@@ -99,11 +99,6 @@ def summary(ledger: Ledger) -> str:
         f"{len(ledger.statements)} statements of articles: {counted(statements)}. "
         f"Comparisons of studies: {counted(comparisons)}."
     )
-
-
-def decided(entry: StatementEntry) -> int:
-    """Order of statements on the index: supported, contradicted, ..., not run."""
-    return list(SYMBOLS).index(entry.verdict)
 
 
 def statement_line(entry: StatementEntry) -> str:

@@ -82,7 +82,8 @@ def check(arguments: list[str]) -> int:
         print(line)
     if found.stale:
         names = ", ".join(file.name for file in found.stale)
-        raise InputError(f"{len(found.stale)} of {len(files or committed)} results files: {names}")
+        count = f"{len(found.stale)} of {len(files or committed)} results files"
+        raise InputError(f"{count} are stale or not whole, for the reasons above: {names}")
     if not files and (stale := stale_files(files_of(read_ledger(root)), root)):
         raise InputError(f"{stale[0]} is stale: regenerate it by `attention-vision claims`")
     print(f"{len(files or committed)} results files belong to their experiments")
