@@ -693,6 +693,8 @@ def edit_study(old: str, new: str) -> None:
         (lambda f: edit(f, commit="main"), "commit 'main' is not a hash of 40 digits"),
         (lambda f: edit(f, versions={"torch": "new"}), "torch 'new' is not a version"),
         (lambda f: edit(f, hardware=""), "without hardware"),
+        (lambda f: edit(f, notes=["![x](https://elsewhere)"]), "a text has a link of Markdown"),
+        (lambda f: edit(f, what={"experiment": "../../se.yaml"}), "is not in the repository"),
         (lambda f: edit(f, runs=[{"cell": "se", "metrics": {"val/top1": "high"}}]), "not a number"),
         (lambda f: f.write_text("{"), "not valid JSON"),
     ],

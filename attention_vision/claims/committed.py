@@ -1,5 +1,6 @@
 """Check of results files: do they still belong to their experiment, their code and its history?"""
 
+import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from attention_vision.report.shapes import RESULTS_FILE, check_shape
 from attention_vision.yaml_json import read_dataclass, read_json, read_yaml, require
 
 REQUIRED = ("what", "command", "commit", "date", "hardware", "versions")
-VERSION = re.compile(r"\d+(\.\d+)*([.+-]?\w+)*")
+VERSION = re.compile(r"\d[\w.+-]*")
 COMMIT = re.compile(r"([0-9a-f]{40})(-dirty)?")
 # Reads a study file: hashes that results of each of its cells may have.
 CellHashes = Callable[[Path], Mapping[str, set[str]]]
@@ -84,6 +85,8 @@ def incomplete(content: Mapping[str, Any]) -> Iterator[str]:
     for run in content.get("runs") or []:
         if not any(is_number(value) for value in run["metrics"].values()):
             yield f"{run['cell']}, seed {run.get('seed')}: without a number"
+    if "](" in json.dumps(content):  # the pages would load or link what it names
+        yield "a text has a link of Markdown: write the address alone"
     yield from unreadable_versions(content.get("versions") or {})
 
 
@@ -99,8 +102,8 @@ def unlike_the_experiment(
 ) -> Iterator[str]:
     """Yield how results differ from their experiment as it is now."""
     path = (content.get("what") or {}).get("experiment") or ""
-    file = root / path
-    if not path or not file.exists():
+    file, parts = root / path, Path(path).parts
+    if parts[:1] != ("experiments",) or ".." in parts or not file.exists():
         yield f"its experiment '{path}' is not in the repository"
         return
     if file.suffix != ".yaml" or (content.get("study") or {}).get("profile"):

@@ -3,10 +3,12 @@
 Label and verdict stand above each line, so that the plot is narrow and stays readable on a phone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from math import floor, log10
+
+from attention_vision.report.text_table import printable
 
 WIDTH, MARGIN = 520, 10  # user units, which are pixels where there is room
 NUMBER = 92  # for verdict and number to the right of a line
@@ -44,7 +46,8 @@ class Line:
     @property
     def ends(self) -> list[float]:
         """All numbers that have to fit on the axis."""
-        return [self.mean, *(self.interval or ()), *self.values]
+        band = (-self.effect, self.effect) if self.effect else ()
+        return [self.mean, *(self.interval or ()), *self.values, *band]
 
 
 @dataclass
@@ -78,7 +81,7 @@ def draw(axes: Sequence[Axis], title: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
         f'height="{height}" role="img" font-family="system-ui, sans-serif" font-size="13" '
-        f'fill="{INK}">\n<title>{escape(title)}</title>\n'
+        f'fill="{INK}">\n<title>{escape(printable(title))}</title>\n'
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>\n'
         + "\n".join(parts)
         + "\n</svg>\n"
@@ -120,11 +123,12 @@ def draw_axis(axis: Axis, top: float) -> tuple[list[str], float]:
     return parts + lines, y + 24
 
 
-def draw_line(line: Line, y: float, place) -> list[str]:
+def draw_line(line: Line, y: float, place: Callable[[float], float]) -> list[str]:
     """Draw one difference: label and verdict, below them interval, mean, seeds and number."""
     color, middle = COLORS.get(line.verdict, SOFT), y + 25
     label = line.label if len(line.label) <= 58 else f"{line.label[:57]}…"
-    parts = [f"<g><title>{escape(f'{line.label}: {line.number} {line.verdict}'.strip())}</title>"]
+    whole = printable(f"{line.label}: {line.number} {line.verdict}".strip())
+    parts = [f"<g><title>{escape(whole)}</title>"]
     parts.append(text(MARGIN, y + 13, label))
     parts.append(text(WIDTH - MARGIN, y + 13, line.verdict, anchor="end", color=color))
     if line.effect:
@@ -178,7 +182,7 @@ def text(
     style += f' text-anchor="{anchor}"' if anchor != "start" else ""
     style += f' fill="{color}"' if color != INK else ""
     style += f' font-size="{size}"' if size != 13 else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}"{style}>{escape(words)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}"{style}>{escape(printable(words))}</text>'
 
 
 def ticks_between(low: float, high: float) -> list[tuple[float, str]]:
