@@ -56,15 +56,19 @@ def test_without_warmup_the_first_step_has_the_full_rate() -> None:
     assert schedule().get_last_lr() == [1.0, 0.5]
 
 
-def test_changes_with_the_epoch_as_the_compact_transformers_do() -> None:
-    """The rates of `adjust_learning_rate` in their main.py, for 8 epochs with 3 of warm-up."""
+@pytest.mark.parametrize(
+    ("warmup", "rise"),
+    [("harmonic", [1 / 3, 1 / 2, 1]), ("linear", [1 / 3, 2 / 3, 1])],
+    ids=["compact transformers", "torch's LinearLR"],
+)
+def test_changes_with_the_epoch(warmup: Any, rise: list[float]) -> None:
+    """Of 8 epochs 3 are warm-up."""
     weight = nn.Parameter(torch.zeros(1))
-    built = EpochWarmupCosine(torch.optim.SGD([weight], lr=1.0), warmup_epochs=3)
+    built = EpochWarmupCosine(torch.optim.SGD([weight], lr=1.0), 3, 0.1, warmup)
     built.horizon = lambda: (32, 4)
     rates = [built.get_last_lr()[0], *(step(built)[0] for _ in range(31))]
-    falls = [(1 + math.cos(math.pi * epoch / 5)) / 2 for epoch in range(5)]
-    expected = [1 / 3, 1 / 2, 1.0, *falls]
-    assert rates == pytest.approx([rate for rate in expected for _ in range(4)])
+    falls = [0.1 + 0.9 * (1 + math.cos(math.pi * epoch / 5)) / 2 for epoch in range(5)]
+    assert rates == pytest.approx([rate for rate in (*rise, *falls) for _ in range(4)])
 
 
 @pytest.mark.parametrize("wrong", [{"warmup_epochs": -1}, {"min_lr": -1}])

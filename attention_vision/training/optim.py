@@ -84,19 +84,35 @@ class WarmupCosine(LRScheduler):
         return {key: value for key, value in super().state_dict().items() if key != "horizon"}
 
 
+@checked
 class EpochWarmupCosine(WarmupCosine):
-    """Warm-up and cosine that change once per epoch (Compact-Transformers, `main.py`).
+    """Warm-up and cosine that change once per epoch.
 
-        lr(e) = base / (W - e)                                      e < W
+        lr(e) = base (e + 1) / W, or base / (W - e)                 e < W
         lr(e) = min_lr + (base - min_lr) (1 + cos(pi (e - W) / (E - W))) / 2
 
     Epoch e of E is counted from 0, W epochs are warm-up. The last epoch lies above `min_lr`.
+
+    Args:
+        warmup: "linear", as torch's `LinearLR`, or "harmonic", as Compact-Transformers' `main.py`.
     """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_epochs: NonNegative = 0.0,
+        min_lr: NonNegative = 0.0,
+        warmup: Literal["linear", "harmonic"] = "linear",
+    ):
+        self.warmup = warmup
+        super().__init__(optimizer, warmup_epochs, min_lr)
 
     def clock(self, step: int, total: int, per_epoch: int) -> tuple[float, float, float]:
         return step // per_epoch, self.warmup_epochs, total / per_epoch
 
     def rise(self, base: float | Tensor, time: float, warmup: float) -> float | Tensor:
+        if self.warmup == "linear":
+            return base * min(1.0, (time + 1) / warmup)
         return base / max(1.0, warmup - time)
 
 
