@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_vision.attention import attention_backend
@@ -90,7 +89,7 @@ def results() -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "experiments/results")
     options = parser.parse_args()
     torch.set_num_threads(1)

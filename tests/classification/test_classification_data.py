@@ -252,8 +252,9 @@ def test_a_torchvision_set_from_folders_of_its_classes(tmp_path: Path) -> None:
     torch.testing.assert_close(images[3], (torch.tensor(pixels).movedim(-1, 0) / 255 - mean) / std)
     assert len(CIFAR10(str(tmp_path)).source("train")) == 20
     assert len(CIFAR10(str(tmp_path), per_class=1).source("train")) == 10
-    with pytest.raises(InputError, match="does not have the 100 classes of CIFAR100"):
-        CIFAR100(str(tmp_path)).source("train")
+    (tmp_path / "train/cat").rename(tmp_path / "train/kitten")
+    with pytest.raises(InputError, match="does not have the 10 classes of CIFAR10 .*: 'cat' is in"):
+        data.source("train")
 
 
 def test_the_first_scans_of_each_digit() -> None:
