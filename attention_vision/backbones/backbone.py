@@ -38,6 +38,11 @@ class Backbone(nn.Module):
         """Feature maps, fine to coarse: (B, 3, H, W) -> (B, C_i, H / S_i, W / S_i)."""
         raise NotImplementedError
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the last map of images of this size."""
+        stride = self.strides[-1]
+        return -(-height // stride), -(-width // stride)
+
     def tokens(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, num_prefix_tokens + N, C): the last map row by row, for the pool."""
         # Not flatten(2).mT: of a single image its gradient has strides that torch 2.15's batch norm

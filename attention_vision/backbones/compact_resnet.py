@@ -194,8 +194,15 @@ class CompactResNet(Backbone):
                 f" {reason}"
             )
 
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return (height - 1) // 8, (width - 1) // 8
+
     def features(self, images: Tensor) -> list[Tensor]:
-        """(B, in_channels, H, W) -> one map a stage, of strides 2, 4 and 8."""
+        """(B, in_channels, H, W) -> one map a stage, of strides 2, 4 and 8.
+
+        The whitening filters take a pixel from each side, and pools round down: of 32 pixels the
+        maps have 15, 7 and 3.
+        """
         x = gelu(self.stem(self.arranged(images)))
         maps = []
         for stage in self.stages:

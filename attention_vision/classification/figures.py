@@ -83,9 +83,9 @@ def on_image(weights: Tensor, network: Backbone, images: Tensor) -> Tensor:
 
     A map that is uniform is 0 everywhere.
     """
-    size = images.shape[2:]
-    grid = [-(-length // network.strides[-1]) for length in size]
-    maps = F.interpolate(weights.float().unflatten(1, grid)[:, None], size, mode="bilinear")[:, 0]
+    height, width = images.shape[2:]
+    maps = weights.float().unflatten(1, network.grid(height, width))[:, None]
+    maps = F.interpolate(maps, (height, width), mode="bilinear")[:, 0]
     return scaled(maps)
 
 

@@ -182,10 +182,12 @@ def attention_on_image(weights: Tensor, network: DETR, padding_mask: Tensor) -> 
     Padding is cut off first: its zeros would be blended into the image's last pixels.
     """
     stride = network.backbone.strides[-1]
-    grid = [ceil(length / stride) for length in padding_mask.shape]
     height, width = unpadded_size(padding_mask)
-    maps = weights.unflatten(1, grid)[:, : ceil(height / stride), : ceil(width / stride)]
-    maps = F.interpolate(maps[:, None], scale_factor=stride, mode="bilinear")[:, 0]
+    maps = weights.unflatten(1, network.backbone.grid(*padding_mask.shape))
+    maps = maps[:, : ceil(height / stride), : ceil(width / stride)]
+    # Its last pixels reach beyond the image, but for a network whose maps are smaller.
+    size = [max(maps.shape[1] * stride, height), max(maps.shape[2] * stride, width)]
+    maps = F.interpolate(maps[:, None], size, mode="bilinear")[:, 0]
     return scaled(maps[:, :height, :width])
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -63,8 +62,7 @@ class DetectorExplainer:
         if layer.name.endswith(".self_attention"):
             title = "queries among themselves: no map over the image"
             return replace(layer, kind="none", title=title, maps=None)
-        stride = network.backbone.strides[-1]
-        grid = [ceil(length / stride) for length in images.shape[2:]]
+        grid = network.backbone.grid(*images.shape[2:])
         maps = layer.weights.float().mean(1).unflatten(2, grid)  # (1, Q, h, w)
         return replace(layer, kind="objects", title="the query of each detection", maps=maps)
 
