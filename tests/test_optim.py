@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader
 
-from attention_vision.backbones import ResNet, ViT
+from attention_vision.backbones import CCT, ResNet, ViT
 from attention_vision.errors import InputError
 from attention_vision.training.optim import (
+    EpochWarmupCosine,
     StepOnPlateau,
     WarmupCosine,
     configure,
@@ -53,6 +54,21 @@ def test_warms_up_linearly_and_falls_as_a_cosine() -> None:
 
 def test_without_warmup_the_first_step_has_the_full_rate() -> None:
     assert schedule().get_last_lr() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "rise"),
+    [("harmonic", [1 / 3, 1 / 2, 1]), ("linear", [1 / 3, 2 / 3, 1])],
+    ids=["compact transformers", "torch's LinearLR"],
+)
+def test_changes_with_the_epoch(warmup: Any, rise: list[float]) -> None:
+    """Of 8 epochs 3 are warm-up."""
+    weight = nn.Parameter(torch.zeros(1))
+    built = EpochWarmupCosine(torch.optim.SGD([weight], lr=1.0), 3, 0.1, warmup)
+    built.horizon = lambda: (32, 4)
+    rates = [built.get_last_lr()[0], *(step(built)[0] for _ in range(31))]
+    falls = [0.1 + 0.9 * (1 + math.cos(math.pi * epoch / 5)) / 2 for epoch in range(5)]
+    assert rates == pytest.approx([rate for rate in (*rise, *falls) for _ in range(4)])
 
 
 @pytest.mark.parametrize("wrong", [{"warmup_epochs": -1}, {"min_lr": -1}])
@@ -133,6 +149,32 @@ def test_only_weights_of_maps_decay(network: nn.Module) -> None:
     }
     assert decaying == linear
     assert len(decay["params"]) + len(spared["params"]) == len(names)
+
+
+def test_a_recipe_says_what_does_not_decay() -> None:
+    """All parameters decay as one group; scales and biases of norms go together."""
+    network = CCT(image_size=8, width=16, depth=1, heads=2, num_classes=10)
+    every = {name for name, _ in network.named_parameters()}
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+
+    def spared(*kinds: Any) -> set[str]:
+        groups = parameter_groups(network, no_weight_decay=kinds)
+        assert sum(len(group["params"]) for group in groups) == len(every)
+        return {names[id(p)] for g in groups if "weight_decay" in g for p in g["params"]}
+
+    assert spared() == set()
+    assert len(parameter_groups(network, no_weight_decay=())) == 1
+    norms, biases, positions = spared("norms"), spared("biases"), spared("positions")
+    assert positions == {"position.table"}
+    assert {"norm.weight", "norm.bias", "blocks.0.norm1.bias"} <= norms
+    assert {"head.bias", "blocks.0.mlp.expand.bias"} <= biases
+    assert not norms & biases
+    assert spared("norms", "biases", "positions") == norms | biases | positions
+    assert all(
+        parameter.ndim > 1
+        for name, parameter in network.named_parameters()
+        if name not in norms | biases | positions
+    )
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -284,7 +284,8 @@ class TorchvisionData(ClassificationData):
     """Base of torchvision's small data sets, held in memory; their test images are "val" here.
 
     Args:
-        root: folder of the data, as torchvision lays it out.
+        root: folder of the data, as torchvision lays it out; or with the images themselves in
+            train/CLASS and test/CLASS (or val/CLASS), under the names of the classes.
         image_size: in pixels; the images' own size where none is given.
         download: fetch the data into `root` first.
         per_class: training images of each class, the first ones; all where none is given.
@@ -323,11 +324,36 @@ class TorchvisionData(ClassificationData):
                 load_torchvision_dataset(self.torchvision_class, self.root, split, download=True)
 
     def source(self, split: str) -> ClassificationSource:
+        if folder := self._image_folder(split):
+            source = LabeledFiles.in_folders(list_images(folder), folder, self.class_names)
+            if split == "train" and self.per_class is not None:
+                source = source.chosen(first_per_class(source.targets, self.per_class))
+            return source
         images, labels = load_torchvision_dataset(self.torchvision_class, self.root, split)
         if split == "train" and self.per_class is not None:
             kept = first_per_class(labels, self.per_class)
             images, labels = images[kept], [labels[index] for index in kept]
         return TensorImages(images, labels)
+
+    def _image_folder(self, split: str) -> Path | None:
+        """The folder of a split with folders of the data set's classes; None if there is none.
+
+        Raises:
+            InputError: the folders are not the classes of the data set.
+        """
+        root = Path(self.root)
+        folder = split_folder(root, split)
+        if folder is None and split == "val":
+            folder = split_folder(root, "test")
+        names = set(class_folders(folder)[0]) if folder else set()
+        if not names & set(self.class_names):
+            return None
+        if wrong := names ^ set(self.class_names):
+            raise InputError(
+                f"{folder} does not have the {self.num_classes} classes of {type(self).__name__} as"
+                f" folders: '{min(wrong)}' is in one of them alone; ImageFolder takes any classes"
+            )
+        return folder
 
 
 class CIFAR10(TorchvisionData):

@@ -65,7 +65,14 @@ from attention_vision.training.logging import (
     StepLogger,
     log_epoch_mean,
 )
-from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure, layer_decay
+from attention_vision.training.optim import (
+    NO_WEIGHT_DECAY,
+    ParameterKind,
+    StepOnPlateau,
+    WarmupCosine,
+    configure,
+    layer_decay,
+)
 from attention_vision.training.steps import SeedEveryStep
 
 
@@ -91,6 +98,8 @@ class Classifier(LightningModule):
             300); in all where none is given.
         layer_decay: factor of the learning rate from each layer of the network to the one before
             it, see `optim.layer_decay`; 1 for none.
+        no_weight_decay: kinds of parameters without weight decay; `[]` decays all, as most releases
+            of convolutional networks do.
         progressive: when which stage's attention takes effect; all from the start where none is
             given.
         distillation: a trained teacher to learn from.
@@ -122,6 +131,7 @@ class Classifier(LightningModule):
         channels_last: bool = False,
         mix_epochs: NonNegativeInt | None = None,
         layer_decay: Share = 1.0,
+        no_weight_decay: Sequence[ParameterKind] = NO_WEIGHT_DECAY,
         progressive: GateSchedule | None = None,
         distillation: Distillation | None = None,
         penalty: AttentionPenalty | None = None,
@@ -137,6 +147,7 @@ class Classifier(LightningModule):
             raise InputError("the data have one class: a classifier needs two or more")
         self.label_smoothing, self.ema_decay, self.weights = label_smoothing, ema_decay, weights
         self.mix_epochs, self.layer_decay = mix_epochs, layer_decay
+        self.no_weight_decay = no_weight_decay
         self.progressive = ProgressiveActivation(network, progressive) if progressive else None
         self.mix = mixing(mixup, cutmix, network.num_classes)
         self.distillation = distillation
@@ -217,7 +228,9 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> dict:
         factors = layer_decay(self.network.layers(), self.layer_decay)
-        return configure(self, self.network, self.optimizer, self.schedule, factors)
+        return configure(
+            self, self.network, self.optimizer, self.schedule, factors, self.no_weight_decay
+        )
 
     def forward(self, images: Tensor) -> Output:
         return self.network(images.contiguous(memory_format=self.memory_format))

@@ -1,5 +1,6 @@
 """Training of detectors: the module that DETR and R-CNN share, and one module of each."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -30,7 +31,14 @@ from attention_vision.training.logging import (
     log_finite,
     log_now,
 )
-from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure, horizon
+from attention_vision.training.optim import (
+    NO_WEIGHT_DECAY,
+    ParameterKind,
+    StepOnPlateau,
+    WarmupCosine,
+    configure,
+    horizon,
+)
 from attention_vision.training.steps import SeedEveryStep, step_number
 
 Detections = dict[str, Tensor]
@@ -54,6 +62,8 @@ class Detector(LightningModule):
         schedule: `WarmupCosine` moves with every step, torch's own schedules with every epoch,
             `ReduceLROnPlateau` with every validation, by `val/ap`.
         backbone_lr_factor: the backbone's learning rate over that of the rest.
+        no_weight_decay: kinds of parameters without weight decay; `[]` decays all, as DETR's
+            release and torchvision's recipes do.
         weights: state dict of the whole network to start from, as `load_official` reads it; with
             `fine_tune` what belongs to its classes is left out, so that they may be others.
         backbone_weights: a run folder of classification, or an official state dict of the backbone;
@@ -70,6 +80,7 @@ class Detector(LightningModule):
         optimizer: OptimizerCallable,
         schedule: LRSchedulerCallable,
         backbone_lr_factor: NonNegative,
+        no_weight_decay: Sequence[ParameterKind],
         weights: str | None,
         backbone_weights: str | None,
         fine_tune: bool,
@@ -80,6 +91,7 @@ class Detector(LightningModule):
         self.network = network
         self.optimizer, self.schedule = optimizer, schedule
         self.backbone_lr_factor = backbone_lr_factor
+        self.no_weight_decay = no_weight_decay
         self.weights, self.backbone_weights, self.fine_tune = weights, backbone_weights, fine_tune
         self.train_loss = ResumableMean()
         self.average_precision = nn.ModuleDict(
@@ -136,7 +148,9 @@ class Detector(LightningModule):
 
     def configure_optimizers(self) -> dict:
         factors = {"backbone.": self.backbone_lr_factor}
-        return configure(self, self.network, self.optimizer, self.schedule, factors)
+        return configure(
+            self, self.network, self.optimizer, self.schedule, factors, self.no_weight_decay
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.step_losses = losses = self.losses(batch)
@@ -196,8 +210,8 @@ class DETRDetector(Detector):
         class_cost, box_cost, giou_cost: of the matching, see `HungarianMatcher`.
         no_object_weight, class_weight, box_weight, giou_weight, auxiliary, sync_class_weight: of
             the loss, see `SetCriterion`.
-        optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune, engine,
-            size_limits: see `Detector`.
+        optimizer, schedule, backbone_lr_factor, no_weight_decay, weights, backbone_weights,
+            fine_tune, engine, size_limits: see `Detector`.
     """
 
     network: DETR
@@ -218,6 +232,7 @@ class DETRDetector(Detector):
         optimizer: OptimizerCallable = AdamW,
         schedule: LRSchedulerCallable = WarmupCosine,
         backbone_lr_factor: NonNegative = 0.1,
+        no_weight_decay: Sequence[ParameterKind] = NO_WEIGHT_DECAY,
         weights: str | None = None,
         backbone_weights: str | None = None,
         fine_tune: bool = False,
@@ -225,8 +240,8 @@ class DETRDetector(Detector):
         size_limits: tuple[NonNegative, NonNegative] = COCO_SIZES,
     ):
         super().__init__(
-            network, optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune,
-            engine, size_limits,
+            network, optimizer, schedule, backbone_lr_factor, no_weight_decay, weights,
+            backbone_weights, fine_tune, engine, size_limits,
         )  # fmt: skip
         self.criterion = SetCriterion(
             network.num_classes,
@@ -275,8 +290,8 @@ class RCNNDetector(Detector):
 
     Args:
         network: AttentionRCNN.
-        optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune, engine,
-            size_limits: see `Detector`.
+        optimizer, schedule, backbone_lr_factor, no_weight_decay, weights, backbone_weights,
+            fine_tune, engine, size_limits: see `Detector`.
     """
 
     network: AttentionRCNN
@@ -287,6 +302,7 @@ class RCNNDetector(Detector):
         optimizer: OptimizerCallable = AdamW,
         schedule: LRSchedulerCallable = WarmupCosine,
         backbone_lr_factor: NonNegative = 1.0,
+        no_weight_decay: Sequence[ParameterKind] = NO_WEIGHT_DECAY,
         weights: str | None = None,
         backbone_weights: str | None = None,
         fine_tune: bool = False,
@@ -294,8 +310,8 @@ class RCNNDetector(Detector):
         size_limits: tuple[NonNegative, NonNegative] = COCO_SIZES,
     ):
         super().__init__(
-            network, optimizer, schedule, backbone_lr_factor, weights, backbone_weights, fine_tune,
-            engine, size_limits,
+            network, optimizer, schedule, backbone_lr_factor, no_weight_decay, weights,
+            backbone_weights, fine_tune, engine, size_limits,
         )  # fmt: skip
 
     @property

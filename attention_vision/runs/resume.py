@@ -63,7 +63,7 @@ RULES = (
     Rule(
         "numbers of the optimizer and the schedule",
         ("model.optimizer.*", "model.*_optimizer.*", "model.schedule.*", "model.layer_decay",
-         "model.backbone_lr_factor"),
+         "model.no_weight_decay", "model.backbone_lr_factor"),
         "applied",
         "from the next step on, with the learning rate that a run with these numbers from its"
         " start would have there",

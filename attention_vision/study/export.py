@@ -17,7 +17,7 @@ ABOUT = (
     "question", "task", "metric", "higher_is_better", "baseline", "expect", "effect", "looks",
     "profile",
 )  # fmt: skip
-RUN_KEYS = ("cell", "seed", "metrics", "seconds", "cost", "data")
+RUN_KEYS = ("cell", "seed", "config_sha256", "metrics", "seconds", "cost", "data")
 
 
 def export_results(folder: Path, file: Path) -> None:

@@ -18,6 +18,7 @@ RATES = (
     "model.*_optimizer.*",
     "model.schedule.*",
     "model.layer_decay",
+    "model.no_weight_decay",
     "model.backbone_lr_factor",
 )
 # What ReduceLROnPlateau has seen of the run; the rest of its state are arguments.

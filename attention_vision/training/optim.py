@@ -1,13 +1,14 @@
 """Schedules and parameter groups, shared by all tasks.
 
 Recipes of transformers differ from torch's schedulers in two ways: the learning rate changes with
-every optimiser step, not every epoch, and norms, biases and position tables have no weight decay.
+every optimiser step, not every epoch, and norms, biases and position tables have no weight decay,
+unless a recipe says otherwise.
 """
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -18,9 +19,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from attention_vision.errors import InputError
 from attention_vision.ranges import NonNegative, checked
 
+ParameterKind = Literal["norms", "biases", "positions"]
+NO_WEIGHT_DECAY: tuple[ParameterKind, ...] = ("norms", "biases", "positions")
+
 # Tables that are added to features or to scores: decay would pull them to zero as if they were
 # filters.
-WITHOUT_DECAY = ("token", "table")
+POSITIONS = ("token", "table")
 
 
 @checked
@@ -55,45 +59,107 @@ class WarmupCosine(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         step = self.last_epoch
         if step == 0:
-            return [0.0 if self.warmup_epochs else base for base in self.base_lrs]
+            warmup = self.warmup_epochs
+            return [self.rise(base, 0, warmup) if warmup else base for base in self.base_lrs]
         if self.horizon is None:
             raise RuntimeError("WarmupCosine does not know the length of the run: use configure()")
-        total, per_epoch = self.horizon()
-        warmup = round(self.warmup_epochs * per_epoch)
-        if step < warmup:
-            return [base * step / warmup for base in self.base_lrs]
-        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        time, warmup, total = self.clock(step, *self.horizon())
+        if time < warmup:
+            return [self.rise(base, time, warmup) for base in self.base_lrs]
+        progress = min(1.0, (time - warmup) / max(1, total - warmup))
         fall = (1 + math.cos(math.pi * progress)) / 2
         factors = (group.get("lr_factor", 1.0) for group in self.optimizer.param_groups)
         ends = (self.min_lr * factor for factor in factors)
         return [end + (base - end) * fall for base, end in zip(self.base_lrs, ends, strict=True)]
 
+    def clock(self, step: int, total: int, per_epoch: int) -> tuple[float, float, float]:
+        """Return the time of a step, the end of warm-up and the end of the run, in one unit."""
+        return step, round(self.warmup_epochs * per_epoch), total
+
+    def rise(self, base: float | Tensor, time: float, warmup: float) -> float | Tensor:
+        """Return the rate at a time before the end of warm-up."""
+        return base * time / warmup
+
     def state_dict(self) -> dict:
         return {key: value for key, value in super().state_dict().items() if key != "horizon"}
 
 
+@checked
+class EpochWarmupCosine(WarmupCosine):
+    """Warm-up and cosine that change once per epoch.
+
+        lr(e) = base (e + 1) / W, or base / (W - e)                 e < W
+        lr(e) = min_lr + (base - min_lr) (1 + cos(pi (e - W) / (E - W))) / 2
+
+    Epoch e of E is counted from 0, W epochs are warm-up. The last epoch lies above `min_lr`.
+
+    Args:
+        warmup: "linear", as torch's `LinearLR`, or "harmonic", as Compact-Transformers' `main.py`.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_epochs: NonNegative = 0.0,
+        min_lr: NonNegative = 0.0,
+        warmup: Literal["linear", "harmonic"] = "linear",
+    ):
+        self.warmup = warmup
+        super().__init__(optimizer, warmup_epochs, min_lr)
+
+    def clock(self, step: int, total: int, per_epoch: int) -> tuple[float, float, float]:
+        return step // per_epoch, self.warmup_epochs, total / per_epoch
+
+    def rise(self, base: float | Tensor, time: float, warmup: float) -> float | Tensor:
+        if self.warmup == "linear":
+            return base * min(1.0, (time + 1) / warmup)
+        return base / max(1.0, warmup - time)
+
+
 def parameter_groups(
-    module: nn.Module, lr_factors: Mapping[str, float] | None = None
+    module: nn.Module,
+    lr_factors: Mapping[str, float] | None = None,
+    no_weight_decay: Collection[ParameterKind] = NO_WEIGHT_DECAY,
 ) -> list[dict]:
     """Build parameter groups with and without weight decay.
 
-    Norms, biases, other parameters of at most one dimension and `WITHOUT_DECAY` have none.
-
     Args:
+        no_weight_decay: kinds of parameters without it, see `parameter_kinds`; empty to decay all.
         lr_factors: start of a parameter's name, or all of it -> factor of its learning rate, such
             as {"backbone.": 0.1}. These parameters have groups of their own, with the factor under
             `lr_factor`, which `configure` applies.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    kinds = parameter_kinds(module)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            spared = parameter.ndim <= 1 or name.rpartition(".")[2] in WITHOUT_DECAY
+            spared = kinds.get(name) in no_weight_decay
             factors = (f for start, f in (lr_factors or {}).items() if name.startswith(start))
             groups.setdefault((next(factors, 1.0), spared), []).append(parameter)
     return [
         {"params": parameters, "lr_factor": factor} | ({"weight_decay": 0.0} if spared else {})
         for (factor, spared), parameters in sorted(groups.items(), key=lambda group: group[0][1])
     ]
+
+
+def parameter_kinds(module: nn.Module) -> dict[str, ParameterKind]:
+    """Sort the parameters by name that are not the weights of a map.
+
+    Positions are tokens and tables that are added to features or scores. Norms are other scales of
+    at most one dimension, with the biases beside them. Biases are those of linear layers and
+    convolutions.
+    """
+    shapes = {name: parameter.ndim for name, parameter in module.named_parameters()}
+    kinds: dict[str, ParameterKind] = {}
+    for name, dimensions in shapes.items():
+        owner, _, last = name.rpartition(".")
+        scale = f"{owner}.weight".lstrip(".")
+        if last in POSITIONS:
+            kinds[name] = "positions"
+        elif dimensions <= 1:
+            of_map = last.endswith("bias") and shapes.get(scale, 2) > 1
+            kinds[name] = "biases" if of_map else "norms"
+    return kinds
 
 
 def layer_decay(layers: Sequence[Sequence[str]], decay: float) -> dict[str, float]:
@@ -197,6 +263,7 @@ def configure(
     optimizer: OptimizerCallable,
     schedule: LRSchedulerCallable,
     lr_factors: Mapping[str, float] | None = None,
+    no_weight_decay: Collection[ParameterKind] = NO_WEIGHT_DECAY,
 ) -> dict:
     """Build the result of `module.configure_optimizers` for the parameters of `network`.
 
@@ -207,7 +274,7 @@ def configure(
     Raises:
         InputError: the optimiser or the schedule refuses a value.
     """
-    groups = parameter_groups(network, lr_factors)
+    groups = parameter_groups(network, lr_factors, no_weight_decay)
     try:
         built = optimizer(groups)
         fuse(built)

@@ -162,7 +162,9 @@ class Training:
         module: Any = work.objects.module
         work.run.give_up()
         network = module.network.to(self.device)
-        optimizer: Optimizer = module.optimizer(parameter_groups(network))
+        optimizer: Optimizer = module.optimizer(
+            parameter_groups(network, no_weight_decay=module.no_weight_decay)
+        )
         for group in optimizer.param_groups:
             group["fused"] = fused or None
         padding = self.recipe.get("padding", 4)

@@ -238,6 +238,25 @@ def test_the_first_images_of_each_class(fashion: Path) -> None:
         FashionMNIST(str(fashion), per_class=0)
 
 
+def test_a_torchvision_set_from_folders_of_its_classes(tmp_path: Path) -> None:
+    for split, count in (("train", 2), ("test", 1)):
+        for name in CIFAR10.class_names:
+            for number in range(count):
+                picture(tmp_path / split / name / f"{number}.png", number, size=(32, 32))
+    data = CIFAR10(str(tmp_path), batch_size=10, num_workers=0)
+    data.setup("fit")
+    images, labels = next(iter(data.val_dataloader()))
+    assert labels.tolist() == list(range(10))
+    pixels = np.asarray(Image.open(tmp_path / "test/cat/0.png"))
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (data.mean, data.std))
+    torch.testing.assert_close(images[3], (torch.tensor(pixels).movedim(-1, 0) / 255 - mean) / std)
+    assert len(CIFAR10(str(tmp_path)).source("train")) == 20
+    assert len(CIFAR10(str(tmp_path), per_class=1).source("train")) == 10
+    (tmp_path / "train/cat").rename(tmp_path / "train/kitten")
+    with pytest.raises(InputError, match="does not have the 10 classes of CIFAR10 .*: 'cat' is in"):
+        data.source("train")
+
+
 def test_the_first_scans_of_each_digit() -> None:
     few, whole = Digits(image_size=8, per_class=3), Digits(image_size=8)
     source, scans = few.source("train"), whole.source("train")

@@ -1,6 +1,6 @@
 """Training of image-to-image networks: restoration and segmentation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -31,7 +31,12 @@ from attention_vision.training.logging import (
     log_epoch_mean,
     log_finite,
 )
-from attention_vision.training.optim import WarmupCosine, configure
+from attention_vision.training.optim import (
+    NO_WEIGHT_DECAY,
+    ParameterKind,
+    WarmupCosine,
+    configure,
+)
 
 MOST_DB = 100.0  # of an image: an error of 1e-5 of its range, far below a step of 8 bits
 
@@ -244,6 +249,7 @@ class ImageToImage(GenerationModule):
             `ReduceLROnPlateau` with every validation, by `val/score`.
         ema_decay: decay of the average of weights that is validated and saved as the model, 0 for
             no average.
+        no_weight_decay: kinds of parameters without weight decay; `[]` decays all.
 
     Raises:
         InputError: a number out of its range; from `setup`, data that does not fit.
@@ -256,11 +262,13 @@ class ImageToImage(GenerationModule):
         optimizer: OptimizerCallable = AdamW,
         schedule: LRSchedulerCallable = WarmupCosine,
         ema_decay: Fraction = 0.0,
+        no_weight_decay: Sequence[ParameterKind] = NO_WEIGHT_DECAY,
     ):
         super().__init__()
         objective.check(network.num_classes)
         self.network, self.objective = network, objective
         self.optimizer, self.schedule, self.ema_decay = optimizer, schedule, ema_decay
+        self.no_weight_decay = no_weight_decay
         self.train_loss = ResumableMean()
         # Any: the values of a ModuleDict are typed as plain modules.
         self.mean_losses: Any = nn.ModuleDict({split: FiniteMean() for split in ("val", "test")})
@@ -294,7 +302,13 @@ class ImageToImage(GenerationModule):
         return callbacks
 
     def configure_optimizers(self) -> dict:
-        return configure(self, self.network, self.optimizer, self.schedule)
+        return configure(
+            self,
+            self.network,
+            self.optimizer,
+            self.schedule,
+            no_weight_decay=self.no_weight_decay,
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
