@@ -387,7 +387,9 @@ def own_differences(report: Report, outcomes: Iterable[Outcome]) -> list[forest.
     ]
     parts = {
         "": lines_of(outcomes, seeds=True),
-        "nothing expected (95 % intervals)": [line for line in others if line],
+        f"nothing expected{'' if report.study.exact else ' (95 % intervals)'}": [
+            line for line in others if line
+        ],
     }
     parts = {heading: lines for heading, lines in parts.items() if lines}
     return [forest.Axis(report.study.metric, parts)] if parts else []
