@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from attention_vision.claims.claim import Claim
 from attention_vision.errors import InputError
@@ -14,10 +15,12 @@ RESULTS = "experiments/results/exact_costs.json"
 INTRODUCTION = """\
 # Costs of networks, as printed and as counted
 
-Parameters and multiply-adds that papers and repositories print for the networks of the experiments, and what the
-networks here have. A number is *reproduced* if the count lies within half a unit of the last printed digit, and
-*contradicted* otherwise. Both are exact: nothing is trained. The experiment names the differences that it knows of
-under `deviations`. `python experiments/benchmarks/costs.py` counts again and writes this page.
+Parameters and multiply-adds that papers and repositories print for the networks of the experiments,
+and what the networks here have. A number is *reproduced* if the count lies within half a unit of
+the last printed digit, and *contradicted* otherwise. Nothing is trained. Multiply-adds are those of
+convolutions and of products of matrices; *of layers* leaves out the products of queries and keys
+and of attention weights and values, as some counters do.
+`python experiments/benchmarks/costs.py` counts again and writes this page.
 """
 NAMES = {
     "cost/parameters": "parameters",
@@ -33,14 +36,16 @@ class CostRow:
     Args:
         experiment: path below experiments, without the suffix.
         claim: the printed number, with half a unit of its last digit as the tolerance.
+        printed: the number as its source prints it.
         counted: the exact number here.
-        deviations: known differences of the experiment from its source.
+        note: what is known of a difference.
     """
 
     experiment: str
     claim: Claim
+    printed: str
     counted: float
-    deviations: Sequence[str]
+    note: str
 
     @property
     def verdict(self) -> str:
@@ -66,15 +71,18 @@ def cost_rows(root: Path) -> list[CostRow]:
     """
     runs = require(read_json(root / RESULTS), "runs", list, root / RESULTS)
     counted = {one.cell: one.metrics for one in (parse_result(run, root / RESULTS) for run in runs)}
-    rows = [
-        CostRow(path, cost, number_of(counted, path, cost.metric), claim.deviations)
-        for path, claim in experiments_with_costs(root).items()
-        for cost in claim.cost_claims()
-    ]
+    rows = []
+    for path, claim in experiments_with_costs(root).items():
+        for cost in claim.cost_claims():
+            assert claim.costs is not None
+            printed = getattr(claim.costs, cost.metric.removeprefix("cost/"))
+            number = number_of(counted, path, cost.metric)
+            note = "" if cost.reproduced(number) else claim.costs.note
+            rows.append(CostRow(path, cost, printed, number, note))
     return sorted(rows, key=lambda row: row.verdict)
 
 
-def number_of(counted: Mapping[str, Mapping[str, float]], path: str, metric: str) -> float:
+def number_of(counted: Mapping[str, Mapping[str, Any]], path: str, metric: str) -> float:
     """Return a counted number."""
     if (number := counted.get(path, {}).get(metric)) is None:
         raise InputError(
@@ -88,11 +96,8 @@ def render(rows: Sequence[CostRow]) -> str:
     reproduced = sum(row.verdict == "reproduced" for row in rows)
     table = [["experiment", "source", "", "printed", "counted", "verdict"]]
     for row in rows:
-        printed = f"{row.claim.reported:,.0f} ± {row.claim.tolerance:,.0f}"
-        if row.claim.tolerance < 1:
-            printed = f"{row.claim.reported:,.0f}"
-        name = NAMES[row.claim.metric]
-        counted = f"{row.counted:,.0f}"
-        table.append([f"`{row.experiment}`", row.claim.source, name, printed, counted, row.verdict])
+        name, counted = NAMES[row.claim.metric], f"{row.counted:,.0f}"
+        verdict = f"{row.verdict}: {row.note}" if row.note else row.verdict
+        table.append([f"`{row.experiment}`", row.claim.source, name, row.printed, counted, verdict])
     first = f"{reproduced} of {len(rows)} printed numbers are reproduced."
     return f"{INTRODUCTION}\n{first}\n\n{markdown_table(table, [3, 4])}"
