@@ -156,6 +156,8 @@ FILES = {
     "study_baseline.yaml": STUDY.replace("baseline: none", "baseline: nothing"),
     "study_metric.yaml": STUDY.replace("metric: val/top1", "metric: top1"),
     "study_expect.yaml": STUDY.replace("[se > none]", "[se beats none]"),
+    "study_effect.yaml": STUDY.replace("seeds: [0, 1]", "seeds: [0, 1]\n  effect: .inf"),
+    "study_looks.yaml": STUDY.replace("seeds: [0, 1]", "seeds: [0, 1]\n  looks: [0, 2]"),
     "study_task.yaml": STUDY.replace("base: base.yaml", "base: study.yaml"),
     "study_range.yaml": STUDY.replace("{model.network.init_args.attention: torch.nn.Identity}",
                                       "{model.network.init_args.width: 0}"),

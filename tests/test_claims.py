@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -15,12 +18,19 @@ import yaml
 from PIL import Image
 
 from attention_vision.__main__ import main
+from attention_vision.claims import forest
 from attention_vision.claims.claim import Claim
-from attention_vision.claims.ledger import ResultsFiles, combined, read_ledger, verdict_of
+from attention_vision.claims.committed import unlike_the_experiment
+from attention_vision.claims.forest import COLORS
+from attention_vision.claims.ledger import Ledger, ResultsFiles, read_ledger
+from attention_vision.claims.outcome import combined, verdict_of
+from attention_vision.claims.page import measured, reported
 from attention_vision.claims.record import differences, record_results
 from attention_vision.claims.statement import Statement, Trial
+from attention_vision.cli.claims import files_of
 from attention_vision.errors import InputError
 from attention_vision.identity import checkpoint_id
+from attention_vision.study.definition import read_definition
 from attention_vision.yaml_json import read_dataclass
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +177,7 @@ def test_a_run_is_compared_with_its_claim_and_recorded(tmp_path, monkeypatch, ca
     assert main(["claims", "--record", "run"]) == 0
     (row,) = read_ledger(Path()).papers
     assert row.verdict == "reproduced"
-    assert row.measured.endswith(", 1 seed")
+    assert measured(row).endswith(", 1 seed")
     recorded = json.loads(Path("experiments/results/tiny.json").read_text())
     assert recorded["runs"][0]["metrics"] == {"val/top1": outcome["measured"]}
     assert recorded["versions"].keys() >= {"torch", "lightning"}
@@ -206,7 +216,9 @@ def test_recorded_runs_hold_all_that_was_measured(repository, run):
     recorded = json.loads(file.read_text())
     assert file.name == "se.json"
     assert recorded["what"]["experiment"] == "experiments/classification/se.yaml"
-    assert recorded["runs"] == [{"cell": "se", "seed": 1, "metrics": {"val/top1": 0.93, "x": 1}}]
+    (found,) = recorded["runs"]
+    assert len(found.pop("config_sha256")) == 64
+    assert found == {"cell": "se", "seed": 1, "metrics": {"val/top1": 0.93, "x": 1}}
     with pytest.raises(InputError, match=r"se\.json exists: results are not overwritten"):
         record_results([run], repository)
 
@@ -323,10 +335,15 @@ def test_the_ledger_is_current():
     assert main(["claims", str(ROOT), "--check"]) == 0
 
 
-def test_all_nine_numbers_of_the_articles_are_in_it():
-    rows = read_ledger(ROOT).statements
-    assert "".join(row.name for row in rows) == "abcdefghi"
-    assert sum(not row.name for row in rows) >= 5
+@pytest.fixture(scope="module")
+def ledger() -> Ledger:
+    return read_ledger(ROOT)
+
+
+def test_all_nine_numbers_of_the_articles_are_in_it(ledger):
+    letters = sorted(entry.letter for entry in ledger.statements)
+    assert "".join(letters) == "abcdefghi"
+    assert letters.count("") >= 5
 
 
 def test_exact_numbers_are_still_those_of_the_package():
@@ -384,13 +401,31 @@ def measure(repository: Path, experiment: str, measured: list[dict], **more) -> 
 def test_what_is_not_measured_is_said(repository):
     ledger = read_ledger(repository)
     ((statement,), (paper,), (study,)) = ledger.statements, ledger.papers, ledger.studies
-    assert (statement.name, statement.reported) == ("a", "2 %")
-    assert statement.commands == (
+    assert (statement.letter, statement.statement.stated) == ("a", "2 %")
+    assert statement.commands == [
         "attention-vision classification fit -c experiments/classification/se.yaml",
         "attention-vision study run experiments/ablations/se.yaml",
-    )
-    assert {row.verdict for row in (statement, paper, study)} == {"not yet run"}
-    assert paper.reported == "`val/top1` 0.93 ± 0.01"
+    ]
+    assert {row.verdict for row in (statement, study)} == {"not yet run"}
+    assert paper.verdict == "not run: needs a run"
+    assert reported(paper) == "`val/top1` 0.93 ± 0.01"
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "words"),
+    [
+        ("ImageNet", {"hours": 14, "hardware": "8 x A100"}, "ImageNet; 14 h of 8 x A100"),
+        ({"class_path": "a.b.COCO"}, {"hardware": "8 GPUs"}, "COCO; 8 GPUs"),
+        ({"class_path": "CIFAR10", "init_args": {"root": "d"}}, {"hours": 0.5}, "CIFAR10; 0.5 h"),
+        ({"class_path": "FolderImages", "init_args": {"root": "i/train"}}, {},
+         "FolderImages (i/train)"),
+    ],
+)  # fmt: skip
+def test_a_number_that_is_not_measured_has_its_price(data, more, words, repository):
+    change(repository, "classification/se.yaml", data=data, claim=CLAIM | more)
+    (paper,) = read_ledger(repository).papers
+    assert paper.verdict == f"not run: needs {words}"
+    assert words in files_of(read_ledger(repository))["docs/ledger/papers.md"]
 
 
 def test_results_are_joined_by_what_they_are_of(repository):
@@ -401,15 +436,18 @@ def test_results_are_joined_by_what_they_are_of(repository):
     ledger = read_ledger(repository)
     ((statement,), (paper,), (study,)) = ledger.statements, ledger.papers, ledger.studies
     assert statement.verdict == "supported"
-    assert "se > none: +0.050 [+0.0" in statement.measured
-    assert "3 seeds ([se_1](results/se_1.json))" in statement.measured
-    assert (paper.verdict, paper.measured) == ("reproduced", "0.929 ± 0.002, 2 seeds")
+    (outcome,) = statement.outcomes
+    assert outcome.id == "se_1: se > none"
+    assert outcome.numbers.startswith("+0.050 [+0.0")
+    assert outcome.words.startswith("se is 0.050 above none in `val/top1` (interval [+0.0")
+    assert outcome.words.endswith(", 3 seeds)")
+    assert (paper.verdict, measured(paper)) == ("reproduced", "0.929 ± 0.002, 2 seeds")
     assert study.verdict == "1 supported, 1 contradicted"
 
 
 def test_results_without_a_study_file_have_a_row(repository):
     measure(repository, "elsewhere", runs(none=[0.9], se=[0.91]), study=STUDY)
-    assert read_ledger(repository).studies[-1].verdict == "2 undecided"
+    assert read_ledger(repository).studies[0].verdict == "2 undecided"
 
 
 @pytest.mark.parametrize(
@@ -435,6 +473,11 @@ def test_verdict_on_a_number(values, verdict):
         (["supported", "undecided"], "undecided"),
         (["contradicted", "undecided"], "contradicted"),
         (["contradicted", "supported"], "partly"),
+        (["contradicted", "no difference"], "contradicted"),
+        (["supported", "no difference"], "partly"),
+        (["supported", "no difference", "undecided"], "undecided"),
+        (["no difference", "no difference"], "no difference"),
+        (["no difference", "undecided"], "undecided"),
     ],
 )
 def test_several_trials_in_one_word(verdicts, word):
@@ -498,9 +541,195 @@ def test_a_results_file_is_named_by_its_cell_too(repository):
     trials(repository, results="experiments/results/elsewhere_1.json", cell="none", stated=256.0)
     (row,) = read_ledger(repository).statements
     assert row.verdict == "contradicted"
-    assert "none: 768, exact" in row.measured
+    assert row.outcomes[0].words == "none has 768, exact in `val/top1`; stated 256 ± 0"
     assert Trial(results="a", cell="none", stated=1.0).tolerance == 0
     assert ResultsFiles(repository).of("elsewhere")
+
+
+# Its pages
+
+
+def test_pages_name_each_measurement_and_link_to_pages_that_exist(ledger):
+    files = files_of(ledger)
+    index, short = files["docs/ledger/index.md"], files["experiments/README.md"]
+    for statement in ledger.statements:
+        page = files[f"docs/ledger/claims/{statement.id}.md"]
+        assert statement.verdict in page
+        assert f"(claims/{statement.id}.md)" in index
+        for outcome in statement.outcomes:
+            assert outcome.words in page
+            assert outcome.words in index
+            assert f"(../results/{outcome.results}.md)" in page
+            assert outcome.numbers in short
+    for study in ledger.studies:
+        assert f"({study.id}.md)" in index
+        page = files[f"docs/ledger/{study.id}.md"]
+        assert all(outcome.words in page for outcome in study.outcomes)
+    for name, text in files.items():
+        for link in re.findall(r"\]\(([^)#]+)", text):
+            there = os.path.normpath(Path(name).parent / link)
+            assert there in files or (ROOT / there).exists(), f"{name}: {link}"
+            assert "://" not in link
+
+
+def test_measured_rows_come_first(ledger):
+    for entries in (ledger.statements, ledger.papers, ledger.studies):
+        kinds = [entry.is_measured for entry in entries]
+        assert kinds == sorted(kinds, reverse=True)
+
+
+def test_the_ledger_for_other_programs(repository):
+    path = "experiments/ablations/se.yaml"
+    measure(repository, path, runs(none=[0.90, 0.92, 0.91], se=[0.95, 0.971, 0.96]), study=STUDY)
+    content = json.loads(files_of(read_ledger(repository))["docs/ledger/ledger.json"])
+    assert content.keys() == {"format", "statements", "papers", "studies"}
+    (study,) = content["studies"]
+    first, second = study["outcomes"]
+    assert content["statements"][0]["outcomes"] == [first["id"]] == ["se_1: se > none"]
+    assert (first["verdict"], second["verdict"]) == ("supported", "contradicted")
+    assert first["low"] < first["difference"] == 0.0503333 < first["high"]
+    assert first["values"] == {"0": 0.05, "1": 0.051, "2": 0.05}
+    assert content["papers"][0]["verdict"] == "not run: needs a run"
+
+
+def test_a_plot_has_a_mark_and_a_number_for_each_difference(repository):
+    path = "experiments/ablations/se.yaml"
+    measure(repository, path, runs(none=[0.90, 0.92, 0.91], se=[0.95, 0.971, 0.96]), study=STUDY)
+    drawing = files_of(read_ledger(repository))["docs/ledger/differences.svg"]
+    texts = [node.text for node in ElementTree.fromstring(drawing).iter() if node.text]
+    assert texts.count("+0.050") == texts.count("−0.050") == 1
+    assert texts.count("supported") == texts.count("contradicted") == 2  # one of the legend
+    shapes = [forest.mark(verdict, 0, 0).replace(color, "") for verdict, color in COLORS.items()]
+    assert len(set(shapes)) == len(COLORS)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (-0.21, 0.26, ["−0.2", "−0.1", "0", "0.1", "0.2"]),
+        (-1.3, 0.2, ["−1.0", "−0.5", "0"]),
+        (-8.9e6, 7.9e6, ["−5 M", "0", "5 M"]),
+    ],
+)
+def test_ticks_are_round(low, high, labels):
+    assert [label for _, label in forest.ticks_between(low, high)] == labels
+
+
+def test_pages_of_what_is_gone_go(repository):
+    measure(repository, "elsewhere", runs(none=[0.9], se=[0.91]), study=STUDY)
+    assert main(["claims", str(repository)]) == 0
+    page = repository / "docs/ledger/results/elsewhere_1.md"
+    assert page.is_file()
+    (repository / "experiments/results/elsewhere_1.json").unlink()
+    assert main(["claims", str(repository), "--check"]) == 1
+    assert main(["claims", str(repository)]) == 0
+    assert not page.exists()
+
+
+# Results files still belong to their experiments
+
+
+def test_committed_results_belong_to_their_experiments(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(["claims", "check"]) == 0
+    assert "results files belong to their experiments" in capsys.readouterr().out
+
+
+@pytest.fixture
+def results(repository, monkeypatch) -> Path:
+    """A results file of a study, whole and current, in a repository of git."""
+    monkeypatch.chdir(repository)
+    base = {"task": "classification", "data": "Digits", "trainer": {"max_epochs": 1}}
+    Path("experiments/classification/se.yaml").write_text(yaml.safe_dump(base))
+    study = {key: value for key, value in STUDY.items() if key != "task"} | {"seeds": [0]}
+    axes = {"attention": {"none": {"model.a": 0}, "se": {"model.a": 1}}}
+    plan = {"study": study, "base": "../classification/se.yaml", "axes": axes}
+    Path("experiments/ablations/se.yaml").write_text(yaml.safe_dump(plan))
+    cells = read_definition("experiments/ablations/se.yaml").cells
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "a"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    content = {
+        "what": {"title": "?", "experiment": "experiments/ablations/se.yaml"},
+        "command": ["attention-vision study run experiments/ablations/se.yaml"],
+        "commit": head.stdout.strip(),
+        "date": "2026-11-28",
+        "hardware": "2-core CPU",
+        "versions": {"torch": "2.15.0+cu132", "python": "3.11.7"},
+        "study": STUDY,
+        "runs": [
+            run | {"config_sha256": cells[run["cell"]].sha256} for run in runs(none=[0.9], se=[0.8])
+        ],
+    }
+    file = Path("experiments/results/se.json")
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_whole_results_pass(results, capsys):
+    assert main(["claims", "check", str(results)]) == 0
+    assert "\n1 results files belong to their experiments" in f"\n{capsys.readouterr().out}"
+
+
+def edit(file: Path, **changes) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_study(old: str, new: str) -> None:
+    file = Path("experiments/ablations/se.yaml")
+    file.write_text(file.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda f: edit_study("model.a: 1", "model.a: 2"),
+         "se, seeds 0: measured with another configuration than experiments/ablations/se.yaml has"),
+        (lambda f: edit_study("    se:", "    eca:"), "'se', which is not a cell: none, eca"),
+        (lambda f: edit(f, runs=runs(none=[0.9], se=[0.8], eca=[0.7])), "'eca' is not a cell of"),
+        (lambda f: Path("experiments/ablations/se.yaml").unlink(), "is not in the repository"),
+        (lambda f: edit(f, commit="0" * 40), "commit 000000000000 is not in the history of this"),
+        (lambda f: edit(f, commit="main"), "commit 'main' is not a hash of 40 digits"),
+        (lambda f: edit(f, versions={"torch": "new"}), "torch 'new' is not a version"),
+        (lambda f: edit(f, hardware=""), "without hardware"),
+        (lambda f: edit(f, notes=["![x](https://elsewhere)"]), "a text has a link of Markdown"),
+        (lambda f: edit(f, what={"experiment": "../../se.yaml"}), "is not in the repository"),
+        (lambda f: edit(f, runs=[{"cell": "se", "metrics": {"val/top1": "high"}}]), "not a number"),
+        (lambda f: f.write_text("{"), "not valid JSON"),
+    ],
+)  # fmt: skip
+def test_stale_results_are_named_with_the_reason(spoil, line, results, capsys):
+    spoil(results)
+    assert main(["claims", "check"]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("experiments/results/se.json: ")
+    assert line in said.out
+    assert said.err.startswith("attention-vision: error: 1 of 1 results files are stale or not who")
+    assert said.err.endswith(": se.json\n")
+
+
+def test_what_cannot_be_compared_is_said_once(results, capsys):
+    edit(results, runs=runs(none=[0.9], se=[0.8]))
+    shutil.rmtree(".git")
+    assert main(["claims", "check", str(results)]) == 0
+    said = capsys.readouterr().out
+    assert "older files, which do not name their configuration: se.json" in said
+    assert "commits were not compared: this is not a repository of git" in said
+
+
+def no_study(file: Path) -> dict[str, set[str]]:
+    raise AssertionError(f"{file} is not a study")
+
+
+def test_a_recorded_run_is_compared_with_its_experiment(repository, run):
+    file = record_results([run], repository)
+    assert not list(unlike_the_experiment(json.loads(file.read_text()), repository, no_study))
+    change(repository, "classification/se.yaml", threads=2)  # another machine
+    assert not list(unlike_the_experiment(json.loads(file.read_text()), repository, no_study))
+    change(repository, "classification/se.yaml", trainer={"max_epochs": 3})
+    (line,) = unlike_the_experiment(json.loads(file.read_text()), repository, no_study)
+    assert line.startswith("se, seeds 1: measured with another configuration")
 
 
 @pytest.mark.parametrize("arguments", [["claims", str(ROOT), "--check"], ["claims", "--help"]])

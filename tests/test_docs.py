@@ -192,7 +192,8 @@ def instances_of(files: list[Path]) -> str:
 def stand_ins(tmp_path_factory) -> Path:
     """A folder with runs/demo, PHOTOS, DATA and D."""
     folder = tmp_path_factory.mktemp("stand_ins")
-    shutil.copytree(ROOT / "experiments", folder / "experiments")
+    for name in ("experiments", "docs/ledger"):
+        shutil.copytree(ROOT / name, folder / name)
     draw_images(folder / "PHOTOS", 4)
     for split in ("train", "val"):
         for name in ("cats", "dogs"):

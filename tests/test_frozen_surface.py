@@ -160,8 +160,30 @@ EVALUATION_KEYS = {  # of validate.json and test.json; predict.json has no data 
     "checkpoint", "checkpoint_id", "code", "data", "images", "metrics", "step",
 }  # fmt: skip
 STUDY_KEYS: set[str] = {  # of study.json
-    "axes", "baseline", "budget", "cells", "commit", "expect", "file", "hardware",
-    "higher_is_better", "metric", "name", "profile", "question", "seeds", "task", "versions",
+    "axes", "baseline", "budget", "cells", "commit", "effect", "expect", "file", "hardware",
+    "higher_is_better", "looks", "metric", "name", "planned_seeds", "profile", "question", "seeds",
+    "task", "versions",
+}
+LEDGER_KEYS: dict[str, set[str]] = {  # of docs/ledger/ledger.json
+    "": {"format", "papers", "statements", "studies"},
+    "statements": {
+        "commands", "experiment", "id", "kind", "literature", "numbers", "outcomes", "reason",
+        "says", "source", "stated", "statement", "verdict",
+    },
+    "papers": {
+        "command", "conditions", "data", "deviations", "hardware", "hours", "id", "metric",
+        "reported", "results", "source", "tolerance", "values", "verdict",
+    },
+    "studies": {
+        "baseline", "cells", "command", "commands", "expect", "facts", "higher_is_better", "hours",
+        "id", "measured", "metric", "notes", "outcomes", "question", "seeds", "task",
+    },
+    "cells": {"cell", "cost", "mean", "n", "std", "values"},
+    "outcomes": {
+        "difference", "expectation", "high", "id", "level", "low", "opposite", "p", "reason",
+        "values", "verdict",
+    },
+    "numbers": {"id", "metric", "stated", "tolerance", "values", "verdict"},
 }
 VERBS: set[str] = {  # of every task
     "fit", "predict", "test", "validate",
@@ -346,6 +368,19 @@ def test_keys_of_an_evaluation(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert main(["classification", "validate", "-c", "classifier/config.yaml"]) == 0
     assert set(json.loads(Path("classifier/validate.json").read_text())) == EVALUATION_KEYS
+
+
+def test_keys_of_the_ledger():
+    file = Path(__file__).parents[1] / "docs/ledger/ledger.json"
+    content = json.loads(file.read_text())
+    found = {"": set(content)}
+    for part in ("statements", "papers", "studies"):
+        found[part] = {key for entry in content[part] for key in entry}
+    for part in ("cells", "outcomes", "numbers"):
+        lists = [one.get(part, []) for kind in ("statements", "studies") for one in content[kind]]
+        entries = [entry for one in lists for entry in one if isinstance(entry, dict)]
+        found[part] = {key for entry in entries for key in entry}
+    assert found == LEDGER_KEYS
 
 
 def test_words():

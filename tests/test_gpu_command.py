@@ -55,7 +55,7 @@ def test_every_part_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
     measured = json.loads((results / "gpu_sagan.json").read_text())
     assert {run["cell"] for run in measured["runs"]} == {"sngan", "sagan"}
     ledger = read_ledger(tmp_path / "ledger")
-    assert any("Does SAGAN score above SNGAN" in row.claim for row in ledger.studies)
+    assert any("Does SAGAN score above SNGAN" in one.question for one in ledger.studies)
     # Given again, nothing is left to do.
     capsys.readouterr()
     run.main()

@@ -1,17 +1,16 @@
 """The ledger: claims of articles and papers, joined with the results here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attention_vision.claims.claim import Claim
+from attention_vision.claims.outcome import SYMBOLS, Outcome, combined, verdict_of
 from attention_vision.claims.statement import Statement, Trial
 from attention_vision.errors import InputError
-from attention_vision.report import tables
 from attention_vision.report.results import defined, parse_result, read_study
 from attention_vision.report.shapes import RESULTS_FILE, check_shape
-from attention_vision.report.statistics import Finding, mean_interval, standard_deviation
 from attention_vision.report.summary import Report
 from attention_vision.yaml_json import read_dataclass, read_json, read_yaml, require
 
@@ -20,37 +19,109 @@ NO_STUDY = "no study yet"
 
 
 @dataclass(frozen=True)
-class LedgerRow:
-    """One line of the ledger; texts are Markdown.
+class StatementEntry:
+    """A statement of an article with its measurements.
 
     Args:
-        name: a letter, or a link to the file.
-        claim: the claim, or the question of a study.
-        measured: results here: mean ± standard deviation or difference, and number of seeds.
-        verdict: verdict on these results.
-        commands: commands that measure it.
-        source: the source with its content, or the deviations from its recipe.
-        reported: the claimed number.
-        literature: whether the source supports the claim, and why; for statements only.
+        id: stem of its file in experiments/claims.
+        outcomes: one for each expectation or number of its trials that has results.
+        verdict: combination of their verdicts, see `combined`; `NOT_RUN` or `NO_STUDY` without any.
+        commands: commands that measure it, at full scale first.
     """
 
-    name: str
-    claim: str
-    measured: str
+    id: str
+    statement: Statement
+    outcomes: list[Outcome]
     verdict: str
-    commands: tuple[str, ...]
-    source: str = ""
-    reported: str = ""
-    literature: str = ""
+    commands: list[str]
+
+    @property
+    def letter(self) -> str:
+        """The letter by which the articles' numbers are known; empty for other statements."""
+        return self.id.split("_")[0] if self.statement.kind == "numeric" else ""
+
+    @property
+    def is_measured(self) -> bool:
+        return bool(self.outcomes)
+
+
+@dataclass(frozen=True)
+class PaperEntry:
+    """An experiment that reproduces a number of a paper.
+
+    Args:
+        id: its path below experiments, without the suffix.
+        values: measured values by seed.
+        results: stems of the results files that they are from.
+        verdict: reproduced, contradicted or undecided; without values "not run" and what it needs.
+        data: name of the data set.
+        command: the command that trains it.
+    """
+
+    id: str
+    claim: Claim
+    values: dict[int | None, float]
+    results: list[str]
+    verdict: str
+    data: str
+    command: str
+
+    @property
+    def is_measured(self) -> bool:
+        return bool(self.values)
+
+
+@dataclass(frozen=True)
+class StudyEntry:
+    """A study, or a results file with cells to compare.
+
+    Args:
+        id: path below experiments of the results file, or of a study without results, without the
+            suffix.
+        question: one sentence.
+        metric: the logged key that decides.
+        expect: expected orderings of cells.
+        command: the command that measures it.
+        report: statistics of its results; None without results.
+        seeds: the planned seeds, of a study without results.
+    """
+
+    id: str
+    question: str
+    metric: str
+    expect: list[str]
+    command: str
+    report: Report | None = None
+    seeds: int = 0
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        if self.report is None:
+            return []
+        stem = Path(self.id).name
+        return [Outcome(stem, self.report, one.verdict, one) for one in self.report.findings]
+
+    @property
+    def verdict(self) -> str:
+        """The verdicts, counted: "1 supported, 2 undecided"."""
+        if self.report is None:
+            return NOT_RUN
+        verdicts = [outcome.verdict for outcome in self.outcomes]
+        counts = [f"{verdicts.count(word)} {word}" for word in SYMBOLS if word in verdicts]
+        return ", ".join(counts) or "nothing expected"
+
+    @property
+    def is_measured(self) -> bool:
+        return self.report is not None
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """All rows, by part of the page."""
+    """All entries, the measured ones first."""
 
-    statements: list[LedgerRow]
-    papers: list[LedgerRow]
-    studies: list[LedgerRow]
+    statements: list[StatementEntry]
+    papers: list[PaperEntry]
+    studies: list[StudyEntry]
 
 
 class ResultsFiles:
@@ -108,54 +179,51 @@ def read_ledger(root: Path) -> Ledger:
         )
     results = ResultsFiles(root)
     files = sorted((root / "experiments/claims").glob("*.yaml"))
-    statements = [statement_row(file, results) for file in files]
-    statements.sort(key=lambda row: not row.name)  # statements with a letter come first
-    papers, studies, known = [], [], set()
+    statements = [statement_entry(file, results) for file in files]
+    ranks = list(SYMBOLS)  # those that decide something first, those that are not run last
+    statements.sort(key=lambda entry: (ranks.index(entry.verdict), not entry.letter))
+    papers: list[PaperEntry] = []
+    studies: list[StudyEntry] = []
+    known: set[Path] = set()
     for file in sorted((root / "experiments").rglob("*.yaml")):
         if file.relative_to(root).parts[1] in ("claims", "profiles", "results"):
             continue
         content = read_yaml(file)
         if "study" in content:
-            studies.append(study_row(file, content, results))
-            known.update(study_results(str(file.relative_to(root)), results))
+            measured = study_results(file, results)
+            known.update(measured)
+            studies += study_entries(file, content, measured, results)
         elif "claim" in content:
-            papers.append(paper_row(file, content, results))
+            papers.append(paper_entry(file, content, results))
     for file, report in results.reports.items():
         if file not in known:
-            studies.append(results_row(file, report, results))
+            path = file.relative_to(root)
+            studies.append(results_entry(path, report, f"attention-vision study report {path}"))
+    for entries in (papers, studies):
+        entries.sort(key=lambda entry: not entry.is_measured)
     return Ledger(statements, papers, studies)
 
 
 # Statements of articles
 
 
-def statement_row(file: Path, results: ResultsFiles) -> LedgerRow:
-    """Build the row of a file of experiments/claims."""
+def statement_entry(file: Path, results: ResultsFiles) -> StatementEntry:
+    """Read a file of experiments/claims and join it with its results."""
     where = str(file.relative_to(results.root))
     statement = read_dataclass(Statement, read_yaml(file), where)
-    commands = []
+    commands, outcomes = [], []
     if statement.experiment:
         content = read_yaml(existing(statement.experiment, where, results.root))
         commands.append(training_command(content, statement.experiment))
-    measured, verdicts = [], []
     for trial in statement.trials:
         if trial.study:
             existing(trial.study, where, results.root)
             commands.append(f"attention-vision study run {trial.study}")
         for path in trial_results(trial, results):
-            outcomes = list(trial_outcomes(trial, results.report(path, where), where))
-            measured.append(f"{'; '.join(text for text, _ in outcomes)} ({link(path)})")
-            verdicts += [verdict for _, verdict in outcomes]
-    return LedgerRow(
-        name=file.stem.split("_")[0] if statement.kind == "numeric" else "",
-        claim=statement.statement,
-        source=f"{statement.source}: {statement.says}",
-        reported=statement.stated,
-        literature=f"**{statement.literature}**: {statement.reason}",
-        measured="<br>".join(measured),
-        verdict=combined(verdicts) if verdicts else NOT_RUN if statement.trials else NO_STUDY,
-        commands=tuple(commands),
-    )
+            outcomes += trial_outcomes(trial, path, results.report(path, where), where)
+    without = NOT_RUN if statement.trials else NO_STUDY
+    verdict = combined([outcome.verdict for outcome in outcomes]) if outcomes else without
+    return StatementEntry(file.stem, statement, outcomes, verdict, commands)
 
 
 def trial_results(trial: Trial, results: ResultsFiles) -> list[str]:
@@ -165,18 +233,20 @@ def trial_results(trial: Trial, results: ResultsFiles) -> list[str]:
     return [str(file.relative_to(results.root)) for file in results.of(trial.study)]
 
 
-def trial_outcomes(trial: Trial, report: Report, where: str) -> Iterator[tuple[str, str]]:
-    """Yield (numbers as text, verdict) for each expectation or number of a trial."""
-    places = tables.decimals(report)
+def trial_outcomes(trial: Trial, path: str, report: Report, where: str) -> Iterator[Outcome]:
+    """Yield the outcome of each expectation or number of a trial in a results file.
+
+    Raises:
+        InputError: the results do not have the cell, or the expectation.
+    """
+    stem = Path(path).stem
     if trial.cell is not None and trial.stated is not None:
-        rows = [row for row in report.rows if row.cell == trial.cell]
-        if not rows:
-            raise InputError(f"{where}: '{trial.cell}' is not a cell of {trial.results}")
-        claim = Claim(where, report.study.metric, trial.stated, trial.tolerance)
-        verdict = verdict_of(claim, rows[0].values)
-        if verdict == "reproduced":
-            verdict = "supported"
-        yield f"{trial.cell}: {numbers(rows[0].values, places)}", verdict
+        if not report.study.values(trial.cell):
+            raise InputError(f"{where}: '{trial.cell}' is not a cell of {path} with results")
+        claim = Claim(trial.cell, report.study.metric, trial.stated, trial.tolerance)
+        verdict = verdict_of(claim, report.study.values(trial.cell))
+        verdict = "supported" if verdict == "reproduced" else verdict
+        yield Outcome(stem, report, verdict, stated=claim)
     findings = {str(finding.expectation): finding for finding in report.findings}
     for line in trial.expect:
         if line not in findings:
@@ -184,151 +254,99 @@ def trial_outcomes(trial: Trial, report: Report, where: str) -> Iterator[tuple[s
                 f"{where}: '{line}' is not an expectation of {report.study.name}: "
                 f"{', '.join(findings) or 'it has none'}"
             )
-        yield f"{line}: {difference_text(findings[line], places)}", findings[line].verdict
-
-
-def combined(verdicts: list[str]) -> str:
-    """Combine the verdicts of several trials."""
-    if set(verdicts) == {"supported"}:
-        return "supported"
-    if "contradicted" in verdicts:
-        return "partly" if "supported" in verdicts else "contradicted"
-    return "undecided"
-
-
-def difference_text(finding: Finding, places: int) -> str:
-    """Format the difference of a finding with its number of seeds."""
-    difference = finding.difference
-    if difference.mean is None:
-        return difference.why
-    seeds = seeds_of(difference.values)
-    return f"{tables.change(difference, places)}{seeds}"
+        yield Outcome(stem, report, findings[line].verdict, findings[line])
 
 
 # Numbers of papers
 
 
-def paper_row(file: Path, content: dict[str, Any], results: ResultsFiles) -> LedgerRow:
-    """Build the row of an experiment with a claim."""
-    path = str(file.relative_to(results.root))
+def paper_entry(file: Path, content: dict[str, Any], results: ResultsFiles) -> PaperEntry:
+    """Join an experiment that has a claim with its results."""
+    path = file.relative_to(results.root)
     claim = read_dataclass(Claim, content["claim"], f"{path}: claim")
-    values = measured_by(path, claim.metric, results)
-    places = max(digits(claim.reported), digits(claim.tolerance))
-    return LedgerRow(
-        name=link(path),
-        claim=claim.source,
-        source="; ".join([*claim.conditions, *claim.deviations]),
-        reported=f"`{claim.metric}` {claim.reported:.{places}f} ± {claim.tolerance:.{places}f}",
-        measured=numbers(values, places + 1) if values else "",
-        verdict=verdict_of(claim, values) if values else NOT_RUN,
-        commands=(training_command(content, path),),
-    )
+    values, stems = measured_by(str(path), claim.metric, results)
+    data = data_set(content)
+    verdict = verdict_of(claim, values) if values else f"not run: {price(claim, data)}"
+    command = training_command(content, str(path))
+    return PaperEntry(name_of(path), claim, values, stems, verdict, data, command)
 
 
-def measured_by(path: str, metric: str, results: ResultsFiles) -> dict[int | None, float]:
-    """Return values by seed, from the results of this experiment that have a single cell."""
-    values = {}
+def measured_by(
+    path: str, metric: str, results: ResultsFiles
+) -> tuple[dict[int | None, float], list[str]]:
+    """Return values by seed from this experiment's results of a single cell, and their files."""
+    found, stems = {}, []
     for file in results.of(path):
         runs = require(results.content[file], "runs", list, file)
         measured = [parse_result(run, file) for run in runs]
         if len({one.cell for one in measured}) == 1:
-            values |= {one.seed: one.metrics.get(metric) for one in measured}
-    return {seed: value for seed, value in values.items() if defined(value)}
+            values = {one.seed: one.metrics.get(metric) for one in measured}
+            known = {seed: value for seed, value in values.items() if defined(value)}
+            stems += [file.stem] if known else []
+            found |= known
+    return found, stems
 
 
-def verdict_of(claim: Claim, values: Mapping[int | None, float]) -> str:
-    """Return `reproduced`, `contradicted` or `undecided`.
+def data_set(content: dict[str, Any]) -> str:
+    """Name the data of an experiment: its class, and for a folder the place of the images."""
+    data = content.get("data") or {}
+    if not isinstance(data, dict):
+        data = {"class_path": data}
+    name = str(data.get("class_path") or "").rpartition(".")[2]
+    given = data.get("init_args") or {}
+    place = given.get("root") or given.get("train_images") or ""
+    return f"{name} ({place})" if "Folder" in name and place else name
 
-    Reproduced: the mean over seeds lies within the tolerance. Contradicted: its whole 95 %
-    confidence interval, or the exact number, lies outside. Undecided: neither.
-    """
-    mean = sum(values.values()) / len(values)
-    if claim.reproduced(mean):
-        return "reproduced"
-    interval = (mean, mean) if None in values else mean_interval(list(values.values()))
-    if interval is None:
-        return "undecided"
-    low, high = interval
-    outside = low > claim.reported + claim.tolerance or high < claim.reported - claim.tolerance
-    return "contradicted" if outside else "undecided"
+
+def price(claim: Claim, data: str) -> str:
+    """Say what a number that was not measured takes: data, hours and hardware."""
+    hours = f"{claim.hours:g} h" if claim.hours else ""
+    machine = " of ".join(filter(None, [hours, claim.hardware]))
+    return "needs " + ("; ".join(filter(None, [data, machine])) or "a run")
 
 
 # Questions of studies
 
 
-def study_results(path: str, results: ResultsFiles) -> list[Path]:
+def study_results(file: Path, results: ResultsFiles) -> list[Path]:
     """Return the results of a study, or of the folder of its name with single experiments."""
-    return results.of(path) + results.of(path.removesuffix(".yaml"))
-
-
-def study_row(file: Path, content: dict[str, Any], results: ResultsFiles) -> LedgerRow:
-    """Build the row of a study file."""
     path = str(file.relative_to(results.root))
+    found = results.of(path) + results.of(path.removesuffix(".yaml"))
+    return [one for one in found if one in results.reports]
+
+
+def study_entries(
+    file: Path, content: dict[str, Any], measured: list[Path], results: ResultsFiles
+) -> list[StudyEntry]:
+    """Build an entry for each results file of a study, or the one of a study without results."""
+    path = file.relative_to(results.root)
+    command = f"attention-vision study run {path}"
+    if measured:
+        return [
+            results_entry(one.relative_to(results.root), results.reports[one], command)
+            for one in measured
+        ]
     plan = require(content, "study", dict, file)
-    files = [one for one in study_results(path, results) if one in results.reports]
-    return LedgerRow(
-        name=link(path),
-        claim=require(plan, "question", str, file),
-        source=f"`{require(plan, 'metric', str, file)}`",
-        measured="; ".join(
-            all_differences(results.reports[one], link_to(one, results)) for one in files
-        ),
-        verdict="; ".join(tally(results.reports[one]) for one in files) or NOT_RUN,
-        commands=(f"attention-vision study run {path}",),
-    )
+    question, metric = (require(plan, key, str, file) for key in ("question", "metric"))
+    lists = {key: plan.get(key) or [] for key in ("expect", "seeds")}
+    expect, seeds = (require(lists, key, list, file) for key in lists)
+    expect = [str(line) for line in expect]
+    return [StudyEntry(name_of(path), question, metric, expect, command, seeds=len(seeds))]
 
 
-def results_row(file: Path, report: Report, results: ResultsFiles) -> LedgerRow:
-    """Build the row of a results file that does not belong to a study file."""
-    return LedgerRow(
-        name=link_to(file, results),
-        claim=report.study.question,
-        source=f"`{report.study.metric}`",
-        measured=all_differences(report, ""),
-        verdict=tally(report),
-        commands=(f"attention-vision study report {file.relative_to(results.root)}",),
-    )
+def results_entry(path: Path, report: Report, command: str) -> StudyEntry:
+    """Build the entry of a results file."""
+    expect = [str(finding.expectation) for finding in report.findings]
+    study = report.study
+    return StudyEntry(name_of(path), study.question, study.metric, expect, command, report)
 
 
-def all_differences(report: Report, source: str) -> str:
-    """Format the findings of a report, or its means if nothing is expected."""
-    places = tables.decimals(report)
-    lines = [
-        f"{one.expectation}: {difference_text(one, places)}, {one.verdict}"
-        for one in report.findings
-    ]
-    if not lines:
-        lines = [f"{row.cell}: {numbers(row.values, places)}" for row in report.rows]
-    return "; ".join(lines) + (f" ({source})" if source else "")
+# Files
 
 
-def tally(report: Report) -> str:
-    """Count the verdicts of a report, such as "1 supported, 2 undecided"."""
-    verdicts = [finding.verdict for finding in report.findings]
-    words = [word for word in ("supported", "contradicted", "undecided") if word in verdicts]
-    return ", ".join(f"{verdicts.count(word)} {word}" for word in words) or "nothing expected"
-
-
-# Formatting
-
-
-def numbers(values: Mapping[int | None, float], places: int) -> str:
-    """Format values by seed, such as "0.983 ± 0.002, 5 seeds"."""
-    mean, deviation = sum(values.values()) / len(values), standard_deviation([*values.values()])
-    text = tables.number(mean, places)
-    return text + (f" ± {deviation:.{places}f}" if deviation is not None else "") + seeds_of(values)
-
-
-def seeds_of(values: Mapping[int | None, float]) -> str:
-    """Format the number of seeds, such as ", 5 seeds"; ", exact" without seeds."""
-    if None in values:
-        return ", exact"
-    return f", {len(values)} seed{'s' if len(values) > 1 else ''}"
-
-
-def digits(value: float) -> int:
-    """Count the decimals of a number."""
-    return len(f"{value:.10g}".partition(".")[2])
+def name_of(path: Path) -> str:
+    """Name a file by its path below experiments, without the suffix."""
+    return path.relative_to("experiments").with_suffix("").as_posix()
 
 
 def training_command(content: dict[str, Any], path: str) -> str:
@@ -345,13 +363,3 @@ def existing(path: str, where: str, root: Path) -> Path:
     if not (root / path).is_file():
         raise InputError(f"{where}: there is no file {path}")
     return root / path
-
-
-def link(path: str) -> str:
-    """Return a Markdown link from experiments/README.md to a file."""
-    return f"[{Path(path).stem}]({Path(path).relative_to('experiments')})"
-
-
-def link_to(file: Path, results: ResultsFiles) -> str:
-    """Return a Markdown link from experiments/README.md to a results file."""
-    return link(str(file.relative_to(results.root)))

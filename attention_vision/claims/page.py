@@ -1,85 +1,134 @@
-"""Rendering of the ledger as experiments/README.md, and as text for a terminal."""
+"""Rendering of the ledger in short: experiments/README.md, and text for a terminal."""
 
-from attention_vision.claims.ledger import Ledger, LedgerRow
+from collections import Counter
+from collections.abc import Iterable
+
+from attention_vision.claims.ledger import Ledger, PaperEntry
+from attention_vision.claims.outcome import SYMBOLS, numbers
 from attention_vision.report import tables
 from attention_vision.report.text_table import aligned, printable
 
-INTRODUCTION = """\
+PAGES = "../docs/ledger"  # seen from experiments/README.md
+INTRODUCTION = f"""\
 # The ledger
 
-Published claims about attention, and whether they were reproduced here. `attention-vision claims`
-generates this page from [claims](claims), the `claim` blocks of the experiments and
-[results](results): edit those, not the page.
-
-Verdicts follow from the numbers alone. An ordering is *supported* or *contradicted* if the
-confidence interval of the paired difference lies on one side of zero, corrected for all
-expectations of the study (family-wise error rate at most 5 %), and *undecided* if it spans zero. A
-paper's number is *reproduced* if the mean over seeds lies within the tolerance, and *contradicted*
-if the whole 95 % confidence interval of the mean lies outside. `attention-vision study report
-experiments/results/NAME.json` prints the statistics behind a verdict.
+Published claims about attention, and what was measured here. [The pages]({PAGES}/index.md) have
+the intervals, plots and commands behind each verdict, [ledger.json]({PAGES}/ledger.json) has them
+for other programs. `attention-vision claims` generates all of them from [claims](claims), the
+`claim` blocks of the experiments and [results](results): edit those, not the pages.
 """
-PARTS = {
-    "statements": (
-        "Statements of articles",
-        "The measurements here are small: they test the mechanism, not the number at full scale. "
-        "`literature` says whether the primary source supports the statement.",
-        ("", "claim", "stated", "source", "literature", "measured here", "verdict", "commands"),
-    ),
-    "papers": (
-        "Numbers of papers",
-        "One row for each experiment that reproduces a number, with its deviations from the "
-        "paper's recipe.",
-        ("experiment", "source", "reported", "deviations", "measured", "verdict", "command"),
-    ),
-    "studies": (
-        "Questions of studies",
-        "One row for each study, and for each results file without a study.",
-        ("study", "question", "metric", "measured", "verdicts", "command"),
-    ),
-}
-
-
-def cells(part: str, row: LedgerRow) -> list[str]:
-    """Order the texts of a row as the columns of its part."""
-    commands = "<br>".join(f"`{command}`" for command in row.commands)
-    texts = [row.name, row.claim, row.source, row.measured, row.verdict]
-    if part != "studies":
-        texts.insert(2, row.reported)
-    if part == "statements":
-        texts.insert(4, row.literature)
-    return [*map(tables.without_html, texts), commands]
+NOT_RUN = ("not run", "not yet run", "no study yet")
+COLUMNS = ("supported or reproduced", "contradicted", "partly", "no difference", "undecided")
 
 
 def render_page(ledger: Ledger) -> str:
-    """Render experiments/README.md."""
-    parts = [INTRODUCTION]
-    for part, (title, remark, columns) in PARTS.items():
-        rows = [cells(part, row) for row in getattr(ledger, part)]
-        table = tables.markdown_table([list(columns), *rows])
-        parts.append(f"## {title}\n\n{remark}\n\n{table}\n")
-    return "\n".join(parts)
+    """Render experiments/README.md: counts, the measured rows, and what is not run."""
+    parts = [INTRODUCTION, tables.markdown_table(counts(ledger), range(1, 2 + len(COLUMNS)))]
+    statements = [
+        [
+            f"{SYMBOLS[entry.verdict]} {entry.verdict}",
+            f"[{entry.statement.statement}]({PAGES}/claims/{entry.id}.md)",
+            "<br>".join(f"{outcome.name}: {outcome.numbers}" for outcome in entry.outcomes),
+        ]
+        for entry in ledger.statements
+        if entry.is_measured
+    ]
+    papers = [
+        [f"{SYMBOLS[entry.verdict]} {entry.verdict}", f"`{entry.id}`: {entry.claim.source}",
+         f"{measured(entry)}; reported {reported(entry)}"]
+        for entry in ledger.papers if entry.is_measured
+    ]  # fmt: skip
+    studies = [
+        [entry.verdict, f"[{entry.question}]({PAGES}/{entry.id}.md)"]
+        for entry in ledger.studies
+        if entry.is_measured
+    ]
+    for title, columns, rows in (
+        ("Statements of articles", ["verdict", "statement", "measured here"], statements),
+        ("Numbers of papers", ["verdict", "experiment", "measured here"], papers),
+        ("Studies", ["verdicts", "question"], studies),
+    ):
+        if rows:
+            parts.append(f"## {title}\n\n{tables.markdown_table([columns, *rows])}")
+    parts.append("## Not run\n\n" + "\n".join(not_run(ledger)))
+    return tables.without_html("\n\n".join(part.rstrip() for part in parts) + "\n")
+
+
+def counts(ledger: Ledger) -> list[list[str]]:
+    """Table of how many entries have which verdict."""
+    verdicts = {
+        "statements of articles": [entry.verdict for entry in ledger.statements],
+        "numbers of papers": [entry.verdict for entry in ledger.papers],
+        "comparisons of studies": [
+            outcome.verdict for entry in ledger.studies for outcome in entry.outcomes
+        ],
+    }
+    planned = [len(entry.expect) for entry in ledger.studies if not entry.is_measured]
+    rows = [["", *COLUMNS, "not run"]]
+    for title, words in verdicts.items():
+        found = Counter(column_of(word) for word in words)
+        if title == "comparisons of studies":
+            found["not run"] += sum(planned)
+        rows.append([title, *(str(found[column] or "") for column in rows[0][1:])])
+    return rows
+
+
+def column_of(verdict: str) -> str:
+    """Return the column of `counts` of a verdict."""
+    if verdict.startswith(NOT_RUN):
+        return "not run"
+    return COLUMNS[0] if verdict in ("supported", "reproduced") else verdict
+
+
+def not_run(ledger: Ledger) -> Iterable[str]:
+    """Yield a line for each kind of entries that were not measured."""
+    statements = [entry for entry in ledger.statements if not entry.is_measured]
+    if statements:
+        links = [
+            f"[{entry.letter or entry.id}]({PAGES}/claims/{entry.id}.md)" for entry in statements
+        ]
+        yield f"- Statements of articles: {len(statements)} ({', '.join(links)})."
+    if papers := sum(not entry.is_measured for entry in ledger.papers):
+        yield f"- Numbers of papers: {papers}; [what each of them needs]({PAGES}/papers.md)."
+    if studies := sum(not entry.is_measured for entry in ledger.studies):
+        yield f"- Studies: {studies}; [what they ask]({PAGES}/index.md#studies-to-run)."
+
+
+def reported(entry: PaperEntry) -> str:
+    """Format the claimed number with its tolerance."""
+    claim = entry.claim
+    places = max(digits(claim.reported), digits(claim.tolerance))
+    return f"`{claim.metric}` {claim.reported:.{places}f} ± {claim.tolerance:.{places}f}"
+
+
+def measured(entry: PaperEntry) -> str:
+    """Format the measured number of a paper's experiment; empty without one."""
+    claim = entry.claim
+    places = max(digits(claim.reported), digits(claim.tolerance)) + 1
+    return numbers(entry.values, places) if entry.values else ""
+
+
+def digits(value: float) -> int:
+    """Count the decimals of a number."""
+    return len(f"{value:.10g}".partition(".")[2])
 
 
 def render_text(ledger: Ledger) -> str:
-    """Render the ledger as plain text: one line per row, without numbers."""
-    parts = []
-    for part, (title, _, _) in PARTS.items():
-        rows = [
-            [plain(row.name), shortened(row.claim), *literature(row), row.verdict]
-            for row in getattr(ledger, part)
-        ]
-        parts.append(f"{title}\n\n{aligned(rows) if rows else 'nothing yet'}")
-    return printable("\n\n".join(parts) + "\n")
-
-
-def literature(row: LedgerRow) -> list[str]:
-    """Return the verdict of the literature, for statements only."""
-    return [row.literature.split("**")[1]] if row.literature else []
-
-
-def plain(link: str) -> str:
-    """Return the text of a Markdown link."""
-    return link[1:].partition("]")[0] if link.startswith("[") else link
+    """Render the ledger as plain text: one line per entry, without numbers."""
+    parts = {
+        "Statements of articles": [
+            [one.letter, shortened(one.statement.statement), one.statement.literature, one.verdict]
+            for one in ledger.statements
+        ],
+        "Numbers of papers": [
+            [one.id, shortened(one.claim.source), one.verdict] for one in ledger.papers
+        ],
+        "Questions of studies": [
+            [one.id, shortened(one.question), one.verdict] for one in ledger.studies
+        ],
+    }
+    shown = [f"{title}\n\n{aligned(rows) or 'nothing yet'}" for title, rows in parts.items()]
+    return printable("\n\n".join(shown) + "\n")
 
 
 def shortened(sentence: str, length: int = 72) -> str:

@@ -1,6 +1,7 @@
 """Recording of run folders in experiments/results, which the ledger reads."""
 
 import csv
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -74,7 +75,8 @@ def record_results(runs: list[Path], root: Path) -> Path:
         metrics = {outcome["metric"]: measured, **evaluated_metrics(run, outcome)}
         if not is_number(measured) or not_finite(metrics, outcome["metric"]):
             raise InputError(f"{run}: {outcome['metric']} is not finite: the run has diverged")
-        entries.append({"cell": experiment.stem, "seed": seed, "metrics": metrics})
+        configuration = {"config_sha256": experiment_sha256(given)}
+        entries.append({"cell": experiment.stem, "seed": seed, "metrics": metrics} | configuration)
         found = versions_in_header(run / "config.yaml")
         versions = versions or found
         if changed := code_difference(found, versions):
@@ -113,6 +115,23 @@ def experiment_of(outcome: dict[str, Any], run: Path, root: Path) -> Path:
         if all(outcome.get(key) == getattr(claim, key) for key in ("source", "metric", "reported")):
             return file
     raise InputError(f"{run}: no experiment here has its claim: {outcome.get('source')}")
+
+
+def experiment_sha256(experiment: dict[str, Any]) -> str:
+    """Hash of what an experiment file says of the training, without `IGNORED`."""
+
+    def part(node: Any, path: str = "") -> Any:
+        if not isinstance(node, dict):
+            return node
+        below = {key: f"{path}.{key}".lstrip(".") for key in node}
+        return {
+            key: part(value, below[key])
+            for key, value in node.items()
+            if not IGNORED.fullmatch(below[key])
+        }
+
+    text = json.dumps(part(experiment), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def refuse_other_checkpoints(run: Path, outcome: dict[str, Any]) -> None:

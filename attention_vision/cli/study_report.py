@@ -6,6 +6,7 @@ It only reads files: neither torch nor Lightning is imported, and the study may 
 from pathlib import Path
 
 from attention_vision.cli.tool_parser import ToolParser
+from attention_vision.errors import InputError
 from attention_vision.report.results import read_study
 from attention_vision.report.summary import Report
 from attention_vision.yaml_json import write_atomically
@@ -35,6 +36,17 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     return files
 
 
+def write_aggregate(reports: list[Report], folder: Path) -> list[Path]:
+    """Write report.{txt,csv,md,html} of several studies; return the files."""
+    from attention_vision.report.aggregate import Aggregate, render
+
+    files = []
+    for ending, content in render(Aggregate.of(reports)).items():
+        files.append(folder / f"report.{ending}")
+        write_atomically(files[-1], content)
+    return files
+
+
 def main(arguments: list[str]) -> int:
     """Run `study report`; return 0."""
     parser = ToolParser(
@@ -43,11 +55,13 @@ def main(arguments: list[str]) -> int:
         "HTML page, and prints the text.",
     )
     parser.add_argument(
-        "study", type=Path, help="a study folder, or a file such as experiments/results/NAME.json"
-    )
+        "studies", type=Path, nargs="+", metavar="STUDY",
+        help="a study folder, or a file such as experiments/results/NAME.json; several with the"
+        " same expectations, on several data sets, are reported together",
+    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=None,
-        help="output folder (default: the study folder; runs/reports/NAME for a file)",
+        help="output folder (default: the study folder; runs/reports/NAME for a file or several)",
     )  # fmt: skip
     parser.add_argument(
         "--wandb", metavar="PROJECT", nargs="?", const="attention-vision", default=None,
@@ -55,12 +69,13 @@ def main(arguments: list[str]) -> int:
         "attention-vision)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    report = Report.of(read_study(options.study))
-    is_folder = options.study.is_dir()
-    folder = options.out or (
-        options.study if is_folder else Path("runs/reports", report.study.name)
-    )
-    files = write_report(report, folder)
+    reports = [Report.of(read_study(path)) for path in options.studies]
+    if len(reports) > 1 and options.wandb:
+        raise InputError("--wandb logs one study: give one")
+    (path, *others), report = options.studies, reports[0]
+    name = "-".join(one.study.name for one in reports)
+    folder = options.out or (path if path.is_dir() and not others else Path("runs/reports", name))
+    files = write_aggregate(reports, folder) if others else write_report(report, folder)
     print((folder / "report.txt").read_text(encoding="utf-8"), end="")
     print(f"\nwritten: {', '.join(str(file) for file in files)}")
     if options.wandb:

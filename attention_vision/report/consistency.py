@@ -19,6 +19,8 @@ ASKED = {
     "higher_is_better": True,
     "baseline": None,
     "expect": [],
+    "effect": None,
+    "looks": None,
 }
 
 
@@ -93,10 +95,13 @@ def changed_since(plan: Mapping[str, Any]) -> Iterator[str]:
         return
     if not isinstance(now, dict):
         return
+    pairs = {key: (now.get(key, unset), plan.get(key, unset)) for key, unset in ASKED.items()}
+    if "planned_seeds" in plan:
+        pairs["seeds"] = now.get("seeds"), plan["planned_seeds"]
     words = [
-        f"{key} is {in_words(now.get(key, unset))}, not {in_words(plan.get(key, unset))}"
-        for key, unset in ASKED.items()
-        if now.get(key, unset) != plan.get(key, unset)
+        f"{key} is {in_words(here)}, not {in_words(there)}"
+        for key, (here, there) in pairs.items()
+        if here != there
     ]
     if words:
         same = ", with the --profile that it was run with," if plan.get("profile") else ""

@@ -5,15 +5,18 @@ from html import escape
 from matplotlib.figure import Figure
 
 from attention_vision.report import tables
+from attention_vision.report.checklist import checklist
 from attention_vision.report.plots import MOST, as_svg
 from attention_vision.report.statistics import standard_deviation
 from attention_vision.report.summary import Report
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fdfcf9; --ink: #1d1c1a; --soft: #6b675f;
-  --line: #d9d5cb; --shade: #f4f1ea; --yes: #1a7f5a; --no: #b3402e; --open: #8a6d1d; }
+  --line: #d9d5cb; --shade: #f4f1ea; --yes: #1a7f5a; --no: #b3402e; --open: #8a6d1d;
+  --same: #2a6496; }
 @media (prefers-color-scheme: dark) { :root { --paper: #16171a; --ink: #e8e6e1; --soft: #9d998f;
-  --line: #34363c; --shade: #1e2024; --yes: #57c79a; --no: #f0897a; --open: #d9b75c; } }
+  --line: #34363c; --shade: #1e2024; --yes: #57c79a; --no: #f0897a; --open: #d9b75c;
+  --same: #7fb4e0; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 1.05rem/1.6 "Iowan Old Style", "Palatino Linotype", Palatino, "URW Palladio L", Georgia,
@@ -41,11 +44,13 @@ tbody tr + tr td { border-top: 1px solid var(--line); }
 .verdicts { list-style: none; padding: 0; margin: 1.6rem 0 0; }
 .verdicts li { max-width: none; padding: .65rem 0; border-top: 1px solid var(--line);
   display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .1rem 1.2rem; }
+.verdicts .soft { grid-column: 1 / -1; }
 .verdicts li:last-child { border-bottom: 1px solid var(--line); }
 .verdict { font-style: italic; text-align: right; }
 .supported { color: var(--yes); }
 .contradicted { color: var(--no); }
 .undecided { color: var(--open); }
+.no-difference { color: var(--same); }
 .figures { display: grid; gap: 0 3rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; max-width: 36rem; }
@@ -92,15 +97,26 @@ def render_page(report: Report, figures: dict[str, Figure]) -> str:
         remark_list(report),
         figure_row(report, figures),
         other_metrics(report),
+        power_list(report),
         "<h2>Statistics</h2>",
         f"<p>{escape(report.method)}</p>".replace(" %", "&nbsp;%"),
         setup(report),
     ]
+    return page(f"{study.name}: {study.question}", parts)
+
+
+def page(title: str, parts: list[str]) -> str:
+    """Render a page of its own; empty parts are left out.
+
+    Args:
+        title: plain text.
+        parts: HTML.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'  # otherwise browsers request one from the server
-        f"<title>{escape(study.name)}: {escape(study.question)}</title>\n"
+        f"<title>{escape(title)}</title>\n"
         f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(filter(None, parts))
         + "\n</main>\n</body>\n</html>\n"
@@ -145,10 +161,19 @@ def verdict_list(report: Report) -> str:
         if difference.mean is not None:
             numbers = f"{difference.mean:+,.{places}f}"
         numbers += f", {level} interval {ends}" if ends.startswith("[") else ""
+        chances = {
+            "p (t)": tables.p_value(difference.p),
+            "p (sign flip)": tables.flip_p(difference),
+            "P(ordering)": tables.improvement(finding),
+        }
+        shown = "; ".join(f"{title} {text}" for title, text in chances.items() if text)
+        other = minus(tables.opposite(finding, places))
         lines.append(
             f"<li><span>{escape(str(finding.expectation))}</span>"
-            f'<span class="verdict {finding.verdict}">{finding.verdict}</span>'
-            f'<span class="soft">{minus(numbers)}: {escape(finding.reason)}</span></li>'
+            f'<span class="verdict {finding.verdict.replace(" ", "-")}">{finding}</span>'
+            f'<span class="soft">{minus(numbers)}: {escape(finding.reason)}</span>'
+            + (f'<span class="soft">{escape(shown)}</span>' if shown else "")
+            + f'<span class="soft">{escape(other)}</span></li>'
         )
     return '<ul class="verdicts">\n' + "\n".join(lines) + "\n</ul>"
 
@@ -171,6 +196,12 @@ def remark_list(report: Report) -> str:
     """Render the remarks."""
     lines = "\n".join(f"<li>{escape(line)}</li>" for line in report.remarks)
     return f'<ul class="remarks soft">\n{lines}\n</ul>' if lines else ""
+
+
+def power_list(report: Report) -> str:
+    """Render the sentences on the power."""
+    lines = "\n".join(f"<li>{escape(line)}</li>" for line in report.power_lines)
+    return f"<h2>Power</h2>\n<ul>\n{lines}\n</ul>" if lines else ""
 
 
 def figure_row(report: Report, figures: dict[str, Figure]) -> str:
@@ -220,8 +251,8 @@ def fact(title: str, text: str) -> str:
 
 
 def setup(report: Report) -> str:
-    """Render budget, hardware, versions and notes."""
-    facts = report.study.facts.items()
+    """Render the checklist, the other facts and the notes."""
+    facts = (checklist(report.study) | report.study.facts).items()
     terms = "".join(f"<dt>{escape(title)}</dt>{fact(title, text)}\n" for title, text in facts)
     notes = "".join(f"<li>{escape(note)}</li>\n" for note in report.study.notes)
     return (f"<h2>Setup</h2>\n<dl>\n{terms}</dl>\n" if terms else "") + (

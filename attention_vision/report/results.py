@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,13 @@ from attention_vision.report.consistency import (
     RunKey,
     by_other_code,
     changed_since,
+    most_common,
     of_a_profile,
     unlike_the_others,
     unlike_the_study,
 )
 from attention_vision.report.shapes import RESULT, RESULTS_FILE, STUDY, check_shape, shown
-from attention_vision.report.statistics import Expectation, Values
+from attention_vision.report.statistics import Expectation, Plan, Values
 from attention_vision.yaml_json import read_json, require
 
 COSTS = ("parameters", "macs", "images_per_second", "peak_memory", "seconds")
@@ -55,6 +56,7 @@ class MeasuredStudy:
         waiting: runs without a result: (cell, seed) -> last line of the error, or an empty text.
         facts: hardware, versions, budget and the like, as text by title.
         notes: sentences from the results file.
+        plan: effect, planned seeds and looks.
         left_out: runs whose result does not count: (cell, seed) -> the reason.
         remarks: sentences on the study as a whole: its profile, its code, its file.
     """
@@ -72,6 +74,7 @@ class MeasuredStudy:
     waiting: dict[RunKey, str] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    plan: Plan = field(default_factory=Plan)
     left_out: dict[RunKey, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
@@ -154,16 +157,20 @@ def read_folder(folder: Path) -> MeasuredStudy:
     remarks += [*changed_since(plan), *of_a_profile(plan), *by_other_code(kept)]
     hardware = dict.fromkeys(str(content.get("hardware", "")) for content in kept.values())
     versions = dict.fromkeys(as_text(content.get("versions")) for content in kept.values())
+    commits = dict.fromkeys(str(content.get("commit") or "") for content in kept.values())
     facts = {
         "file": str(plan.get("file") or ""),
+        "images": as_text(samples([one.get("data") for one in kept.values()])),
         "budget": as_text(plan.get("budget")),
         "profile": as_text(plan.get("profile") or None),
         "hardware": "; ".join(filter(None, hardware)) or str(plan.get("hardware") or ""),
         "versions": "; ".join(filter(None, versions)) or as_text(plan.get("versions")),
+        "commit": "; ".join(filter(None, commits)) or str(plan.get("commit") or ""),
     }
     return measured_study(
-        plan, source, name, list(cells), seeds, results, waiting, facts, [], left_out, remarks
-    )
+        plan, source, name, list(cells), seeds, results, waiting, facts, [],
+        plan.get("planned_seeds"), left_out, remarks,
+    )  # fmt: skip
 
 
 def run_folder(folder: Path, cell: str, seed: int | None) -> Path:
@@ -241,7 +248,8 @@ def read_results_file(file: Path) -> MeasuredStudy:
             f"{file} has no 'study' block: add one with metric, higher_is_better, baseline, "
             "expect, question and task, see experiments/results/README.md"
         )
-    results = [parse_result(one, file) for one in require(content, "runs", list, file)]
+    runs = require(content, "runs", list, file)
+    results = [parse_result(one, file) for one in runs]
     seeds = list(dict.fromkeys(result.seed for result in results))
     seeds = sorted(seeds, key=lambda seed: -1 if seed is None else seed)
     planned = [str(cell) for cell in plan.get("cells") or []]  # of which some may have no results
@@ -259,7 +267,7 @@ def read_results_file(file: Path) -> MeasuredStudy:
         "title": what.get("title", ""),
         "experiment": what.get("experiment", ""),
         "data": what.get("data", ""),
-        "images": as_text(what.get("splits")),
+        "images": as_text(what.get("splits") or samples([one.get("data") for one in runs])),
         "budget": as_text(content.get("budget")),
         "hardware": content.get("hardware", ""),
         "versions": as_text(content.get("versions")),
@@ -270,8 +278,9 @@ def read_results_file(file: Path) -> MeasuredStudy:
     facts = {title: str(text) for title, text in facts.items()}
     notes, remarks = content.get("notes") or [], list(of_a_profile(plan))
     return measured_study(
-        plan, file, file.stem, cells, seeds, results, waiting, facts, notes, remarks=remarks
-    )
+        plan, file, file.stem, cells, seeds, results, waiting, facts, notes, plan.get("seeds"),
+        remarks=remarks,
+    )  # fmt: skip
 
 
 def measured_study(
@@ -284,12 +293,14 @@ def measured_study(
     waiting: dict[RunKey, str],
     facts: dict[str, str],
     notes: list[str],
+    planned: list[int] | None,
     left_out: dict[RunKey, str] | None = None,
     remarks: list[str] | None = None,
 ) -> MeasuredStudy:
     """Build the study; question, metric, baseline and expectations have the same keys in both."""
     try:
         expect = [Expectation.parse(line) for line in plan.get("expect") or []]
+        fixed = Plan.parse(plan.get("effect"), planned or [], plan.get("looks"))
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     return MeasuredStudy(
@@ -306,6 +317,7 @@ def measured_study(
         waiting=waiting,
         facts={title: text for title, text in facts.items() if text},
         notes=notes,
+        plan=fixed,
         left_out=left_out or {},
         remarks=remarks or [],
     )
@@ -362,6 +374,13 @@ def parse_result(content: Any, source: Path, folder: Path | None = None) -> Resu
     check_shape(content, RESULT, source)
     cost = {"seconds": content.get("seconds"), **(content.get("cost") or {})}
     return Result(require(content, "cell", str, source), seed, metrics, cost, folder)
+
+
+def samples(fingerprints: Sequence[Any]) -> dict[str, int]:
+    """Number of samples of each split, in the data that most runs had."""
+    known = most_common([one for one in fingerprints if isinstance(one, dict)])
+    parts = {split: part for split, part in known.items() if isinstance(part, dict)}
+    return {split: part["samples"] for split, part in parts.items() if "samples" in part}
 
 
 def as_text(content: Any) -> str:

@@ -11,7 +11,7 @@ TEXTS = {"*": str}
 NUMBERS = {"*": float}
 ASKED = {
     "question": str, "task": str, "metric": str, "higher_is_better": bool, "baseline": str,
-    "expect": [str], "profile": {},
+    "expect": [str], "effect": float, "looks": [int], "profile": {},
 }  # fmt: skip
 # A type; [shape] of the items of a list; {key: shape} of an object, "*" for all other keys. Keys
 # may be missing, values null; a key that is not listed may have any value.
@@ -21,14 +21,14 @@ RESULT = {
     "hardware": str, "finished": str,
 }  # fmt: skip
 STUDY = ASKED | {
-    "name": str, "seeds": [int], "budget": NUMBERS, "file": str, "hardware": str, "commit": str,
-    "versions": TEXTS, "cells": {"*": {"config_sha256": str, "earlier_sha256": str,
-                                       "data_sha256": str}},
+    "name": str, "seeds": [int], "planned_seeds": [int], "budget": NUMBERS, "file": str,
+    "hardware": str, "commit": str, "versions": TEXTS,
+    "cells": {"*": {"config_sha256": str, "earlier_sha256": str, "data_sha256": str}},
 }  # fmt: skip
 RESULTS_FILE = {
     "what": {"title": str, "experiment": str, "data": str, "splits": {}}, "command": [str],
     "commit": str, "date": str, "hardware": str, "versions": TEXTS, "budget": {}, "notes": [str],
-    "study": ASKED | {"cells": [str]},
+    "study": ASKED | {"cells": [str], "seeds": [int]},
 }  # fmt: skip
 CLAIM_OUTCOME = {  # claim.json of a run
     "source": str, "metric": str, "reported": float, "measured": float, "verdict": str, "by": str,

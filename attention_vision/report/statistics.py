@@ -3,23 +3,32 @@
 The cells of a study share their seeds, so a difference is computed within each seed: an effect of
 the seed that is common to both cells (initialization, data order) cancels. Only numpy and
 scipy.special are imported, so that a report starts at once.
+
+All verdicts of a study follow from one set of simultaneous intervals, at 1 - 5 % / (number of
+expectations x number of looks): where all of them cover the truth, no verdict is wrong.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from attention_vision.errors import InputError
+from attention_vision.ranges import Positive, refusal
 
 LEVEL = 0.95
 BOOTSTRAP_FROM = 20  # seeds; resampling fewer values gives intervals that are too short
 RESAMPLES = 10_000
 
-Verdict = Literal["supported", "contradicted", "undecided"]
+ENUMERATED = 20  # seeds of which all changes of sign are enumerated: 2^19 sums
+FLIPS = 100_000  # random changes of sign for more seeds
+
+Verdict = Literal["supported", "contradicted", "no difference", "undecided"]
 Values = Mapping[int | None, float]  # by seed; None if nothing is random
 
 
@@ -43,39 +52,164 @@ class Difference:
     level: float = LEVEL
     why: str = ""
 
+    @property
+    def exact(self) -> bool:
+        """Whether it is the difference of two exact numbers, without a seed."""
+        return list(self.values) == [None]
+
+    @cached_property
+    def flip_p(self) -> float | None:
+        """Two-sided p-value of the sign-flip test, see `sign_flip_p`; None without an interval."""
+        if self.interval is None or self.exact:
+            return None
+        return sign_flip_p(list(self.values.values()))
+
 
 @dataclass(frozen=True)
 class Expectation:
-    """Expected ordering of two cells by their values, such as `cbam > se` in a study file."""
+    """Expected ordering of two cells by their values, such as `cbam > se` in a study file.
+
+    Args:
+        first, second: names of the cells.
+        sign: ">" or "<".
+        by: smallest difference that counts as the ordering, in the unit of the metric.
+    """
 
     first: str
     sign: str
     second: str
+    by: float = 0.0
 
     @classmethod
     def parse(cls, line: str) -> "Expectation":
-        """Parse `CELL > CELL` or `CELL < CELL`; the name of a cell may contain spaces.
+        """Parse `A > B`, `A < B` or `A > B by 0.01`; the name of a cell may contain spaces.
 
         Raises:
             InputError: the line is not such an ordering.
         """
-        match = re.fullmatch(r"\s*([^<>]*[^<>\s])\s*([<>])\s*([^<>=\s][^<>]*?)\s*", str(line))
+        pattern = r"\s*([^<>]*[^<>\s])\s*([<>])\s*([^<>=\s][^<>]*?)(?:\s+by\s+(\d\S*|\.\d\S*))?\s*"
+        match = re.fullmatch(pattern, str(line))
         if match is None:
-            raise InputError(f"expect: '{line}' is not an ordering such as 'cbam > none'")
-        return cls(*match.groups())
+            raise InputError(
+                f"expect: '{line}' is not an ordering such as 'cbam > none' or 'cbam > none by"
+                " 0.01'"
+            )
+        first, sign, second, by = match.groups()
+        try:
+            margin = float(by or 0)
+        except ValueError:
+            margin = math.inf
+        if not math.isfinite(margin):
+            raise InputError(f"expect: '{line}': {by} is not a number")
+        return cls(first, sign, second, margin)
 
     def __str__(self) -> str:
-        return f"{self.first} {self.sign} {self.second}"
+        margin = f" by {self.by:.15g}" if self.by else ""
+        return f"{self.first} {self.sign} {self.second}{margin}"
+
+    def towards(self, value: float) -> float:
+        """A difference `first` minus `second` with its sign towards the expectation."""
+        return value if self.sign == ">" else -value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study fixes before it runs, on which its verdicts depend.
+
+    Args:
+        effect: smallest difference that matters, in the unit of the metric; None if not stated.
+        seeds: the planned seeds, in their order; empty if not known, as in files before 0.2.
+        looks: numbers of seeds at which verdicts are made; empty for one look, at all seeds.
+    """
+
+    effect: float | None = None
+    seeds: tuple[int, ...] = ()
+    looks: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, effect: Any, seeds: Sequence[int], looks: Any) -> "Plan":
+        """Parse the keys of a study: a positive number or None, and an increasing list or None.
+
+        Raises:
+            InputError: a value has another type or is out of its range, or seeds are planned that
+                no look counts.
+        """
+        if effect is not None and (isinstance(effect, bool) or not isinstance(effect, int | float)):
+            raise InputError(f"effect: '{effect}' is not a number: give one such as 0.01")
+        if effect is not None and (line := refusal("effect", effect, Positive)):
+            raise InputError(line)
+        looks = [] if looks is None else looks
+        counts = isinstance(looks, list) and all(type(count) is int for count in looks)
+        if not counts or looks != sorted({*looks}) or (looks and looks[0] < 2):
+            raise InputError(f"looks: {looks} is not an increasing list such as [5, 10], from 2 on")
+        if looks and looks[-1] < len(seeds):
+            raise InputError(
+                f"looks: the last one is at {looks[-1]} of {len(seeds)} seeds: add {len(seeds)}, or"
+                " leave seeds out"
+            )
+        return cls(None if effect is None else float(effect), tuple(seeds), tuple(looks))
+
+    def level(self, expectations: int) -> float:
+        """Confidence level of each interval that a verdict is based on (Bonferroni)."""
+        return 1 - (1 - LEVEL) / (max(1, expectations) * max(1, len(self.looks)))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of seeds at which verdicts are made; empty without a known plan."""
+        return self.looks or ((len(self.seeds),) if self.seeds else ())
+
+    def judged(self, shared: Sequence[int | None]) -> list[int | None]:
+        """Seeds that a verdict is based on: those of the last look that is reached.
+
+        Planned seeds come first, in their order. Later ones take the place of those without a
+        result; what is beyond the last look is not used.
+
+        Args:
+            shared: seeds with results of both cells.
+
+        Returns:
+            All of them without a known plan or for exact numbers; none before the first look.
+        """
+        if not self.counts or None in shared:
+            return list(shared)
+        reached = max((count for count in self.counts if count <= len(shared)), default=0)
+        ranks: dict[int | None, int] = {seed: rank for rank, seed in enumerate(self.seeds)}
+        return sorted(shared, key=lambda seed: ranks.get(seed, len(ranks)))[:reached]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Verdict on an expectation, with the difference it is based on and the reason."""
+    """Verdict on an expectation.
+
+    Args:
+        expectation: the ordering.
+        difference: `first` minus `second`, at the seeds that the verdict is based on.
+        verdict: see `verdict`.
+        reason: why the verdict is this one.
+        effect: smallest difference that matters, of the plan.
+    """
 
     expectation: Expectation
     difference: Difference
     verdict: Verdict
     reason: str
+    effect: float | None = None
+
+    def __str__(self) -> str:
+        """The verdict in words: "no difference beyond 0.01"."""
+        beyond = f" beyond {self.effect:.15g}" if self.verdict == "no difference" else ""
+        return f"{self.verdict}{beyond}"
+
+    @property
+    def improvement(self) -> tuple[float, float, float] | None:
+        """Probability that the ordering holds for a seed, with the ends of its 95 % interval.
+
+        See `probability`; None for exact numbers and without a common seed.
+        """
+        if self.difference.exact or not self.difference.values:
+            return None
+        margin, towards = self.expectation.by, self.expectation.towards
+        return probability([towards(one) - margin for one in self.difference.values.values()])
 
 
 def standard_deviation(values: Sequence[float]) -> float | None:
@@ -158,33 +292,126 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def judge(expectations: Sequence[Expectation], cells: Mapping[str, Values]) -> list[Finding]:
-    """Verdicts on expectations, with a family-wise error rate of at most 5 %.
+def sign_flip_p(values: Sequence[float]) -> float:
+    """Two-sided p-value of the sign-flip (randomization) test of a mean of zero (Fisher, 1935).
 
-    Each difference has an interval at 1 - 5 % / number of expectations (Bonferroni). A verdict is
-    undecided if that interval spans zero or does not exist.
+    Share of the 2^n changes of sign of n differences whose sum is as far from zero: exact if the
+    differences are symmetric around zero, whatever their distribution. It cannot be below
+    `smallest_flip_p`. Above `ENUMERATED` values, `FLIPS` random changes with a fixed seed.
+    """
+    sample = np.asarray(values, float)
+    reach = abs(sample.sum()) - 1e-12 * np.abs(sample).sum()  # sums are rounded
+    if len(sample) <= ENUMERATED:
+        sums = sample[:1]  # the first sign stays: the other half are the negatives
+        for value in sample[1:]:
+            sums = np.concatenate([sums + value, sums - value])
+        return float((np.abs(sums) >= reach).mean())
+    random, sums = np.random.default_rng(0), np.zeros(FLIPS)
+    for value in sample:
+        sums += np.where(random.random(FLIPS) < 0.5, value, -value)
+    return float((1 + (np.abs(sums) >= reach).sum()) / (1 + FLIPS))
+
+
+def smallest_flip_p(count: int) -> float:
+    """Smallest two-sided p-value that the sign-flip test of so many values can have: 2 / 2^n."""
+    return 2.0 ** (1 - count) if count <= ENUMERATED else 1 / (1 + FLIPS)
+
+
+def probability(values: Sequence[float]) -> tuple[float, float, float]:
+    """Share of positive values, ties half, with its 95 % interval (Clopper and Pearson, 1934).
+
+    For paired differences it is the probability of improvement, P(A > B).
+    """
+    count = len(values)
+    wins = sum(0.5 * (np.sign(value) + 1) for value in values)
+    low = betaincinv(wins, count - wins + 1, (1 - LEVEL) / 2) if wins else 0.0
+    high = betaincinv(wins + 1, count - wins, (1 + LEVEL) / 2) if wins < count else 1.0
+    return float(wins) / count, float(low), float(high)
+
+
+def judge(
+    expectations: Sequence[Expectation], cells: Mapping[str, Values], plan: Plan | None = None
+) -> list[Finding]:
+    """Verdicts on expectations, with a family-wise error rate of at most 5 % over all looks.
 
     Args:
         expectations: orderings of two cells each.
         cells: values by seed, by name of the cell.
+        plan: effect, seeds and looks of the study.
     """
-    level = 1 - (1 - LEVEL) / max(1, len(expectations))
+    plan = plan or Plan()
+    level = plan.level(len(expectations))
     findings = []
     for expectation in expectations:
         first, second = cells[expectation.first], cells[expectation.second]
-        difference = paired_difference(first, second, level)
-        findings.append(Finding(expectation, difference, *verdict(expectation, difference)))
+        shared = [seed for seed in first if seed in second]
+        if judged := plan.judged(shared):
+            difference = paired_difference({seed: first[seed] for seed in judged}, second, level)
+            outcome = verdict(expectation, difference, plan.effect)
+        else:
+            difference = paired_difference(first, second, level)
+            outcome = (
+                "undecided",
+                difference.why
+                if not shared
+                else (
+                    f"{len(shared)} of {plan.counts[0]} seeds: verdicts count when the plan is done"
+                ),
+            )
+        findings.append(Finding(expectation, difference, *outcome, plan.effect))
     return findings
 
 
-def verdict(expectation: Expectation, difference: Difference) -> tuple[Verdict, str]:
-    """Verdict on one ordering, and the reason for it."""
+def needed(finding: Finding) -> dict[Verdict, tuple[float, float]]:
+    """Range of the mean difference that would have given each verdict, by this spread and n.
+
+    The interval keeps its width, and moves with the mean. `undecided` is left out; so is a verdict
+    that no mean would have given, and all without an interval.
+    """
+    difference, by = finding.difference, finding.expectation.by
+    if difference.interval is None or difference.mean is None:
+        return {}
+    towards = finding.expectation.towards
+    low, high = sorted(map(towards, difference.interval))
+    below, above = towards(difference.mean) - low, high - towards(difference.mean)
+    ranges: dict[Verdict, tuple[float, float]] = {
+        "supported": (by + below, math.inf),
+        "contradicted": (-math.inf, by - above),
+    }
+    if finding.effect is not None:
+        ends = max(below - finding.effect, -above, by - above), min(finding.effect - above, below)
+        if ends[0] < ends[1]:
+            ranges["no difference"] = ends
+    if finding.expectation.sign == ">":
+        return ranges
+    return {verdict: (-high, -low) for verdict, (low, high) in ranges.items()}
+
+
+def verdict(
+    expectation: Expectation, difference: Difference, effect: float | None = None
+) -> tuple[Verdict, str]:
+    """Verdict on one ordering by the interval of the difference, and the reason for it.
+
+    The first that applies:
+
+    * supported: all of the interval lies beyond `expectation.by` on the expected side;
+    * contradicted: all of it lies short of `expectation.by`, and on one side of zero if `by` is 0;
+    * no difference: it contains zero, and lies within ± effect;
+    * undecided.
+    """
     if difference.interval is None:
         return "undecided", difference.why
-    low, high = difference.interval
-    exact = list(difference.values) == [None]
-    if low <= 0 <= high and not exact:
-        return "undecided", "the interval spans zero"
-    supported = low > 0 if expectation.sign == ">" else high < 0
-    reason = "exact numbers" if exact else "all of the interval on one side of zero"
-    return ("supported" if supported else "contradicted"), reason
+    low, high = sorted(map(expectation.towards, difference.interval))
+    by, exact = expectation.by, difference.exact
+    small = effect is not None and -effect < low and high < effect
+    where = f"{by:.15g}" if by else "zero"
+    if low > by or high < by:
+        reason = "exact numbers" if exact else f"all of the interval on one side of {where}"
+        if small:
+            reason += f", and smaller than {effect:.15g}"
+        return ("supported" if low > by else "contradicted"), reason
+    if low <= 0 <= high and small:
+        return "no difference", f"all of the interval within ±{effect:.15g}"
+    if exact:  # equal to the margin, which an ordering excludes
+        return "contradicted", "exact numbers"
+    return "undecided", f"the interval spans {where}"

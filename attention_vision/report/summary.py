@@ -3,6 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from attention_vision.report.power import (
+    Power,
+    compared_cells,
+    measured_spread,
+    planned_power,
+    sentences,
+)
 from attention_vision.report.results import COSTS, MeasuredStudy, RunKey, defined
 from attention_vision.report.statistics import (
     BOOTSTRAP_FROM,
@@ -48,12 +55,14 @@ class Report:
         rows: one summary per cell, in the order of the study.
         findings: one verdict per expectation.
         remarks: sentences on missing numbers and intervals.
+        power: what its spread and its seeds can decide; None if the spread is not known.
     """
 
     study: MeasuredStudy
     rows: list[CellSummary]
     findings: list[Finding]
     remarks: list[str]
+    power: Power | None = None
 
     @property
     def method(self) -> str:
@@ -80,7 +89,29 @@ class Report:
             difference, p = differences.get(cell), p_values.get(cell)
             std = standard_deviation(numbers)
             rows.append(CellSummary(cell, values[cell], mean, std, difference, p, cost))
-        return cls(study, rows, judge(study.expect, values), list(remarks(study, rows)))
+        findings = judge(study.expect, values, study.plan)
+        words = [*remarks(study, rows), *remarks_on_looks(study, findings)]
+        compared = {cell: values[cell] for cell in compared_cells(study.expect, study.cells)}
+        spread = measured_spread(compared, "here")
+        count = max((len(finding.difference.values) for finding in findings), default=0)
+        power = planned_power(spread, study.plan, study.expect, count) if findings else None
+        return cls(study, rows, findings, words, power)
+
+    @property
+    def power_lines(self) -> list[str]:
+        """Sentences on the power: what was visible, and what the plan or the effect needs."""
+        if self.power is None:
+            return []
+        widths = [
+            (one.difference.interval[1] - one.difference.interval[0]) / 2
+            for one in self.findings
+            if one.difference.interval
+        ]
+        lines = sentences(self.power)
+        if widths:
+            ends = " to ".join(f"{end:.3g}" for end in sorted({min(widths), max(widths)}))
+            lines.insert(1, f"half-widths that were reached: {ends}")
+        return lines
 
 
 def remarks(study: MeasuredStudy, rows: list[CellSummary]) -> Iterator[str]:
@@ -112,6 +143,22 @@ def remarks(study: MeasuredStudy, rows: list[CellSummary]) -> Iterator[str]:
                 )
 
 
+def remarks_on_looks(study: MeasuredStudy, findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield one sentence if verdicts are based on fewer seeds than both of their cells have."""
+    lines = {}
+    for finding in findings:
+        first, second = (
+            study.values(cell) for cell in (finding.expectation.first, finding.expectation.second)
+        )
+        used, known = len(finding.difference.values), len([one for one in first if one in second])
+        if used == known:
+            continue
+        later = [count for count in study.plan.counts if count > used]
+        after = f"the next look is at {later[0]}" if later else "the plan ends there"
+        lines[f"verdicts are those of the first {used} of {known} seeds: {after}"] = None
+    yield from lines
+
+
 def numbered(seeds: Sequence[int | None]) -> str:
     """Format seeds: "seed 1", or "seeds 1, 2"."""
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
@@ -130,7 +177,10 @@ METHOD = (
     "Mean ± standard deviation over seeds. Differences are computed within each seed; their "
     f"confidence intervals are at {100 * LEVEL:g} % by Student's t (BCa bootstrap from "
     f"{BOOTSTRAP_FROM} seeds on); p is two-sided and adjusted over all comparisons (Holm). A "
-    "verdict is based on an interval at 1 - 5 % / number of expectations (Bonferroni), so that at "
-    "most 5 % of studies without any effect get a wrong verdict; it is undecided if that interval "
-    "spans zero."
+    "verdict is based on an interval at 1 - 5 % / (expectations x looks) (Bonferroni), so that at "
+    "most 5 % of studies get a wrong verdict: supported or contradicted if it lies on one side of "
+    "zero (or of the margin), no difference if it contains zero and lies within the study's "
+    "effect, otherwise undecided. Beside it, uncorrected: p by Student's t and by the exact "
+    "sign-flip test, and the share of seeds in which the ordering holds (95 % by Clopper and "
+    "Pearson)."
 )

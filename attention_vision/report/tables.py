@@ -5,11 +5,12 @@ import io
 import re
 import textwrap
 from collections.abc import Sequence
-from math import floor, log10
+from math import floor, isinf, log10
 from statistics import median_low
 
+from attention_vision.report.checklist import checklist
 from attention_vision.report.results import COSTS
-from attention_vision.report.statistics import Difference, Finding
+from attention_vision.report.statistics import Difference, Finding, needed, smallest_flip_p
 from attention_vision.report.summary import CellSummary, Report
 from attention_vision.report.text_table import aligned, printable
 
@@ -21,6 +22,8 @@ TITLES = {
     "seconds": "seconds",
 }
 NONE = "–"
+POWER = "Power:"
+OPPOSITES = "What would have to be true for another verdict:"
 
 
 def decimals(report: Report) -> int:
@@ -92,7 +95,52 @@ def costs(report: Report) -> list[str]:
 
 def outcome(finding: Finding) -> str:
     """Format a verdict, with its reason if undecided."""
-    return finding.verdict + (f": {finding.reason}" if finding.verdict == "undecided" else "")
+    return str(finding) + (f": {finding.reason}" if finding.verdict == "undecided" else "")
+
+
+def flip_p(difference: Difference) -> str:
+    """Format the p-value of the sign-flip test, with the smallest of so few seeds if it matters."""
+    if difference.flip_p is None:
+        return ""
+    least = smallest_flip_p(len(difference.values))
+    few = f" (least {least:.3g})" if least > 1 - difference.level else ""
+    return p_value(difference.flip_p) + few
+
+
+def improvement(finding: Finding) -> str:
+    """Format the probability that the ordering holds for a seed: "0.80 [0.28, 0.99]"."""
+    if finding.improvement is None:
+        return ""
+    share, low, high = finding.improvement
+    return f"{share:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def opposite(finding: Finding, places: int) -> str:
+    """One line: the mean differences that would have given other verdicts, by this spread and n."""
+    ranges = needed(finding)
+    if not ranges:
+        return f"another verdict needs an interval: {finding.difference.why}"
+    words = []
+    for verdict, (low, high) in ranges.items():
+        if isinf(high):
+            where = f"above {signed(low, places)}"
+        elif isinf(low):
+            where = f"below {signed(high, places)}"
+        else:
+            where = f"between {signed(low, places)} and {signed(high, places)}"
+        if verdict != finding.verdict:
+            words.append(f"{verdict} if {'the mean difference were ' * (not words)}{where}")
+    if finding.effect is not None and "no difference" not in ranges:
+        words.append("no difference with more seeds only")
+    now = f"it is {signed(finding.difference.mean or 0.0, places)}"
+    count = len(finding.difference.values)
+    return f"{', '.join(words)} ({now}{'' if finding.difference.exact else f' at {count} seeds'})"
+
+
+def signed(value: float, places: int) -> str:
+    """Format a number with its sign; zero has none."""
+    text = f"{value:+,.{places}f}"
+    return text if any(digit in text for digit in "123456789") else text[1:]
 
 
 def subtitle(report: Report) -> str:
@@ -135,11 +183,21 @@ def verdicts(report: Report) -> list[list[str]]:
     places = decimals(report)
     level = report.findings[0].difference.level
     title = "difference" if report.study.exact else f"difference ({100 * level:.4g} %)"
-    rows = [["expected", title, "verdict"]]
+    rows = [["expected", title, "p (t)", "p (sign flip)", "P(ordering)", "verdict"]]
     for finding in report.findings:
-        shown = change(finding.difference, places)
-        rows.append([str(finding.expectation), shown, outcome(finding)])
+        difference = finding.difference
+        chances = [p_value(difference.p), flip_p(difference), improvement(finding)]
+        shown = change(difference, places)
+        rows.append([str(finding.expectation), shown, *chances, outcome(finding)])
+    if report.study.exact:
+        rows = [[*row[:2], row[-1]] for row in rows]
     return rows
+
+
+def opposites(report: Report) -> list[str]:
+    """One line per expectation: what would have to be true for another verdict."""
+    places = decimals(report)
+    return [f"{one.expectation}: {opposite(one, places)}" for one in report.findings]
 
 
 def text(report: Report) -> str:
@@ -148,8 +206,12 @@ def text(report: Report) -> str:
     parts = [f"{report.study.question}\n{subtitle(report)}", rows]
     if report.findings:
         parts.append(aligned(verdicts(report)))
+        parts.append("\n".join([OPPOSITES, *opposites(report)]))
+    if report.power_lines:
+        parts.append("\n".join([POWER, *report.power_lines]))
     if report.remarks:
         parts.append("\n".join(report.remarks))
+    parts.append(aligned([[title, text] for title, text in checklist(report.study).items()]))
     parts.append("\n".join(textwrap.wrap(report.method, 100)))
     return printable("\n\n".join(parts) + "\n")
 
@@ -180,8 +242,12 @@ def as_text(name: str) -> str:
 
 def comma_separated(report: Report) -> str:
     """Format `records` as CSV."""
+    return csv_text(records(report))
+
+
+def csv_text(rows: Sequence[Record]) -> str:
     lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(records(report))
+    csv.writer(lines, lineterminator="\n").writerows(rows)
     return lines.getvalue()
 
 
@@ -206,9 +272,15 @@ def markdown(report: Report) -> str:
     ]
     if report.findings:
         parts.append(markdown_table(verdicts(report)))
+        lines = "\n".join(f"- {one_line(line)}" for line in opposites(report))
+        parts.append(f"{OPPOSITES}\n\n{lines}")
+    if report.power_lines:
+        lines = "\n".join(f"- {line}" for line in report.power_lines)
+        parts.append(f"{POWER}\n\n{lines}")
     if report.remarks:
         parts.append("\n".join(f"- {one_line(line)}" for line in report.remarks))
-    return without_html("\n\n".join([*parts, report.method]) + "\n")
+    items = [f"- {title}: {one_line(text)}" for title, text in checklist(report.study).items()]
+    return without_html("\n\n".join([*parts, report.method, "\n".join(items)]) + "\n")
 
 
 def without_html(text: str) -> str:
@@ -258,6 +330,8 @@ def latex(report: Report) -> str:
         r"  \end{tabular}",
         r"\end{table}",
         *(f"% {one_line(' | '.join(row))}" for row in verdicts(report)),
+        *(f"% {one_line(line)}" for line in [*opposites(report), *report.power_lines]),
         *(f"% {one_line(line)}" for line in report.remarks),
+        *(f"% {title}: {one_line(text)}" for title, text in checklist(report.study).items()),
     ]
     return "\n".join(lines) + "\n"

@@ -14,11 +14,21 @@ from typing import Any
 
 from attention_vision.errors import InputError
 from attention_vision.ranges import Seed, refusal
-from attention_vision.report.statistics import Expectation
+from attention_vision.report.statistics import Expectation, Plan
 from attention_vision.yaml_json import Config, mapping, read_yaml
 
 BUDGETS = ("epochs", "steps", "flops", "seconds")
-KEYS = ("question", "metric", "higher_is_better", "baseline", "expect", "seeds", "budget")
+KEYS = (
+    "question",
+    "metric",
+    "higher_is_better",
+    "baseline",
+    "expect",
+    "effect",
+    "looks",
+    "seeds",
+    "budget",
+)
 NAME = re.compile(r"[\w.+][\w.+-]*", re.ASCII)  # valid as a folder name, too
 METRIC = re.compile(r"(val|test)/\S+")
 CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}  # of a class and its arguments
@@ -62,6 +72,7 @@ class Study:
         name: stem of the file.
         file: the path as given.
         task: classification, detection or generation.
+        plan: effect, seeds and looks on which the verdicts depend.
         budget: at most one of `BUDGETS` with its number, see `with_budget`.
         axes: names of the values by name of the axis, in the order of the file.
         cells: all cells by name.
@@ -77,6 +88,7 @@ class Study:
     baseline: str
     expect: tuple[str, ...]
     seeds: tuple[int, ...]
+    plan: Plan
     budget: dict[str, float]
     axes: dict[str, tuple[str, ...]]
     cells: dict[str, Cell]
@@ -92,7 +104,10 @@ class Study:
             "higher_is_better": self.higher_is_better,
             "baseline": self.baseline,
             "expect": list(self.expect),
+            "effect": self.plan.effect,
+            "looks": list(self.plan.looks) or None,
             "seeds": list(self.seeds),
+            "planned_seeds": list(self.seeds),
             "budget": self.budget or None,
             "file": str(self.file),
             "axes": {axis: list(values) for axis, values in self.axes.items()},
@@ -156,6 +171,11 @@ def read_definition(file: str | Path) -> Study:
             raise InputError(
                 f"{file}: study names '{name}', which is not a cell: {', '.join(cells)}"
             )
+    seeds = read_seeds(study["seeds"], f"{file}: study.seeds")
+    try:
+        plan = Plan.parse(study.get("effect"), seeds, study.get("looks"))
+    except InputError as error:
+        raise InputError(f"{file}: study.{error}") from None
     return Study(
         name=file.stem,
         file=file,
@@ -165,7 +185,8 @@ def read_definition(file: str | Path) -> Study:
         higher_is_better=bool(study.get("higher_is_better", True)),
         baseline=study["baseline"],
         expect=tuple(study.get("expect") or []),
-        seeds=read_seeds(study["seeds"], f"{file}: study.seeds"),
+        seeds=seeds,
+        plan=plan,
         budget=budget,
         axes=({"base": tuple(bases)} if len(bases) > 1 else {})
         | {axis: tuple(values) for axis, values in axes.items()},

@@ -13,8 +13,11 @@ from attention_vision.study.definition import read_definition
 from attention_vision.yaml_json import read_json, to_json, write_atomically
 
 PROFILE = "experiments/profiles/wandb.yaml"
-ABOUT = ("question", "task", "metric", "higher_is_better", "baseline", "expect", "profile")
-RUN_KEYS = ("cell", "seed", "metrics", "seconds", "cost", "data")
+ABOUT = (
+    "question", "task", "metric", "higher_is_better", "baseline", "expect", "effect", "looks",
+    "profile",
+)  # fmt: skip
+RUN_KEYS = ("cell", "seed", "config_sha256", "metrics", "seconds", "cost", "data")
 
 
 def export_results(folder: Path, file: Path) -> None:
@@ -49,6 +52,8 @@ def results_content(
     data = config["data"]
     name = data["class_path"] if isinstance(data, dict) else data
     about = {key: plan[key] for key in ABOUT if plan.get(key) not in (None, {})}
+    if plan.get("planned_seeds"):
+        about["seeds"] = plan["planned_seeds"]
     if any(cell not in {one["cell"] for one in finished} for cell in plan["cells"]):
         about["cells"] = list(plan["cells"])  # expectations may name those without a result
     content = {

@@ -33,6 +33,7 @@ class Preflight:
         step_seconds: time of the forward and backward passes of a step on this machine.
         peak_memory: bytes of such a step; None if it was measured with fewer images.
         data: fingerprint of the data, see `TaskData.fingerprint`; empty if it is not here.
+        evaluated: images of a validation; None if the data is not here.
     """
 
     parameters: int
@@ -43,6 +44,7 @@ class Preflight:
     step_seconds: float | None
     peak_memory: int | None
     data: dict[str, Any]
+    evaluated: int | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -93,7 +95,24 @@ def run_preflight(task: str, config: Path, flops: float | None, without_data: bo
         else None,
         peak_memory=costs[0].peak_memory if [cost.images for cost in costs] == [images] else None,
         data=identity,
+        evaluated=validated_images(identity, images, trainer.limit_val_batches),
     )
+
+
+def validated_images(
+    identity: dict[str, Any], images: int, limit: int | float | None
+) -> int | None:
+    """Return the images of a validation; None if they are not known.
+
+    Args:
+        identity: fingerprint of the data.
+        images: per batch.
+        limit: the trainer's limit: a number of batches, or a fraction.
+    """
+    samples = identity.get("val", {}).get("samples")
+    if samples is None or limit is None:
+        return samples
+    return int(samples * limit) if isinstance(limit, float) else min(samples, limit * images)
 
 
 def open_data(data: LightningDataModule, without_data: bool) -> tuple[int | None, dict[str, Any]]:

@@ -21,6 +21,7 @@ import yaml
 
 from attention_vision.errors import InputError
 from attention_vision.identity import code, data_difference
+from attention_vision.report.power import sentences
 from attention_vision.study.definition import Study, merge, read_definition, with_profile
 from attention_vision.study.exit_code import ExitCode
 from attention_vision.study.folder import (
@@ -36,6 +37,7 @@ from attention_vision.study.folder import (
     write_config,
     write_study,
 )
+from attention_vision.study.pilot import pilots, power_text, study_power
 from attention_vision.study.progress_table import ProgressTable, cost_table
 from attention_vision.study.sharing import Trial, best_jobs, in_words, try_runs
 from attention_vision.yaml_json import Config, read_json, read_yaml, to_json, write_atomically
@@ -197,11 +199,17 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
     checked = {n: configs[n] for n in needed if n not in known or n in opened}
     fresh, facts = run_preflights(study, checked, jobs, without_data=dry_run)
     preflights = {name: fresh.get(name) or known[name] for name in needed}
+    values = values_of(study.metric, results)
+    images = preflights[needed[0]].evaluated if study.metric.startswith("val/") else None
+    power = study_power(study, pilots(study, folder, values), images)
     if dry_run:
         print(cost_table(study, needed, preflights, seeds, waiting, jobs))
+        print(f"\n{power_text(study, power)}")
         return 0
 
     refuse_other_data(study, results, {name: one.data for name, one in fresh.items()})
+    if power and not power[0].decides:
+        print(sentences(power[0])[-1], flush=True)
     settle_folder(study, folder, others, back)
     costs = {}
     for name, preflight in preflights.items():
@@ -221,6 +229,17 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
     failed = execute_runs(launcher, ProgressTable(study, runs, jobs), waiting, costs)
     print(f"tables, intervals, verdicts: attention-vision study report {folder}")
     return failed
+
+
+def values_of(
+    metric: str, results: dict[Run, dict[str, Any] | None]
+) -> dict[str, dict[int | None, float]]:
+    """Values of a metric of the finished runs, by cell and seed."""
+    values: dict[str, dict[int | None, float]] = {}
+    for run, result in results.items():
+        if result is not None:
+            values.setdefault(run.cell, {})[run.seed] = result["metrics"][metric]
+    return values
 
 
 def known_preflights(study: Study, folder: Path, cells: Iterable[str]) -> dict[str, "Preflight"]:

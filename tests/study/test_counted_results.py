@@ -66,7 +66,7 @@ def study(tmp_path, monkeypatch):
 
     def preflights(study, configs, *_, **__):
         measured.extend(configs)
-        one = Preflight(1, 1, 7, None, 32, None, None, preflight.data)
+        one = Preflight(1, 1, 7, None, 32, None, None, preflight.data, call.evaluated)
         return dict.fromkeys(configs, one), {"commit": "c" * 40}
 
     monkeypatch.setattr(runner, "preload", lambda *_: None)
@@ -81,6 +81,7 @@ def study(tmp_path, monkeypatch):
         return printed.out + printed.err
 
     call.launcher, call.preflight, call.file, call.measured = launcher, preflight, file, measured
+    call.evaluated = None
     return call
 
 
@@ -382,3 +383,62 @@ def test_a_cell_that_the_study_lost_is_left_out(tmp_path):
     line = f"left out: cells/eca is not a cell of {folder / 'study.json'}"
     assert line in remarks(folder)
     assert values(folder).keys() == VALUES.keys()
+
+
+# The plan
+
+
+def test_a_verdict_waits_for_the_plan_and_goes_with_the_results(study, capsys):
+    edit(study.file, "[se > none]", "[se > none, se < none by 0.2]")
+    edit(study.file, "seeds: [0, 1]", "seeds: [0, 1, 2, 3]\n  effect: 0.5\n  looks: [3, 4, 6]")
+    study.launcher.value = lambda run: (run.cell == "se") * (1 + run.seed / 100)
+    outcomes = []
+    for seeds in (["0", "1"], ["2"], ["3"], ["7"]):
+        study(capsys, "--seeds", *seeds)
+        Path("out.json").unlink(missing_ok=True)
+        assert main(["study", "export", "folder", "--results", "out.json"]) == 0
+        both = [Report.of(read_study(source)) for source in ("folder", "out.json")]
+        assert both[0].findings == both[1].findings
+        assert both[0].study.plan == both[1].study.plan
+        finding = both[0].findings[0]
+        (looks,) = [one for one in both[0].remarks if one.startswith("verdicts")] or [""]
+        outcomes.append((len(finding.difference.values), finding.verdict, looks))
+        assert finding.difference.level == pytest.approx(1 - 0.05 / 6)
+    later = "verdicts are those of the first 4 of 5 seeds: the next look is at 6"
+    assert outcomes == [
+        (2, "undecided", ""), (3, "supported", ""), (4, "supported", ""), (4, "supported", later)
+    ]  # fmt: skip
+    assert Report.of(read_study("folder")).findings[1].verdict == "contradicted"
+    edit(study.file, "looks: [3, 4, 6]", "looks: [4, 5]")
+    edit(study.file, "seeds: [0, 1, 2, 3]", "seeds: [0, 1, 2, 3, 4]")
+    (line,) = (one for one in remarks() if "has changed since" in one)
+    assert "looks is 4, 5, not 3, 4, 6; seeds is 0, 1, 2, 3, 4, not 0, 1, 2, 3" in line
+
+
+# The power
+
+
+def test_the_dry_run_says_what_the_study_can_decide(study, capsys):
+    edit(study.file, "seeds: [0, 1]", "seeds: [0, 1, 2, 3, 4]\n  effect: 0.01")
+    study.evaluated = 400
+    printed = study(capsys, "--dry-run")
+    assert "2 x the binomial floor of 400 images, error 0.1 assumed" in printed
+    assert "this study cannot decide what it expects" in printed
+    study.launcher.value = lambda run: 0.5 + run.seed / 10 + run.seed**2 * (run.cell == "se") / 1e4
+    assert "this study cannot decide what it expects" in study(capsys, "--seeds", "0", "1", "2")
+    printed = study(capsys, "--dry-run")
+    assert "(3 seeds of 2 cells in folder, 2 degrees of freedom)" in printed
+    assert "cannot decide" not in printed
+    assert "+0.000167" in printed  # the difference of the pilot
+
+    # The same runs as a committed results file, for a folder that is empty.
+    for path, text in {"results": "", "ablations": study.file.read_text()}.items():
+        Path("experiments", path).mkdir(parents=True)
+        Path("experiments", path, "study.yaml").write_text(text)
+    Path("experiments/ablations/base.yaml").write_text(Path("base.yaml").read_text())
+    assert main(["study", "export", "folder", "--results", "experiments/results/old.json"]) == 0
+    content = json.loads(Path("experiments/results/old.json").read_text())
+    content["what"]["experiment"] = "experiments/ablations/study.yaml"
+    write_atomically(Path("experiments/results/old.json"), to_json(content))
+    assert main(["study", "run", "experiments/ablations/study.yaml", "--dry-run"]) == 0
+    assert "3 seeds of 2 cells in experiments/results/old.json" in capsys.readouterr().out

@@ -122,6 +122,7 @@ def test_results_file(tmp_path, capsys):
     assert content["study"] == {
         "question": "Does it survive?", "task": "classification", "metric": "val/top1",
         "higher_is_better": True, "baseline": "none", "expect": ["se > none"],
+        "seeds": [0, 1],
     }  # fmt: skip
     assert (content["date"], content["commit"]) == ("2026-01-03", "abc")
     assert content["what"]["data"] == "Digits"

@@ -15,6 +15,7 @@ from attention_vision.__main__ import main as command
 from attention_vision.cli.study_report import write_report
 from attention_vision.report import plots as figures
 from attention_vision.report import tables
+from attention_vision.report.checklist import checklist
 from attention_vision.report.results import read_study
 from attention_vision.report.summary import Report
 
@@ -163,6 +164,28 @@ def test_a_run_without_a_number_is_left_out_and_said(tmp_path):
         "left out: se, seed 1 has no finite val/top1",
         "left out: cbam, seed 2 does not log val/top1",
     ]
+
+
+def test_the_checklist_is_in_every_text(tmp_path):
+    data = {"classes": {"count": 10}, "train": {"samples": 1442}, "val": {"samples": 355}}
+    runs = [result(cell, seed, value) for cell in VALUES for seed, value in VALUES[cell].items()]
+    study = STUDY | {"seeds": [0, 1, 2], "looks": [2, 3], "effect": 0.01}
+    file = write_file(
+        tmp_path / "results.json", runs=[one | {"data": data} for one in runs[:-1]], study=study
+    )
+    items = checklist(read_study(file))
+    assert items == {
+        "runs": "8 finished of 9, 3 cells", "seeds": "0, 1, 2", "planned seeds": "0, 1, 2",
+        "looks": "at 2, 3 seeds", "effect": "0.01",
+        "selection": "the last validation of each run, not its best epoch",
+        "compute": "0.14 h in all runs", "images": "train 1442, val 355",
+    }  # fmt: skip
+    write_report(report_of(file), tmp_path)
+    for ending in ("txt", "md", "tex", "html"):
+        text = (tmp_path / f"report.{ending}").read_text()
+        assert all(value in text for value in items.values()), ending
+        for words in ("if the mean difference were", "half-widths that were", "an effect of 0.01"):
+            assert words in text, ending
 
 
 def test_curves_end_where_the_shortest_seed_does(folder):
