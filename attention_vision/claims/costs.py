@@ -20,6 +20,7 @@ and what the networks here have. A number is *reproduced* if the count lies with
 the last printed digit, and *contradicted* otherwise. Nothing is trained. Multiply-adds are those of
 convolutions and of products of matrices; *of layers* leaves out the products of queries and keys
 and of attention weights and values, as some counters do.
+An experiment has the printed numbers under `claim.costs`;
 `python experiments/benchmarks/costs.py` counts again and writes this page.
 """
 NAMES = {
