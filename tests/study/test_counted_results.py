@@ -454,4 +454,4 @@ def test_a_plan_that_grows_may_need_looks(study, capsys):
     )
     edit(study.file, "seeds: [0, 1, 2]", "seeds: [0, 1, 2, 3]\n  looks: [3, 4]")
     printed = study(capsys)
-    assert "looks 3, 4 (was None), planned_seeds 0, 1, 2, 3 (was 0, 1, 2): the report" in printed
+    assert "looks 3, 4 (was nothing), planned_seeds 0, 1, 2, 3 (was 0, 1, 2): the report" in printed
