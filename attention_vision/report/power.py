@@ -129,6 +129,16 @@ def measured_spread(cells: Mapping[str, Values], where: str) -> Spread | None:
     return Spread((2 * variance) ** 0.5, words)
 
 
+def first_half(cells: Mapping[str, Values]) -> dict[str, Values]:
+    """Values of the first half of the seeds, at least two: a pilot for the other half."""
+    seeds = list(dict.fromkeys(seed for values in cells.values() for seed in values))
+    pilot = set(seeds[: max(2, len(seeds) // 2)])
+    return {
+        cell: {seed: value for seed, value in values.items() if seed in pilot}
+        for cell, values in cells.items()
+    }
+
+
 def binomial_spread(metric: str, accuracy: float | None, images: int | None) -> Spread | None:
     """Spread of an accuracy without any pair of runs: `ABOVE_FLOOR` times the binomial floor.
 
