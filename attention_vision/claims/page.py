@@ -60,6 +60,7 @@ def counts(ledger: Ledger) -> list[list[str]]:
         "statements of articles": [entry.verdict for entry in ledger.statements],
         "tables of repositories": [entry.verdict for entry in ledger.tables],
         "numbers of papers": [entry.verdict for entry in ledger.papers],
+        f"[printed costs of networks]({PAGES}/costs.md)": [row.verdict for row in ledger.costs],
         "comparisons of studies": [
             outcome.verdict for entry in ledger.studies for outcome in entry.outcomes
         ],

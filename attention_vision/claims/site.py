@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from attention_vision.claims import forest
+from attention_vision.claims.costs import cost_page
+from attention_vision.claims.costs import summary as cost_summary
 from attention_vision.claims.export import ledger_json
 from attention_vision.claims.ledger import Ledger, PaperEntry, StatementEntry, StudyEntry
 from attention_vision.claims.outcome import SYMBOLS, Outcome
@@ -31,6 +33,7 @@ def pages(ledger: Ledger) -> dict[str, str]:
     found = {
         "index.md": index(ledger),
         "papers.md": papers(ledger),
+        "costs.md": assembled(cost_page(ledger.costs)),
         "ledger.json": ledger_json(ledger),
         "differences.svg": forest.draw(all_differences(ledger.studies), "All measured differences"),
     }
@@ -143,7 +146,9 @@ def papers_summary(ledger: Ledger) -> str:
     data = ", ".join(f"{count} on {name}" for name, count in needs.most_common())
     text = f"{len(done)} of {len(ledger.papers)} were measured at their own scale. "
     text += f"[The others and what each of them needs](papers.md): {data}." if needs else ""
-    return "\n\n".join([text.rstrip(), "\n".join(f"- {line}" for line in lines)]).rstrip()
+    costs = f"[{cost_summary(ledger.costs)}](costs.md); they need no training."
+    shown = "\n".join(f"- {line}" for line in lines)
+    return "\n\n".join(part.rstrip() for part in (text, shown, costs) if part)
 
 
 # Numbers of papers
