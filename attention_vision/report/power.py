@@ -173,13 +173,13 @@ def planned_power(
     Args:
         spread: of a paired difference; None is returned without one.
         plan: effect, seeds and looks.
-        expectations: whose number sets the level.
+        expectations: whose pairs of cells set the level.
         seeds: number of seeds where the plan is not known.
     """
     if spread is None:
         return None
     count = max(plan.counts, default=seeds)
-    return Power(spread, count, plan.level(len(expectations)), plan.effect)
+    return Power(spread, count, plan.level(expectations), plan.effect)
 
 
 def sentences(power: Power) -> list[str]:
