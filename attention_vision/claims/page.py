@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from attention_vision.claims.ledger import Ledger, PaperEntry
+from attention_vision.claims.ledger import Ledger, PaperEntry, StatementEntry
 from attention_vision.claims.outcome import SYMBOLS, numbers
 from attention_vision.report import tables
 from attention_vision.report.text_table import aligned, printable
@@ -28,7 +28,12 @@ def render_page(ledger: Ledger) -> str:
         [
             f"{SYMBOLS[entry.verdict]} {entry.verdict}",
             f"[{entry.statement.statement}]({PAGES}/{entry.page}.md)",
-            "<br>".join(f"{outcome.name}: {outcome.numbers}" for outcome in entry.outcomes),
+            "<br>".join(
+                [
+                    *filter(None, [tested(entry)]),
+                    *(f"{outcome.name}: {outcome.numbers}" for outcome in entry.outcomes),
+                ]
+            ),
         ]
         for entry in [*ledger.statements, *ledger.tables]
         if entry.is_measured
@@ -52,6 +57,11 @@ def render_page(ledger: Ledger) -> str:
             parts.append(f"## {title}\n\n{tables.markdown_table([columns, *rows])}")
     parts.append("## Not run\n\n" + "\n".join(not_run(ledger)))
     return tables.without_html("\n\n".join(part.rstrip() for part in parts) + "\n")
+
+
+def tested(entry: StatementEntry) -> str:
+    """What the verdict is on, where that is less than the statement; empty otherwise."""
+    return f"*tested here*: {entry.statement.tested}" if entry.statement.tested else ""
 
 
 def counts(ledger: Ledger) -> list[list[str]]:
