@@ -27,13 +27,16 @@ def render_page(ledger: Ledger) -> str:
     statements = [
         [
             f"{SYMBOLS[entry.verdict]} {entry.verdict}",
-            f"[{entry.statement.statement}]({PAGES}/{entry.page}.md)",
             "<br>".join(
-                [
-                    *filter(None, [tested(entry)]),
-                    *(f"{outcome.name}: {outcome.numbers}" for outcome in entry.outcomes),
-                ]
+                filter(
+                    None,
+                    [
+                        f"[{headline(entry)}]({PAGES}/{entry.page}.md)",
+                        stated(entry),
+                    ],
+                )
             ),
+            "<br>".join(f"{outcome.name}: {outcome.numbers}" for outcome in entry.outcomes),
         ]
         for entry in [*ledger.statements, *ledger.tables]
         if entry.is_measured
@@ -59,9 +62,18 @@ def render_page(ledger: Ledger) -> str:
     return tables.without_html("\n\n".join(part.rstrip() for part in parts) + "\n")
 
 
-def tested(entry: StatementEntry) -> str:
-    """What the verdict is on, where that is less than the statement; empty otherwise."""
-    return f"*tested here*: {entry.statement.tested}" if entry.statement.tested else ""
+def headline(entry: StatementEntry) -> str:
+    """The sentence that the verdict is on: what was tested here, or the statement itself."""
+    tested = entry.statement.tested if entry.is_measured else ""
+    return tested or entry.statement.statement
+
+
+def stated(entry: StatementEntry) -> str:
+    """The statement, and whether the literature supports it, where less was tested here."""
+    statement = entry.statement
+    if headline(entry) == statement.statement:
+        return ""
+    return f"*stated*: {statement.statement} *Literature*: {statement.literature}."
 
 
 def counts(ledger: Ledger) -> list[list[str]]:

@@ -9,7 +9,7 @@ from attention_vision.claims.costs import summary as cost_summary
 from attention_vision.claims.export import ledger_json
 from attention_vision.claims.ledger import Ledger, PaperEntry, StatementEntry, StudyEntry
 from attention_vision.claims.outcome import SYMBOLS, Outcome
-from attention_vision.claims.page import counts, measured, reported, tested
+from attention_vision.claims.page import counts, headline, measured, reported, stated
 from attention_vision.report import tables
 from attention_vision.report.checklist import checklist
 from attention_vision.report.statistics import Difference, Plan
@@ -115,8 +115,8 @@ def summary(ledger: Ledger) -> str:
 
 def statement_line(entry: StatementEntry) -> str:
     """Format a statement with its verdict and its differences in words, as an item of a list."""
-    link = f"[{entry.statement.statement}]({entry.page}.md)"
-    found = [tested(entry), *(outcome.words for outcome in entry.outcomes)]
+    link = f"[{headline(entry)}]({entry.page}.md)"
+    found = [stated(entry), *(outcome.words for outcome in entry.outcomes)]
     lines = "".join(f"<br>{line}" for line in found if line)
     return f"- {SYMBOLS[entry.verdict]} **{entry.verdict}**: {link}{lines}"
 
@@ -201,9 +201,11 @@ def statement_page(entry: StatementEntry) -> str:
         "## Measured here",
     ]
     if entry.outcomes:
-        if line := tested(entry):
-            parts.append(line)
-            parts.append("The verdict is on this, which is small, not on the number at full scale.")
+        if statement.tested:
+            parts.append(
+                f"*Tested*: {statement.tested} The verdict is on this, not on the number at full"
+                " scale."
+            )
         parts.append("\n".join(outcome_line(one, link=True) for one in entry.outcomes))
     else:
         parts.append(f"Nothing: {entry.verdict}.")
