@@ -169,7 +169,7 @@ LEDGER_KEYS: dict[str, set[str]] = {  # of docs/ledger/ledger.json
     "costs": {"counted", "experiment", "metric", "note", "printed", "source", "verdict"},
     "statements": {
         "commands", "experiment", "id", "kind", "literature", "numbers", "outcomes", "reason",
-        "says", "source", "stated", "statement", "verdict",
+        "says", "source", "stated", "statement", "tested", "verdict",
     },
     "papers": {
         "command", "conditions", "costs", "data", "deviations", "hardware", "hours", "id", "metric",
