@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attention_vision.attention import FeatureAttention, MultiHeadAttention, TokenAttention
+from attention_vision.attention import (
+    DeformableAttention,
+    DeformableSelfAttention2d,
+    FeatureAttention,
+    MultiHeadAttention,
+    TokenAttention,
+)
 from attention_vision.backbones import (
     CCT,
     CompactResNet,
@@ -143,6 +149,10 @@ SLOTS: dict[str, dict[str, Callable[..., Task]]] = {
 BUILT_IN = {  # places that are no slot
     "MultiHeadAttention in DETR": ("MultiHeadAttention", detr),
     "AttentionPool in R-CNN's box head": ("AttentionPool", rcnn),
+    "DeformableAttention in its 2-D form": (
+        "DeformableAttention",
+        partial(resnet, DeformableSelfAttention2d),
+    ),
 }
 NARROW = {"reduction": 2}  # of 8 channels; by default one hidden unit would be left, often dead
 
@@ -151,7 +161,8 @@ def walk() -> Iterator[tuple[str, str, Callable[[], Task]]]:
     """Id, mechanism and task of every pair."""
     for name, kind in mechanisms().items():
         narrow = NARROW if "reduction" in signature(kind).parameters else {}
-        for slot, put in SLOTS[contract(kind)].items():
+        slots = {} if kind is DeformableAttention else SLOTS[contract(kind)]  # it is built in
+        for slot, put in slots.items():
             yield f"{name} in {slot}", name, partial(put, partial(kind, **narrow))
     for place, (name, build) in BUILT_IN.items():
         yield place, name, build

@@ -52,7 +52,8 @@ FLAGS: dict[str, set[str]] = {  # of `attention-vision TASK VERB`
 EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
     "attention": {
         "AttentionGate", "AttentionPool", "AxialAttention", "AxialAttention2d", "CBAM",
-        "ChannelGate", "CrossAttention2d", "EfficientChannelAttention", "FeatureAttention",
+        "ChannelGate", "CrossAttention2d", "DeformableAttention", "DeformableSelfAttention2d",
+        "EfficientChannelAttention", "FeatureAttention",
         "LearnedPosition", "LocalGlobalAttention", "LocalGlobalAttention2d",
         "MultiHeadAttention", "RelativePositionBias", "SelfAttention2d", "SequencePool",
         "SinePosition2d", "SpatialGate", "SqueezeExcite", "TokenAttention",
