@@ -58,16 +58,17 @@ class Denoising:
     The draws are those of the step's random stream: resumed, a run draws the same.
 
     Args:
-        queries: D, at most, unless one group alone is larger; DINO has 100.
+        queries: D, at most, unless one group alone is larger. DINO's option of 100 counts the
+            nearer half alone.
         label_noise: probability that a label is drawn anew, from all classes alike: 0.25 in DINO's
             code, whose option of 0.5 is halved.
-        box_noise: 1 in DINO; 0.4 in DN-DETR.
+        box_noise: 1 in DINO's scripts; 0.4 in DN-DETR.
         contrastive: with the further ones.
     """
 
     def __init__(
         self,
-        queries: Count = 100,
+        queries: Count = 200,
         label_noise: Probability = 0.25,
         box_noise: NonNegative = 1.0,
         contrastive: bool = True,
