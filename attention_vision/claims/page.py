@@ -27,10 +27,10 @@ def render_page(ledger: Ledger) -> str:
     statements = [
         [
             f"{SYMBOLS[entry.verdict]} {entry.verdict}",
-            f"[{entry.statement.statement}]({PAGES}/claims/{entry.id}.md)",
+            f"[{entry.statement.statement}]({PAGES}/{entry.page}.md)",
             "<br>".join(f"{outcome.name}: {outcome.numbers}" for outcome in entry.outcomes),
         ]
-        for entry in ledger.statements
+        for entry in [*ledger.statements, *ledger.tables]
         if entry.is_measured
     ]
     papers = [
@@ -44,7 +44,7 @@ def render_page(ledger: Ledger) -> str:
         if entry.is_measured
     ]
     for title, columns, rows in (
-        ("Statements of articles", ["verdict", "statement", "measured here"], statements),
+        ("Statements", ["verdict", "statement", "measured here"], statements),
         ("Numbers of papers", ["verdict", "experiment", "measured here"], papers),
         ("Studies", ["verdicts", "question"], studies),
     ):
@@ -58,6 +58,7 @@ def counts(ledger: Ledger) -> list[list[str]]:
     """Table of how many entries have which verdict."""
     verdicts = {
         "statements of articles": [entry.verdict for entry in ledger.statements],
+        "tables of repositories": [entry.verdict for entry in ledger.tables],
         "numbers of papers": [entry.verdict for entry in ledger.papers],
         "comparisons of studies": [
             outcome.verdict for entry in ledger.studies for outcome in entry.outcomes
@@ -82,12 +83,17 @@ def column_of(verdict: str) -> str:
 
 def not_run(ledger: Ledger) -> Iterable[str]:
     """Yield a line for each kind of entries that were not measured."""
-    statements = [entry for entry in ledger.statements if not entry.is_measured]
-    if statements:
+    for title, entries in (
+        ("Statements of articles", ledger.statements),
+        ("Tables of repositories", ledger.tables),
+    ):
         links = [
-            f"[{entry.letter or entry.id}]({PAGES}/claims/{entry.id}.md)" for entry in statements
+            f"[{one.letter or one.id.rpartition('/')[2]}]({PAGES}/{one.page}.md)"
+            for one in entries
+            if not one.is_measured
         ]
-        yield f"- Statements of articles: {len(statements)} ({', '.join(links)})."
+        if links:
+            yield f"- {title}: {len(links)} ({', '.join(links)})."
     if papers := sum(not entry.is_measured for entry in ledger.papers):
         yield f"- Numbers of papers: {papers}; [what each of them needs]({PAGES}/papers.md)."
     if studies := sum(not entry.is_measured for entry in ledger.studies):
@@ -115,11 +121,16 @@ def digits(value: float) -> int:
 
 def render_text(ledger: Ledger) -> str:
     """Render the ledger as plain text: one line per entry, without numbers."""
-    parts = {
-        "Statements of articles": [
+    statements, repositories = (
+        [
             [one.letter, shortened(one.statement.statement), one.statement.literature, one.verdict]
-            for one in ledger.statements
-        ],
+            for one in entries
+        ]
+        for entries in (ledger.statements, ledger.tables)
+    )
+    parts = {
+        "Statements of articles": statements,
+        "Tables of repositories": repositories,
         "Numbers of papers": [
             [one.id, shortened(one.claim.source), one.verdict] for one in ledger.papers
         ],
