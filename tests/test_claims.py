@@ -582,7 +582,7 @@ def test_the_ledger_for_other_programs(repository):
     path = "experiments/ablations/se.yaml"
     measure(repository, path, runs(none=[0.90, 0.92, 0.91], se=[0.95, 0.971, 0.96]), study=STUDY)
     content = json.loads(files_of(read_ledger(repository))["docs/ledger/ledger.json"])
-    assert content.keys() == {"format", "statements", "tables", "papers", "studies"}
+    assert content.keys() == {"format", "statements", "tables", "papers", "costs", "studies"}
     (study,) = content["studies"]
     first, second = study["outcomes"]
     assert content["statements"][0]["outcomes"] == [first["id"]] == ["se_1: se > none"]

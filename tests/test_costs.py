@@ -8,7 +8,13 @@ from types import ModuleType
 import pytest
 
 from attention_vision.claims.claim import Claim, Costs
-from attention_vision.claims.costs import RESULTS, cost_rows, experiments_with_costs, render
+from attention_vision.claims.costs import (
+    RESULTS,
+    CostRow,
+    cost_page,
+    cost_rows,
+    experiments_with_costs,
+)
 from attention_vision.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -39,9 +45,15 @@ def test_costs_are_not_empty() -> None:
         Costs(source="a paper")
 
 
-def test_the_page_is_current() -> None:
-    """If this fails, run experiments/benchmarks/costs.py."""
-    assert (ROOT / "docs/costs.md").read_text() == render(cost_rows(ROOT))
+def test_the_page_says_what_is_contradicted_first(tmp_path: Path) -> None:
+    assert cost_rows(tmp_path) == []
+    claim = Claim("a paper", "cost/macs", 3.87e9, 5e6)
+    wrong = CostRow("se", claim, "3.87 G", 3.86e9, "without the gates")
+    right = CostRow("plain", claim, "3.87 G", 3.8701e9, "")
+    page = "\n".join(cost_page([wrong, right]))
+    assert "1 of 2 printed parameters and multiply-adds are reproduced." in page
+    assert "- multiply-adds 3.87 G printed, 3,860,000,000 counted<br>without the gates" in page
+    assert "| `plain` | multiply-adds | 3.87 G | 3,870,100,000 |" in page
 
 
 @pytest.fixture

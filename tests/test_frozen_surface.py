@@ -184,10 +184,11 @@ STUDY_KEYS: set[str] = {  # of study.json
     "task", "versions",
 }
 LEDGER_KEYS: dict[str, set[str]] = {  # of docs/ledger/ledger.json
-    "": {"format", "papers", "statements", "studies", "tables"},
+    "": {"costs", "format", "papers", "statements", "studies", "tables"},
+    "costs": {"counted", "experiment", "metric", "note", "printed", "source", "verdict"},
     "statements": {
         "commands", "experiment", "id", "kind", "literature", "numbers", "outcomes", "reason",
-        "says", "source", "stated", "statement", "verdict",
+        "says", "source", "stated", "statement", "tested", "verdict",
     },
     "papers": {
         "command", "conditions", "costs", "data", "deviations", "hardware", "hours", "id", "metric",
@@ -423,7 +424,7 @@ def test_keys_of_the_ledger():
     content = json.loads(file.read_text())
     found = {"": set(content)}
     content["statements"] += content["tables"]  # alike
-    for part in ("statements", "papers", "studies"):
+    for part in ("statements", "papers", "costs", "studies"):
         found[part] = {key for entry in content[part] for key in entry}
     for part in ("cells", "outcomes", "numbers"):
         lists = [one.get(part, []) for kind in ("statements", "studies") for one in content[kind]]

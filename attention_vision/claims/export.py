@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from attention_vision.claims.costs import CostRow
 from attention_vision.claims.ledger import Ledger, PaperEntry, StatementEntry, StudyEntry
 from attention_vision.claims.outcome import Outcome
 from attention_vision.report.checklist import checklist
@@ -19,6 +20,7 @@ def ledger_json(ledger: Ledger) -> str:
         "statements": [statement_content(entry) for entry in ledger.statements],
         "tables": [statement_content(entry) for entry in ledger.tables],
         "papers": [paper_content(entry) for entry in ledger.papers],
+        "costs": [cost_content(row) for row in ledger.costs],
         "studies": [study_content(entry) for entry in ledger.studies],
     }
     return to_json(rounded(content))
@@ -56,6 +58,15 @@ def paper_content(entry: PaperEntry) -> dict[str, Any]:
         "results": entry.results,
         "command": entry.command,
     }
+
+
+def cost_content(row: CostRow) -> dict[str, Any]:
+    claim = row.claim
+    return {
+        "experiment": row.experiment, "verdict": row.verdict, "metric": claim.metric,
+        "source": claim.source, "printed": row.printed, "counted": int(row.counted),
+        "note": row.note,
+    }  # fmt: skip
 
 
 def study_content(entry: StudyEntry) -> dict[str, Any]:

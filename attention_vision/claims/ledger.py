@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_vision.claims.claim import Claim
+from attention_vision.claims.costs import CostRow, cost_rows
 from attention_vision.claims.outcome import SYMBOLS, Outcome, combined, verdict_of
 from attention_vision.claims.statement import Statement, Trial
 from attention_vision.errors import InputError
@@ -130,12 +131,14 @@ class Ledger:
         statements: of articles.
         tables: of repositories that contradict each other, in experiments/claims/tables.
         papers: numbers that an experiment reproduces.
+        costs: sizes of networks that sources print, the contradicted first.
         studies: studies, and results files with cells to compare.
     """
 
     statements: list[StatementEntry]
     tables: list[StatementEntry]
     papers: list[PaperEntry]
+    costs: list[CostRow]
     studies: list[StudyEntry]
 
 
@@ -220,7 +223,7 @@ def read_ledger(root: Path) -> Ledger:
             studies.append(results_entry(path, report, f"attention-vision study report {path}"))
     for entries in (papers, studies):
         entries.sort(key=lambda entry: not entry.is_measured)
-    return Ledger(statements, tables, papers, studies)
+    return Ledger(statements, tables, papers, cost_rows(root), studies)
 
 
 # Statements

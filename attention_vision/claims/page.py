@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from attention_vision.claims.ledger import Ledger, PaperEntry
+from attention_vision.claims.ledger import Ledger, PaperEntry, StatementEntry
 from attention_vision.claims.outcome import SYMBOLS, numbers
 from attention_vision.report import tables
 from attention_vision.report.text_table import aligned, printable
@@ -27,7 +27,15 @@ def render_page(ledger: Ledger) -> str:
     statements = [
         [
             f"{SYMBOLS[entry.verdict]} {entry.verdict}",
-            f"[{entry.statement.statement}]({PAGES}/{entry.page}.md)",
+            "<br>".join(
+                filter(
+                    None,
+                    [
+                        f"[{headline(entry)}]({PAGES}/{entry.page}.md)",
+                        stated(entry),
+                    ],
+                )
+            ),
             "<br>".join(f"{outcome.name}: {outcome.numbers}" for outcome in entry.outcomes),
         ]
         for entry in [*ledger.statements, *ledger.tables]
@@ -54,12 +62,27 @@ def render_page(ledger: Ledger) -> str:
     return tables.without_html("\n\n".join(part.rstrip() for part in parts) + "\n")
 
 
+def headline(entry: StatementEntry) -> str:
+    """The sentence that the verdict is on: what was tested here, or the statement itself."""
+    tested = entry.statement.tested if entry.is_measured else ""
+    return tested or entry.statement.statement
+
+
+def stated(entry: StatementEntry) -> str:
+    """The statement, and whether the literature supports it, where less was tested here."""
+    statement = entry.statement
+    if headline(entry) == statement.statement:
+        return ""
+    return f"*stated*: {statement.statement} *Literature*: {statement.literature}."
+
+
 def counts(ledger: Ledger) -> list[list[str]]:
     """Table of how many entries have which verdict."""
     verdicts = {
         "statements of articles": [entry.verdict for entry in ledger.statements],
         "tables of repositories": [entry.verdict for entry in ledger.tables],
         "numbers of papers": [entry.verdict for entry in ledger.papers],
+        f"[printed costs of networks]({PAGES}/costs.md)": [row.verdict for row in ledger.costs],
         "comparisons of studies": [
             outcome.verdict for entry in ledger.studies for outcome in entry.outcomes
         ],

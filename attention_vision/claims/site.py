@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from attention_vision.claims import forest
+from attention_vision.claims.costs import cost_page
+from attention_vision.claims.costs import summary as cost_summary
 from attention_vision.claims.export import ledger_json
 from attention_vision.claims.ledger import Ledger, PaperEntry, StatementEntry, StudyEntry
 from attention_vision.claims.outcome import SYMBOLS, Outcome
-from attention_vision.claims.page import counts, measured, reported
+from attention_vision.claims.page import counts, headline, measured, reported, stated
 from attention_vision.report import tables
 from attention_vision.report.checklist import checklist
 from attention_vision.report.statistics import Difference, Plan
@@ -31,6 +33,7 @@ def pages(ledger: Ledger) -> dict[str, str]:
     found = {
         "index.md": index(ledger),
         "papers.md": papers(ledger),
+        "costs.md": assembled(cost_page(ledger.costs)),
         "ledger.json": ledger_json(ledger),
         "differences.svg": forest.draw(all_differences(ledger.studies), "All measured differences"),
     }
@@ -112,9 +115,10 @@ def summary(ledger: Ledger) -> str:
 
 def statement_line(entry: StatementEntry) -> str:
     """Format a statement with its verdict and its differences in words, as an item of a list."""
-    link = f"[{entry.statement.statement}]({entry.page}.md)"
-    found = "".join(f"<br>{outcome.words}" for outcome in entry.outcomes)
-    return f"- {SYMBOLS[entry.verdict]} **{entry.verdict}**: {link}{found}"
+    link = f"[{headline(entry)}]({entry.page}.md)"
+    found = [stated(entry), *(outcome.words for outcome in entry.outcomes)]
+    lines = "".join(f"<br>{line}" for line in found if line)
+    return f"- {SYMBOLS[entry.verdict]} **{entry.verdict}**: {link}{lines}"
 
 
 def study_cells(entry: StudyEntry) -> list[str]:
@@ -143,7 +147,9 @@ def papers_summary(ledger: Ledger) -> str:
     data = ", ".join(f"{count} on {name}" for name, count in needs.most_common())
     text = f"{len(done)} of {len(ledger.papers)} were measured at their own scale. "
     text += f"[The others and what each of them needs](papers.md): {data}." if needs else ""
-    return "\n\n".join([text.rstrip(), "\n".join(f"- {line}" for line in lines)]).rstrip()
+    costs = f"[{cost_summary(ledger.costs)}](costs.md); they need no training."
+    shown = "\n".join(f"- {line}" for line in lines)
+    return "\n\n".join(part.rstrip() for part in (text, shown, costs) if part)
 
 
 # Numbers of papers
@@ -195,10 +201,12 @@ def statement_page(entry: StatementEntry) -> str:
         "## Measured here",
     ]
     if entry.outcomes:
+        if statement.tested:
+            parts.append(
+                f"*Tested*: {statement.tested} The verdict is on this, not on the number at full"
+                " scale."
+            )
         parts.append("\n".join(outcome_line(one, link=True) for one in entry.outcomes))
-        parts.append(
-            "These measurements are small: they test the mechanism, not the number at full scale."
-        )
     else:
         parts.append(f"Nothing: {entry.verdict}.")
     return assembled([*parts, *rerun(entry.commands)])

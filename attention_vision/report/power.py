@@ -17,8 +17,8 @@ from attention_vision.report.statistics import Expectation, Plan, Values
 POWER = 0.8
 MOST = 10_000  # seeds that are looked at
 # A paired difference of accuracies varies by more than the choice of the test images explains: by
-# 0.9 to 3.1 times that (median 2.0) in six studies of short trainings on digits, Fashion-MNIST and
-# CIFAR-10; least in the one that trained longest.
+# 0.9 to 3.1 times that (median 1.8) in seven studies of short trainings on digits, Fashion-MNIST
+# and CIFAR-10; least in the two of the most seeds.
 ABOVE_FLOOR = 2.0
 USUAL_ERROR = 0.1  # where the baseline has not been measured
 
@@ -173,13 +173,13 @@ def planned_power(
     Args:
         spread: of a paired difference; None is returned without one.
         plan: effect, seeds and looks.
-        expectations: whose number sets the level.
+        expectations: whose pairs of cells set the level.
         seeds: number of seeds where the plan is not known.
     """
     if spread is None:
         return None
     count = max(plan.counts, default=seeds)
-    return Power(spread, count, plan.level(len(expectations)), plan.effect)
+    return Power(spread, count, plan.level(expectations), plan.effect)
 
 
 def sentences(power: Power) -> list[str]:

@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/costs.py     # CPU, two minutes
 
-Writes experiments/results/exact_costs.json and docs/costs.md.
+Writes experiments/results/exact_costs.json; `attention-vision claims` then writes the pages.
 
 The experiments are those with `costs` in their claim. Their networks are built as for training,
 with random weights; the counts are exact, and have no seed. Multiply-adds of sources whose counter
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_vision.attention import attention_backend
 from attention_vision.claims.claim import Claim
-from attention_vision.claims.costs import RESULTS, cost_rows, experiments_with_costs, render
+from attention_vision.claims.costs import RESULTS, cost_rows, experiments_with_costs
 from attention_vision.runs.load import load_experiment
 
 PRODUCTS = ("bmm", "baddbmm")  # of queries and keys, of attention weights and values
@@ -81,7 +81,6 @@ def main() -> None:
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     (ROOT / RESULTS).write_text(json.dumps(results(commit), indent=2) + "\n")
     rows = cost_rows(ROOT)
-    (ROOT / "docs/costs.md").write_text(render(rows))
     for row in rows:
         cost = f"{row.claim.metric:<16}{row.claim.reported:>16,.0f}{row.counted:>16,.0f}"
         print(f"{row.experiment:<52}{cost} {row.verdict}")

@@ -403,7 +403,7 @@ def test_a_verdict_waits_for_the_plan_and_goes_with_the_results(study, capsys):
         finding = both[0].findings[0]
         (looks,) = [one for one in both[0].remarks if one.startswith("verdicts")] or [""]
         outcomes.append((len(finding.difference.values), finding.verdict, looks))
-        assert finding.difference.level == pytest.approx(1 - 0.05 / 6)
+        assert finding.difference.level == pytest.approx(1 - 0.05 / 3)
     later = "verdicts are those of the first 4 of 5 seeds: the next look is at 6"
     assert outcomes == [
         (2, "undecided", ""), (3, "supported", ""), (4, "supported", ""), (4, "supported", later)

@@ -138,7 +138,7 @@ def finished() -> dict[str, Report]:
     for file in sorted(RESULTS.glob("*.json")):
         if "study" in json.loads(file.read_text()):
             report = Report.of(read_study(file))
-            seeds = [len(one.difference.values) for one in report.findings]
+            seeds = [len(one.difference.values) for one in report.findings if one.difference.values]
             if not report.study.exact and min(seeds, default=0) >= 6:
                 found[file.stem] = report
     return found
