@@ -66,6 +66,26 @@ model:
         hidden: 16
         backbone: {RESNET}
 """,
+    "q": f"""
+task: detection
+data: {{class_path: DigitScenes, init_args: {{scenes: 8, val_scenes: 4, batch_size: 2}}}}
+model:
+  class_path: DeformableDETRDetector
+  init_args:
+    network:
+      class_path: DeformableDETR
+      init_args:
+        num_queries: 5
+        refine: true
+        two_stage: true
+        denoising: {{class_path: Denoising, init_args: {{queries: 8}}}}
+        width: 16
+        heads: 2
+        encoder_layers: 1
+        decoder_layers: 1
+        hidden: 16
+        backbone: {RESNET}
+""",
     "f": f"""
 task: detection
 data: {{class_path: DigitScenes, init_args: {{scenes: 8, val_scenes: 4, batch_size: 2}}}}
