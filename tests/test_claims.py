@@ -708,6 +708,9 @@ def edit_study(old: str, new: str) -> None:
         (lambda f: edit(f, versions={"torch": "new"}), "torch 'new' is not a version"),
         (lambda f: edit(f, hardware=""), "without hardware"),
         (lambda f: edit(f, notes=["![x](https://elsewhere)"]), "a text has a link of Markdown"),
+        (lambda f: edit(f, notes=["[x]: //elsewhere", "a"]), "or a reference of Markdown"),
+        (lambda f: edit(f, notes=["One.\n## Two"]), "a text has a line break"),
+        (lambda f: edit(f, hardware="a \x1b[31mCPU"), "a control character"),
         (lambda f: edit(f, what={"experiment": "../../se.yaml"}), "is not in the repository"),
         (lambda f: edit(f, runs=[{"cell": "se", "metrics": {"val/top1": "high"}}]), "not a number"),
         (lambda f: f.write_text("{"), "not valid JSON"),
@@ -730,6 +733,14 @@ def test_what_cannot_be_compared_is_said_once(results, capsys):
     said = capsys.readouterr().out
     assert "older files, which do not name their configuration: se.json" in said
     assert "commits were not compared: this is not a repository of git" in said
+
+
+def test_another_plan_than_the_study_file_has_is_said(results, capsys):
+    content = json.loads(results.read_text())
+    plan = content["study"] | {"effect": 0.5, "seeds": [0]}
+    edit(results, study=plan, commit=content["commit"])
+    assert main(["claims", "check", str(results)]) == 0
+    assert "se.yaml has changed since: effect is nothing, not 0.5" in capsys.readouterr().out
 
 
 def no_study(file: Path) -> dict[str, set[str]]:
