@@ -166,8 +166,12 @@ def unknown_commits(
     """
     try:
         shallow = git(root, "rev-parse", "--is-shallow-repository").strip() == "true"
+        inside = git(root, "rev-parse", "--show-prefix").strip()
     except (OSError, subprocess.CalledProcessError):
         remarks.append("commits were not compared: this is not a repository of git")
+        return
+    if inside:
+        remarks.append(f"commits were not compared: {inside} is a folder of another repository")
         return
     if shallow:
         remarks.append("commits were not compared: the clone is shallow (git fetch --unshallow)")
