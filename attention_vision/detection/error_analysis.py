@@ -366,7 +366,7 @@ def confusion_matrix(evaluation: Evaluation, num_classes: int) -> np.ndarray:
             detected[truth] = matches.labels[detection]
             free[detection] = False
     np.add.at(counts, (matches.true_labels, detected), 1)
-    np.add.at(counts, (num_classes, matches.labels[free]), 1)
+    counts[-1] += np.bincount(matches.labels[free], minlength=num_classes + 1)
     return counts
 
 
