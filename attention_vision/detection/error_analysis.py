@@ -280,7 +280,7 @@ class Evaluation:
         objects: number of each, (K,).
         curves: of each.
         precision, recall, f1: of each at `SCORES`, of the detections with that score or more,
-            (K, 1001); precision is 1 where there are none.
+            (K, 1001); precision is NaN where there are none.
         threshold: of `SCORES`, the one with the largest mean F1, or 0.5 if all are 0; counts are of
             detections from it.
         gains: see `error_gains`.
@@ -323,7 +323,7 @@ def analyze(images: Mapping[int, Image]) -> Evaluation:
     found, shown = (
         np.array(counts).reshape(len(classes), len(SCORES)) for counts in (found, shown)
     )
-    precision = np.where(shown > 0, found / np.maximum(shown, 1), 1.0)
+    precision = np.where(shown > 0, found / np.maximum(shown, 1), np.nan)
     f1 = 2 * found / (shown + objects[:, None])
     mean = f1.mean(0) if classes else np.zeros_like(SCORES)
     return Evaluation(

@@ -27,10 +27,10 @@ from attention_vision.detection.figures import (
     readable,
     side_by_side,
 )
-from attention_vision.report.plots import COLORS, INK, SETTINGS, WIDTH
+from attention_vision.report.plots import COLORS, INK, SETTINGS, STYLES, WIDTH
 from attention_vision.visualization.drawing import Color, with_legend
 
-MOST_LINES = len(COLORS)  # classes with a line of their own; of more the mean alone is drawn
+MOST_LINES = 2 * len(COLORS)  # classes with a line of their own; of more the mean alone is drawn
 KIND_COLORS: dict[str, Color] = dict(
     zip(
         (CORRECT, *FALSE_KINDS, MISSED),
@@ -64,11 +64,12 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
 def _lines(axes: Axes, x: np.ndarray, rows: np.ndarray, labels: Sequence[str]) -> None:
     """A line for each of few classes, and their mean."""
     if 1 < len(rows) <= MOST_LINES:
-        for row, label, color in zip(rows, labels, COLORS, strict=False):
-            axes.plot(x, row, color=color, linewidth=0.9, label=label)
+        for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
+            style, color = STYLES[number // len(COLORS)], COLORS[number % len(COLORS)]
+            axes.plot(x, row, style, color=color, linewidth=0.9, label=label)
     name = labels[0] if len(rows) == 1 else f"mean of {len(rows)} classes"
     axes.plot(x, rows.mean(0), color=INK, linewidth=1.8, label=name)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=7)
 
 
 def losses(evaluation: Evaluation) -> Figure:

@@ -78,7 +78,7 @@ class Measured(NamedTuple):
     """An evaluation to report on."""
 
     split: str
-    step: int  # as in metrics.csv
+    weights: str  # their step, as in metrics.csv, or the name of their checkpoint
     numbers: dict[str, float]  # see `average_precision.NUMBERS`
     class_ap: dict[str, float]
     images: dict[int, Image]
@@ -128,8 +128,10 @@ class DetectionReport(Callback):
         metric = module.average_precision[split]
         numbers = metric.compute()  # of all processes; all compute, and the module does not again
         if trainer.is_global_zero:
-            step = max(0, step_number(trainer) - 1)
-            self._last = Measured(split, step, numbers, metric.per_class(), metric.gathered)
+            weights = Path(str(trainer.ckpt_path or "initial weights")).name
+            if trainer.state.fn == TrainerFn.FITTING:
+                weights = f"step {max(0, step_number(trainer) - 1):,}"
+            self._last = Measured(split, weights, numbers, metric.per_class(), metric.gathered)
 
     def _report(self, trainer: Trainer) -> None:
         measured, self._last = self._last, None
@@ -232,7 +234,7 @@ class Report:
                     int(evaluation.objects[index]),
                     self.measured.class_ap.get(name),
                     evaluation.curves[index].average_precision,
-                    float(evaluation.precision[index, here]),
+                    finite(evaluation.precision[index, here]),
                     float(evaluation.recall[index, here]),
                     float(evaluation.f1[index, here]),
                     evaluation.threshold,
@@ -282,7 +284,7 @@ class Report:
             by_recall += [[name, *map(float, point)] for point in points]
             columns = (evaluation.precision, evaluation.recall, evaluation.f1)
             points = zip(SCORES[::10], *(column[index, ::10] for column in columns), strict=True)
-            by_score += [[name, *map(float, point)] for point in points]
+            by_score += [[name, *map(finite, point)] for point in points]
         return {"precision_recall": by_recall, "f1": by_score}
 
     def pictures(self) -> dict[str, np.ndarray]:
@@ -324,8 +326,8 @@ class Report:
         objects, images = int(evaluation.objects.sum()), len(evaluation.matches.images)
         title = f"{run}: AP {numbers['ap']:.3f} on {measured.split}"
         facts = (
-            f"{images:,} images, {objects:,} objects of {len(evaluation.classes)} classes, at step"
-            f" {measured.step:,}. Counts are of detections with a score of"
+            f"{measured.weights}: {images:,} images, {objects:,} objects of"
+            f" {len(evaluation.classes)} classes. Counts are of detections with a score of"
             f" {evaluation.threshold:.3g} or more, where the mean F1 is largest."
         )
         right = list(range(1, 12))
@@ -394,9 +396,14 @@ def in_words(rows: Sequence[Record]) -> list[list[str]]:
     ]
 
 
+def finite(value: float) -> float | None:
+    """A number, or None for NaN, an empty cell."""
+    return float(value) if value == value else None
+
+
 def words(cell: str | float | None) -> str:
     return "" if cell is None else str(cell)
 
 
 def decimals(value: str | float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}"
