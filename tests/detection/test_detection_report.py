@@ -85,7 +85,7 @@ def trainer(folder: Path, *callbacks: Callback, logger: object = False) -> Train
 
 
 def scenes() -> DigitScenes:
-    return DigitScenes(scenes=2, val_scenes=20, batch_size=8)
+    return DigitScenes(scenes=8, val_scenes=20, batch_size=8)
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:

@@ -153,7 +153,7 @@ def test_nothing_to_measure() -> None:
 
 def test_tide_agrees() -> None:
     """The authors' own code, on its recall grid: i / 100, of which COCO's differs by rounding."""
-    tidecv = pytest.importorskip("tidecv", reason="pip install tidecv, which wants opencv-python")
+    tidecv = pytest.importorskip("tidecv", reason="pip install tidecv opencv-python")
     from attention_vision.detection import error_analysis
 
     rng = np.random.default_rng(0)
@@ -178,7 +178,8 @@ def test_tide_agrees() -> None:
             truth.add_ground_truth(number, label, box)
         for label, score, box in detections:
             found.add_detection(number, label, score, box)
-    run = tidecv.TIDE().evaluate(truth, found, 0.5, 0.1, tidecv.TIDE.BOX, name="run")
+    box = tidecv.quantify.TIDE.BOX
+    run = tidecv.quantify.TIDERun(truth, found, 0.5, 0.1, box, max_dets=100)
     names = ("classification", "localization", "both", "duplicate", "background", MISSED)
     counts = dict(zip(names, run.count_errors().values(), strict=True))
     with pytest.MonkeyPatch.context() as patch:
