@@ -552,10 +552,10 @@ def test_a_results_file_is_named_by_its_cell_too(repository):
 def test_pages_name_each_measurement_and_link_to_pages_that_exist(ledger):
     files = files_of(ledger)
     index, short = files["docs/ledger/index.md"], files["experiments/README.md"]
-    for statement in ledger.statements:
-        page = files[f"docs/ledger/claims/{statement.id}.md"]
+    for statement in [*ledger.statements, *ledger.tables]:
+        page = files[f"docs/ledger/{statement.page}.md"]
         assert statement.verdict in page
-        assert f"(claims/{statement.id}.md)" in index
+        assert f"({statement.page}.md)" in index
         for outcome in statement.outcomes:
             assert outcome.words in page
             assert outcome.words in index
@@ -573,7 +573,7 @@ def test_pages_name_each_measurement_and_link_to_pages_that_exist(ledger):
 
 
 def test_measured_rows_come_first(ledger):
-    for entries in (ledger.statements, ledger.papers, ledger.studies):
+    for entries in (ledger.statements, ledger.tables, ledger.papers, ledger.studies):
         kinds = [entry.is_measured for entry in entries]
         assert kinds == sorted(kinds, reverse=True)
 
@@ -582,7 +582,7 @@ def test_the_ledger_for_other_programs(repository):
     path = "experiments/ablations/se.yaml"
     measure(repository, path, runs(none=[0.90, 0.92, 0.91], se=[0.95, 0.971, 0.96]), study=STUDY)
     content = json.loads(files_of(read_ledger(repository))["docs/ledger/ledger.json"])
-    assert content.keys() == {"format", "statements", "papers", "studies"}
+    assert content.keys() == {"format", "statements", "tables", "papers", "costs", "studies"}
     (study,) = content["studies"]
     first, second = study["outcomes"]
     assert content["statements"][0]["outcomes"] == [first["id"]] == ["se_1: se > none"]
@@ -601,6 +601,20 @@ def test_a_plot_has_a_mark_and_a_number_for_each_difference(repository):
     assert texts.count("supported") == texts.count("contradicted") == 2  # one of the legend
     shapes = [forest.mark(verdict, 0, 0).replace(color, "") for verdict, color in COLORS.items()]
     assert len(set(shapes)) == len(COLORS)
+
+
+def test_equal_cells_show_no_difference_within_the_band_of_the_effect(repository):
+    study = STUDY | {"effect": 0.05, "expect": ["se > none"]}
+    values = runs(none=[0.90, 0.91, 0.92], se=[0.901, 0.909, 0.921])
+    measure(repository, "experiments/ablations/se.yaml", values, study=study)
+    ledger = read_ledger(repository)
+    assert ledger.statements[0].verdict == "no difference"
+    files = files_of(ledger)
+    page = files["docs/ledger/results/se_1.md"]
+    assert "■ **no difference beyond 0.05**: `se > none`" in page
+    assert "*effect*: 0.05" in page
+    assert "no difference" in files["docs/ledger/results/se_1.svg"]
+    assert "| statements of articles |  |  |  | 1 |" in files["experiments/README.md"]
 
 
 @pytest.mark.parametrize(

@@ -175,23 +175,25 @@ STUDY_KEYS: set[str] = {  # of study.json
     "task", "versions",
 }
 LEDGER_KEYS: dict[str, set[str]] = {  # of docs/ledger/ledger.json
-    "": {"format", "papers", "statements", "studies"},
+    "": {"costs", "format", "papers", "statements", "studies", "tables"},
+    "costs": {"counted", "experiment", "metric", "note", "printed", "source", "verdict"},
     "statements": {
         "commands", "experiment", "id", "kind", "literature", "numbers", "outcomes", "reason",
-        "says", "source", "stated", "statement", "verdict",
+        "says", "source", "stated", "statement", "tested", "verdict",
     },
     "papers": {
-        "command", "conditions", "data", "deviations", "hardware", "hours", "id", "metric",
+        "command", "conditions", "costs", "data", "deviations", "hardware", "hours", "id", "metric",
         "reported", "results", "source", "tolerance", "values", "verdict",
     },
     "studies": {
-        "baseline", "cells", "command", "commands", "expect", "facts", "higher_is_better", "hours",
-        "id", "measured", "metric", "notes", "outcomes", "question", "seeds", "task",
+        "baseline", "cells", "checklist", "command", "commands", "effect", "expect",
+        "higher_is_better", "hours", "id", "looks", "measured", "metric", "notes", "outcomes",
+        "planned_seeds", "question", "seeds", "task",
     },
     "cells": {"cell", "cost", "mean", "n", "std", "values"},
     "outcomes": {
-        "difference", "expectation", "high", "id", "level", "low", "opposite", "p", "reason",
-        "values", "verdict",
+        "difference", "expectation", "high", "id", "level", "low", "opposite", "ordering", "p",
+        "p_sign_flip", "reason", "values", "verdict",
     },
     "numbers": {"id", "metric", "stated", "tolerance", "values", "verdict"},
 }
@@ -391,7 +393,8 @@ def test_keys_of_the_ledger():
     file = Path(__file__).parents[1] / "docs/ledger/ledger.json"
     content = json.loads(file.read_text())
     found = {"": set(content)}
-    for part in ("statements", "papers", "studies"):
+    content["statements"] += content["tables"]  # alike
+    for part in ("statements", "papers", "costs", "studies"):
         found[part] = {key for entry in content[part] for key in entry}
     for part in ("cells", "outcomes", "numbers"):
         lists = [one.get(part, []) for kind in ("statements", "studies") for one in content[kind]]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from finite_runs import MODULES
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
@@ -175,6 +176,19 @@ def test_a_recipe_says_what_does_not_decay() -> None:
         for name, parameter in network.named_parameters()
         if name not in norms | biases | positions
     )
+
+
+@pytest.mark.parametrize("name", ["classifier", "detr", "rcnn", "unet"])
+def test_each_task_passes_it_on(name: str) -> None:
+    module: Any = MODULES[name]()
+    spared = [
+        group.get("weight_decay") == 0
+        for group in module.configure_optimizers()["optimizer"].param_groups
+    ]
+    assert any(spared)
+    module.no_weight_decay = ()
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    assert all(group["weight_decay"] > 0 for group in groups)
 
 
 def test_frozen_parameters_are_left_out() -> None:

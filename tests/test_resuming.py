@@ -33,7 +33,12 @@ from attention_vision.runs.resume import (
 )
 from attention_vision.training.changes import ApplyChanges, Change
 from attention_vision.training.checkpoint_io import AtomicCheckpointIO
-from attention_vision.training.optim import StepOnPlateau, WarmupCosine, configure
+from attention_vision.training.optim import (
+    EpochWarmupCosine,
+    StepOnPlateau,
+    WarmupCosine,
+    configure,
+)
 from attention_vision.training.run_folder import new_run, remove_empty
 from attention_vision.training.run_lock import RunLock
 
@@ -135,6 +140,7 @@ def test_the_documentation_has_the_table():
         ("model.generator_optimizer.lr", "applied"),
         ("model.generator.width", "refused"),
         ("model.class_weights", "applied"),
+        ("model.no_weight_decay", "applied"),
         ("model.weights", "refused"),
         ("model.ema_decay", "applied, not to or from 0"),
         ("data.batch_size", "at an epoch's end"),
@@ -334,6 +340,7 @@ def rates(module: Line, epochs: int, *callbacks: Callback, checkpoint: str | Non
     ("schedule", "new"),
     [
         (partial(WarmupCosine, warmup_epochs=1), {"warmup_epochs": 2, "min_lr": 0.01}),
+        (partial(EpochWarmupCosine, warmup_epochs=1), {"warmup_epochs": 2, "warmup": "harmonic"}),
         (partial(lr_scheduler.StepLR, step_size=1, gamma=0.5), {"gamma": 0.1}),
         (partial(lr_scheduler.MultiStepLR, milestones=[1, 3], gamma=0.5), {"milestones": [2, 3]}),
         (partial(lr_scheduler.ConstantLR, factor=0.5, total_iters=3), {"total_iters": 1}),

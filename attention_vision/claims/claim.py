@@ -20,6 +20,7 @@ class Costs:
         layer_macs: those of layers with weights alone: some counters leave out the products of
             queries and keys and of attention weights and values.
         source: where they are printed, if not in the source of the claim.
+        note: what is known of a difference between printed and counted.
 
     Raises:
         InputError: a text that is not a number with a unit, k, M or G.
@@ -29,6 +30,7 @@ class Costs:
     macs: str = ""
     layer_macs: str = ""
     source: str = ""
+    note: str = ""
 
     def __post_init__(self):
         if not self.printed():

@@ -3,8 +3,10 @@
 from dataclasses import asdict
 from typing import Any
 
+from attention_vision.claims.costs import CostRow
 from attention_vision.claims.ledger import Ledger, PaperEntry, StatementEntry, StudyEntry
-from attention_vision.claims.outcome import Outcome, opposite
+from attention_vision.claims.outcome import Outcome
+from attention_vision.report.checklist import checklist
 from attention_vision.report.summary import Report
 from attention_vision.yaml_json import to_json
 
@@ -16,7 +18,9 @@ def ledger_json(ledger: Ledger) -> str:
     content = {
         "format": FORMAT,
         "statements": [statement_content(entry) for entry in ledger.statements],
+        "tables": [statement_content(entry) for entry in ledger.tables],
         "papers": [paper_content(entry) for entry in ledger.papers],
+        "costs": [cost_content(row) for row in ledger.costs],
         "studies": [study_content(entry) for entry in ledger.studies],
     }
     return to_json(rounded(content))
@@ -56,12 +60,24 @@ def paper_content(entry: PaperEntry) -> dict[str, Any]:
     }
 
 
+def cost_content(row: CostRow) -> dict[str, Any]:
+    claim = row.claim
+    return {
+        "experiment": row.experiment, "verdict": row.verdict, "metric": claim.metric,
+        "source": claim.source, "printed": row.printed, "counted": int(row.counted),
+        "note": row.note,
+    }  # fmt: skip
+
+
 def study_content(entry: StudyEntry) -> dict[str, Any]:
     about = {
         "id": entry.id,
         "question": entry.question,
         "metric": entry.metric,
         "expect": entry.expect,
+        "effect": entry.plan.effect,
+        "looks": list(entry.plan.looks),
+        "planned_seeds": list(entry.plan.seeds),
         "measured": entry.is_measured,
         "command": entry.command,
     }
@@ -77,7 +93,7 @@ def measured_content(entry: StudyEntry, report: Report) -> dict[str, Any]:
         "baseline": study.baseline,
         "seeds": [seed for seed in study.seeds if seed is not None],
         "hours": sum(one.cost.get("seconds") or 0.0 for one in study.results) / 3600,
-        "facts": {key: text for key, text in study.facts.items() if key != "commands"},
+        "checklist": checklist(study),
         "commands": study.facts.get("commands", "").splitlines(),
         "cells": [
             {"cell": row.cell, "n": len(row.values), "mean": row.mean, "std": row.std,
@@ -99,12 +115,14 @@ def outcome_content(outcome: Outcome) -> dict[str, Any]:
         "expectation": outcome.name,
         "verdict": finding.verdict,
         "reason": finding.reason,
-        "opposite": opposite(finding),
+        "opposite": outcome.opposite,
         "difference": difference.mean,
         "low": low,
         "high": high,
         "level": difference.level,
         "p": difference.p,
+        "p_sign_flip": difference.flip_p,
+        "ordering": list(finding.improvement) if finding.improvement else None,
         "values": by_seed(difference.values),
     }
 

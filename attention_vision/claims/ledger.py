@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from attention_vision.claims.claim import Claim
+from attention_vision.claims.costs import CostRow, cost_rows
 from attention_vision.claims.outcome import SYMBOLS, Outcome, combined, verdict_of
 from attention_vision.claims.statement import Statement, Trial
 from attention_vision.errors import InputError
 from attention_vision.report.results import defined, parse_result, read_study
 from attention_vision.report.shapes import RESULTS_FILE, check_shape
+from attention_vision.report.statistics import Plan
 from attention_vision.report.summary import Report
 from attention_vision.yaml_json import read_dataclass, read_json, read_yaml, require
 
@@ -23,7 +25,7 @@ class StatementEntry:
     """A statement of an article with its measurements.
 
     Args:
-        id: stem of its file in experiments/claims.
+        id: its path below experiments/claims, without the suffix.
         outcomes: one for each expectation or number of its trials that has results.
         verdict: combination of their verdicts, see `combined`; `NOT_RUN` or `NO_STUDY` without any.
         commands: commands that measure it, at full scale first.
@@ -38,7 +40,13 @@ class StatementEntry:
     @property
     def letter(self) -> str:
         """The letter by which the articles' numbers are known; empty for other statements."""
-        return self.id.split("_")[0] if self.statement.kind == "numeric" else ""
+        name = self.id.partition("_")[0]
+        return name if len(name) == 1 else ""
+
+    @property
+    def page(self) -> str:
+        """Name of its page, below docs/ledger and without the suffix."""
+        return self.id if "/" in self.id else f"claims/{self.id}"
 
     @property
     def is_measured(self) -> bool:
@@ -82,8 +90,8 @@ class StudyEntry:
         metric: the logged key that decides.
         expect: expected orderings of cells.
         command: the command that measures it.
+        plan: its effect, seeds and looks.
         report: statistics of its results; None without results.
-        seeds: the planned seeds, of a study without results.
     """
 
     id: str
@@ -91,8 +99,8 @@ class StudyEntry:
     metric: str
     expect: list[str]
     command: str
+    plan: Plan
     report: Report | None = None
-    seeds: int = 0
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -117,10 +125,20 @@ class StudyEntry:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All entries, the measured ones first."""
+    """All entries, the measured ones first.
+
+    Args:
+        statements: of articles.
+        tables: of repositories that contradict each other, in experiments/claims/tables.
+        papers: numbers that an experiment reproduces.
+        costs: sizes of networks that sources print, the contradicted first.
+        studies: studies, and results files with cells to compare.
+    """
 
     statements: list[StatementEntry]
+    tables: list[StatementEntry]
     papers: list[PaperEntry]
+    costs: list[CostRow]
     studies: list[StudyEntry]
 
 
@@ -178,10 +196,14 @@ def read_ledger(root: Path) -> Ledger:
             f"{root}: there is no folder experiments; run the command in the repository"
         )
     results = ResultsFiles(root)
-    files = sorted((root / "experiments/claims").glob("*.yaml"))
-    statements = [statement_entry(file, results) for file in files]
-    ranks = list(SYMBOLS)  # those that decide something first, those that are not run last
-    statements.sort(key=lambda entry: (ranks.index(entry.verdict), not entry.letter))
+    claims = root / "experiments/claims"
+    statements, tables = (
+        sorted(
+            (statement_entry(file, results) for file in sorted(folder.glob("*.yaml"))),
+            key=lambda entry: (list(SYMBOLS).index(entry.verdict), not entry.letter),
+        )
+        for folder in (claims, claims / "tables")
+    )
     papers: list[PaperEntry] = []
     studies: list[StudyEntry] = []
     known: set[Path] = set()
@@ -201,10 +223,10 @@ def read_ledger(root: Path) -> Ledger:
             studies.append(results_entry(path, report, f"attention-vision study report {path}"))
     for entries in (papers, studies):
         entries.sort(key=lambda entry: not entry.is_measured)
-    return Ledger(statements, papers, studies)
+    return Ledger(statements, tables, papers, cost_rows(root), studies)
 
 
-# Statements of articles
+# Statements
 
 
 def statement_entry(file: Path, results: ResultsFiles) -> StatementEntry:
@@ -223,7 +245,8 @@ def statement_entry(file: Path, results: ResultsFiles) -> StatementEntry:
             outcomes += trial_outcomes(trial, path, results.report(path, where), where)
     without = NOT_RUN if statement.trials else NO_STUDY
     verdict = combined([outcome.verdict for outcome in outcomes]) if outcomes else without
-    return StatementEntry(file.stem, statement, outcomes, verdict, commands)
+    name = name_of(file.relative_to(results.root)).removeprefix("claims/")
+    return StatementEntry(name, statement, outcomes, verdict, commands)
 
 
 def trial_results(trial: Trial, results: ResultsFiles) -> list[str]:
@@ -331,14 +354,19 @@ def study_entries(
     lists = {key: plan.get(key) or [] for key in ("expect", "seeds")}
     expect, seeds = (require(lists, key, list, file) for key in lists)
     expect = [str(line) for line in expect]
-    return [StudyEntry(name_of(path), question, metric, expect, command, seeds=len(seeds))]
+    try:
+        fixed = Plan.parse(plan.get("effect"), seeds, plan.get("looks"))
+    except InputError as error:
+        raise InputError(f"{file}: study.{error}") from error
+    return [StudyEntry(name_of(path), question, metric, expect, command, fixed)]
 
 
 def results_entry(path: Path, report: Report, command: str) -> StudyEntry:
     """Build the entry of a results file."""
     expect = [str(finding.expectation) for finding in report.findings]
     study = report.study
-    return StudyEntry(name_of(path), study.question, study.metric, expect, command, report)
+    about = (study.question, study.metric, expect, command, study.plan, report)
+    return StudyEntry(name_of(path), *about)
 
 
 # Files

@@ -94,9 +94,21 @@ class Outcome:
         return f"{expectation.first} is {relation} {expectation.second} in {metric} ({told})"
 
     @property
+    def shown_verdict(self) -> str:
+        """The verdict in words: "no difference beyond 0.01"."""
+        return str(self.finding) if self.finding else self.verdict
+
+    @property
+    def opposite(self) -> str:
+        """What would have given another verdict; empty for a number."""
+        return tables.opposite(self.finding, tables.decimals(self.report)) if self.finding else ""
+
+    @property
     def half_width(self) -> float | None:
         """Half of the length of the interval; None without an interval, or for exact numbers."""
-        if self.finding is None or self.finding.difference.interval is None or None in self.values:
+        if self.finding is None or self.finding.difference.interval is None:
+            return None
+        if self.finding.difference.exact:
             return None
         low, high = self.finding.difference.interval
         return (high - low) / 2
@@ -145,20 +157,3 @@ def combined(verdicts: list[str]) -> str:
     if "contradicted" in found:
         return "partly" if "supported" in found else "contradicted"
     return "partly" if found == {"supported", "no difference"} else "undecided"
-
-
-def opposite(finding: Finding) -> str:
-    """Say which mean difference would have given another verdict, with this spread and n."""
-    difference = finding.difference
-    if difference.mean is None or difference.interval is None:
-        return "more seeds: without an interval there is no verdict"
-    low, high = difference.interval
-    half, sign = (high - low) / 2, 1 if finding.expectation.sign == ">" else -1
-    if None in difference.values:
-        return "another sign of the difference, which is exact"
-    if finding.verdict == "supported":
-        return (
-            f"contradicted if the mean were {'below' if sign > 0 else 'above'} {-sign * half:+.3g}"
-        )
-    side = "above" if sign > 0 else "below"
-    return f"supported if the mean were {side} {sign * half:+.3g}"

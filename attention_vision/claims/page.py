@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from attention_vision.claims.ledger import Ledger, PaperEntry
+from attention_vision.claims.ledger import Ledger, PaperEntry, StatementEntry
 from attention_vision.claims.outcome import SYMBOLS, numbers
 from attention_vision.report import tables
 from attention_vision.report.text_table import aligned, printable
@@ -27,10 +27,18 @@ def render_page(ledger: Ledger) -> str:
     statements = [
         [
             f"{SYMBOLS[entry.verdict]} {entry.verdict}",
-            f"[{entry.statement.statement}]({PAGES}/claims/{entry.id}.md)",
+            "<br>".join(
+                filter(
+                    None,
+                    [
+                        f"[{headline(entry)}]({PAGES}/{entry.page}.md)",
+                        stated(entry),
+                    ],
+                )
+            ),
             "<br>".join(f"{outcome.name}: {outcome.numbers}" for outcome in entry.outcomes),
         ]
-        for entry in ledger.statements
+        for entry in [*ledger.statements, *ledger.tables]
         if entry.is_measured
     ]
     papers = [
@@ -44,7 +52,7 @@ def render_page(ledger: Ledger) -> str:
         if entry.is_measured
     ]
     for title, columns, rows in (
-        ("Statements of articles", ["verdict", "statement", "measured here"], statements),
+        ("Statements", ["verdict", "statement", "measured here"], statements),
         ("Numbers of papers", ["verdict", "experiment", "measured here"], papers),
         ("Studies", ["verdicts", "question"], studies),
     ):
@@ -54,11 +62,27 @@ def render_page(ledger: Ledger) -> str:
     return tables.without_html("\n\n".join(part.rstrip() for part in parts) + "\n")
 
 
+def headline(entry: StatementEntry) -> str:
+    """The sentence that the verdict is on: what was tested here, or the statement itself."""
+    tested = entry.statement.tested if entry.is_measured else ""
+    return tested or entry.statement.statement
+
+
+def stated(entry: StatementEntry) -> str:
+    """The statement, and whether the literature supports it, where less was tested here."""
+    statement = entry.statement
+    if headline(entry) == statement.statement:
+        return ""
+    return f"*stated*: {statement.statement} *Literature*: {statement.literature}."
+
+
 def counts(ledger: Ledger) -> list[list[str]]:
     """Table of how many entries have which verdict."""
     verdicts = {
         "statements of articles": [entry.verdict for entry in ledger.statements],
+        "tables of repositories": [entry.verdict for entry in ledger.tables],
         "numbers of papers": [entry.verdict for entry in ledger.papers],
+        f"[printed costs of networks]({PAGES}/costs.md)": [row.verdict for row in ledger.costs],
         "comparisons of studies": [
             outcome.verdict for entry in ledger.studies for outcome in entry.outcomes
         ],
@@ -82,12 +106,17 @@ def column_of(verdict: str) -> str:
 
 def not_run(ledger: Ledger) -> Iterable[str]:
     """Yield a line for each kind of entries that were not measured."""
-    statements = [entry for entry in ledger.statements if not entry.is_measured]
-    if statements:
+    for title, entries in (
+        ("Statements of articles", ledger.statements),
+        ("Tables of repositories", ledger.tables),
+    ):
         links = [
-            f"[{entry.letter or entry.id}]({PAGES}/claims/{entry.id}.md)" for entry in statements
+            f"[{one.letter or one.id.rpartition('/')[2]}]({PAGES}/{one.page}.md)"
+            for one in entries
+            if not one.is_measured
         ]
-        yield f"- Statements of articles: {len(statements)} ({', '.join(links)})."
+        if links:
+            yield f"- {title}: {len(links)} ({', '.join(links)})."
     if papers := sum(not entry.is_measured for entry in ledger.papers):
         yield f"- Numbers of papers: {papers}; [what each of them needs]({PAGES}/papers.md)."
     if studies := sum(not entry.is_measured for entry in ledger.studies):
@@ -115,11 +144,16 @@ def digits(value: float) -> int:
 
 def render_text(ledger: Ledger) -> str:
     """Render the ledger as plain text: one line per entry, without numbers."""
-    parts = {
-        "Statements of articles": [
+    statements, repositories = (
+        [
             [one.letter, shortened(one.statement.statement), one.statement.literature, one.verdict]
-            for one in ledger.statements
-        ],
+            for one in entries
+        ]
+        for entries in (ledger.statements, ledger.tables)
+    )
+    parts = {
+        "Statements of articles": statements,
+        "Tables of repositories": repositories,
         "Numbers of papers": [
             [one.id, shortened(one.claim.source), one.verdict] for one in ledger.papers
         ],

@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from attention_vision.claims import forest
+from attention_vision.claims.costs import cost_page
+from attention_vision.claims.costs import summary as cost_summary
 from attention_vision.claims.export import ledger_json
 from attention_vision.claims.ledger import Ledger, PaperEntry, StatementEntry, StudyEntry
-from attention_vision.claims.outcome import SYMBOLS, Outcome, opposite
-from attention_vision.claims.page import counts, measured, reported
+from attention_vision.claims.outcome import SYMBOLS, Outcome
+from attention_vision.claims.page import counts, headline, measured, reported, stated
 from attention_vision.report import tables
-from attention_vision.report.statistics import Difference
+from attention_vision.report.checklist import checklist
+from attention_vision.report.statistics import Difference, Plan
 from attention_vision.report.summary import Report
 
 VERDICTS = """\
@@ -30,11 +33,12 @@ def pages(ledger: Ledger) -> dict[str, str]:
     found = {
         "index.md": index(ledger),
         "papers.md": papers(ledger),
+        "costs.md": assembled(cost_page(ledger.costs)),
         "ledger.json": ledger_json(ledger),
         "differences.svg": forest.draw(all_differences(ledger.studies), "All measured differences"),
     }
-    for statement in ledger.statements:
-        found[f"claims/{statement.id}.md"] = statement_page(statement)
+    for statement in [*ledger.statements, *ledger.tables]:
+        found[f"{statement.page}.md"] = statement_page(statement)
     for study in ledger.studies:
         found[f"{study.id}.md"] = study_page(study, ledger)
         if study.report and (axes := own_differences(study.report, study.outcomes)):
@@ -70,7 +74,7 @@ def index(ledger: Ledger) -> str:
     ]
     if planned:
         rows = [
-            [f"[{one.question}]({one.id}.md)", str(one.seeds), str(len(one.expect))]
+            [f"[{one.question}]({one.id}.md)", str(len(one.plan.seeds)), str(len(one.expect))]
             for one in planned
         ]
         parts += [
@@ -80,6 +84,14 @@ def index(ledger: Ledger) -> str:
     parts += [
         "## Numbers of papers",
         papers_summary(ledger),
+    ]
+    if ledger.tables:
+        parts += [
+            "## Tables of repositories",
+            "Published tables of one block that contradict each other, and what was measured here.",
+            "\n".join(statement_line(entry) for entry in ledger.tables),
+        ]
+    parts += [
         "## How verdicts follow",
         VERDICTS + "\n[ledger.json](ledger.json) has all of this for other programs; the guide on "
         "[claims](../guides/claims.md) describes its fields.",
@@ -89,7 +101,7 @@ def index(ledger: Ledger) -> str:
 
 def summary(ledger: Ledger) -> str:
     """Count the verdicts on statements and comparisons in a sentence."""
-    head, statements, _, comparisons = counts(ledger)
+    head, statements, *_, comparisons = counts(ledger)
 
     def counted(row: list[str]) -> str:
         words = zip(head[1:], row[1:], strict=True)
@@ -103,9 +115,10 @@ def summary(ledger: Ledger) -> str:
 
 def statement_line(entry: StatementEntry) -> str:
     """Format a statement with its verdict and its differences in words, as an item of a list."""
-    link = f"[{entry.statement.statement}](claims/{entry.id}.md)"
-    found = "".join(f"<br>{outcome.words}" for outcome in entry.outcomes)
-    return f"- {SYMBOLS[entry.verdict]} **{entry.verdict}**: {link}{found}"
+    link = f"[{headline(entry)}]({entry.page}.md)"
+    found = [stated(entry), *(outcome.words for outcome in entry.outcomes)]
+    lines = "".join(f"<br>{line}" for line in found if line)
+    return f"- {SYMBOLS[entry.verdict]} **{entry.verdict}**: {link}{lines}"
 
 
 def study_cells(entry: StudyEntry) -> list[str]:
@@ -134,7 +147,9 @@ def papers_summary(ledger: Ledger) -> str:
     data = ", ".join(f"{count} on {name}" for name, count in needs.most_common())
     text = f"{len(done)} of {len(ledger.papers)} were measured at their own scale. "
     text += f"[The others and what each of them needs](papers.md): {data}." if needs else ""
-    return "\n\n".join([text.rstrip(), "\n".join(f"- {line}" for line in lines)]).rstrip()
+    costs = f"[{cost_summary(ledger.costs)}](costs.md); they need no training."
+    shown = "\n".join(f"- {line}" for line in lines)
+    return "\n\n".join(part.rstrip() for part in (text, shown, costs) if part)
 
 
 # Numbers of papers
@@ -186,10 +201,12 @@ def statement_page(entry: StatementEntry) -> str:
         "## Measured here",
     ]
     if entry.outcomes:
+        if statement.tested:
+            parts.append(
+                f"*Tested*: {statement.tested} The verdict is on this, not on the number at full"
+                " scale."
+            )
         parts.append("\n".join(outcome_line(one, link=True) for one in entry.outcomes))
-        parts.append(
-            "These measurements are small: they test the mechanism, not the number at full scale."
-        )
     else:
         parts.append(f"Nothing: {entry.verdict}.")
     return assembled([*parts, *rerun(entry.commands)])
@@ -197,10 +214,11 @@ def statement_page(entry: StatementEntry) -> str:
 
 def outcome_line(outcome: Outcome, link: bool = False) -> str:
     """Format an outcome as an item of a list: verdict, numbers, reason, opposite verdict."""
-    lines = [f"{SYMBOLS[outcome.verdict]} **{outcome.verdict}**: `{outcome.name}`", outcome.words]
+    verdict = f"{SYMBOLS[outcome.verdict]} **{outcome.shown_verdict}**"
+    lines = [f"{verdict}: `{outcome.name}`", outcome.words]
     if outcome.finding:
         lines[1] += f": {outcome.finding.reason}"
-        lines.append(f"*For the opposite verdict*: {opposite(outcome.finding)}.")
+        lines.append(f"*For another verdict*: {outcome.opposite}.")
     if link:
         lines.append(f"[{outcome.results}](../results/{outcome.results}.md)")
     return f"- {'<br>'.join(lines)}"
@@ -214,7 +232,8 @@ def study_page(entry: StudyEntry, ledger: Ledger) -> str:
     if entry.report is None:
         parts = [
             f"# {entry.question}",
-            f"Not yet run. It compares `{entry.metric}` over {entry.seeds} seeds.",
+            "Not yet run.",
+            listed({"metric": f"`{entry.metric}`"} | planned(entry.plan)),
             "\n".join(f"- expected: `{line}`" for line in entry.expect),
         ]
         return assembled([*parts, *rerun([entry.command])])
@@ -222,16 +241,14 @@ def study_page(entry: StudyEntry, ledger: Ledger) -> str:
     stem = entry.id.rpartition("/")[2]
     parts = [f"# {entry.question}", f"{tables.subtitle(report)}."]
     parts.append("\n".join(outcome_line(outcome) for outcome in entry.outcomes))
-    if entry.report and own_differences(report, entry.outcomes):
+    if own_differences(report, entry.outcomes):
         parts.append(f"![Interval of each difference, with a ring for each seed]({stem}.svg)")
     parts += [
         "## Numbers",
         *numbers_and_costs(report),
         "\n".join(f"- {tables.one_line(line)}" for line in report.remarks),
-        "## Power",
-        tables.markdown_table(power(entry.outcomes), [1, 2, 3])
-        if power(entry.outcomes)[1:]
-        else "",
+        *power(report, entry.outcomes),
+        "## Statistics",
         report.method,
         *used_by(stem, ledger),
         *rerun(entry_commands(entry)),
@@ -242,23 +259,35 @@ def study_page(entry: StudyEntry, ledger: Ledger) -> str:
     return assembled(parts)
 
 
-def power(outcomes: Iterable[Outcome]) -> list[list[str]]:
-    """Table of what each comparison could see: the half-width of its corrected interval."""
-    rows = [["comparison", "seeds", "level", "half-width reached"]]
+def planned(plan: Plan) -> dict[str, str]:
+    """Return what a study fixes before it runs."""
+    return {
+        "planned seeds": ", ".join(map(str, plan.seeds)),
+        "verdicts at": ", ".join(f"{count} seeds" for count in plan.looks),
+        "smallest difference that matters": "" if plan.effect is None else f"{plan.effect:.15g}",
+    }
+
+
+def power(report: Report, outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """Yield the section on what the study could see: planned, and reached by each comparison."""
+    rows = []
     for outcome in outcomes:
         if outcome.finding and outcome.half_width is not None:
-            places = tables.decimals(outcome.report)
             level = f"{100 * outcome.finding.difference.level:.4g} %"
-            half = tables.number(outcome.half_width, places)
+            half = tables.number(outcome.half_width, tables.decimals(report))
             rows.append([f"`{outcome.name}`", str(len(outcome.values)), level, half])
-    return rows
+    if rows:
+        yield "## Power"
+        yield "\n".join(f"- {line}" for line in report.power_lines)
+        head = ["comparison", "seeds", "level", "half-width reached"]
+        yield tables.markdown_table([head, *rows], [1, 2, 3])
 
 
 def used_by(stem: str, ledger: Ledger) -> Iterator[str]:
     """Yield a sentence on the statements that rest on a results file."""
     links = [
-        f"[{entry.statement.statement}](../claims/{entry.id}.md)"
-        for entry in ledger.statements
+        f"[{entry.statement.statement}](../{entry.page}.md)"
+        for entry in [*ledger.statements, *ledger.tables]
         if any(outcome.results == stem for outcome in entry.outcomes)
     ]
     if links:
@@ -285,15 +314,10 @@ def numbers_and_costs(report: Report) -> Iterator[str]:
 
 
 def facts(report: Report) -> dict[str, str]:
-    """Return what the results file says of hardware, versions, data and the like."""
-    hours = spent(report)
-    runs = f"{len(report.study.results)}" + (f", {hours:.2f} hours of training" if hours else "")
+    """Return experiment and checklist of a results file."""
+    items = {"experiment": report.study.facts.get("experiment", "")} | checklist(report.study)
     code = ("experiment", "commit")
-    return {"runs": runs} | {
-        title: f"`{text}`" if title in code else text
-        for title, text in report.study.facts.items()
-        if title not in ("title", "commands")
-    }
+    return {title: f"`{text}`" if title in code and text else text for title, text in items.items()}
 
 
 def notes(report: Report) -> list[str]:
@@ -311,12 +335,17 @@ def listed(facts: Mapping[str, str]) -> str:
 
 
 def line_of(
-    label: str, difference: Difference, places: int, verdict: str = "", seeds: bool = True
+    label: str,
+    difference: Difference,
+    places: int,
+    verdict: str = "",
+    seeds: bool = True,
+    effect: float | None = None,
 ) -> forest.Line | None:
     """Return the line of a difference in a plot, with a ring for each seed; None without one."""
     if difference.mean is None:
         return None
-    exact = None in difference.values
+    exact = difference.exact
     return forest.Line(
         label,
         f"{difference.mean:+,.{places}f}".replace("-", "−"),
@@ -324,13 +353,21 @@ def line_of(
         None if exact else difference.interval,
         verdict,
         list(difference.values.values()) if seeds and not exact else [],
+        effect,
     )
 
 
 def lines_of(outcomes: Iterable[Outcome], seeds: bool) -> list[forest.Line]:
     """Return the lines of the findings among some outcomes."""
     lines = [
-        line_of(one.name, one.finding.difference, tables.decimals(one.report), one.verdict, seeds)
+        line_of(
+            one.name,
+            one.finding.difference,
+            tables.decimals(one.report),
+            one.verdict,
+            seeds,
+            one.finding.effect,
+        )
         for one in outcomes
         if one.finding
     ]
@@ -358,7 +395,9 @@ def own_differences(report: Report, outcomes: Iterable[Outcome]) -> list[forest.
     ]
     parts = {
         "": lines_of(outcomes, seeds=True),
-        "nothing expected (95 % intervals)": [line for line in others if line],
+        f"nothing expected{'' if report.study.exact else ' (95 % intervals)'}": [
+            line for line in others if line
+        ],
     }
     parts = {heading: lines for heading, lines in parts.items() if lines}
     return [forest.Axis(report.study.metric, parts)] if parts else []

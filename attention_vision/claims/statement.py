@@ -56,6 +56,8 @@ class Statement:
         reason: the reason for `literature`, in one or two sentences.
         experiment: the experiment file at full scale.
         trials: tests at a scale that can be run here.
+        tested: what the trials test in place of the statement, in one sentence; empty where they
+            test the statement itself.
 
     Raises:
         InputError: an empty text, or a numeric statement without its number.
@@ -70,6 +72,7 @@ class Statement:
     stated: str = ""
     experiment: str | None = None
     trials: list[Trial] = field(default_factory=list)
+    tested: str = ""
 
     def __post_init__(self):
         for name in ("statement", "source", "says", "reason"):

@@ -67,7 +67,7 @@ class Aggregate:
         effects = {plan.effect for plan in plans}
         effect = effects.pop() if len(effects) == 1 else None
         looks = max((plan.looks for plan in plans), key=len)
-        level = Plan(looks=looks).level(len(first.expect))
+        level = Plan(looks=looks).level(first.expect)
         findings = [
             overall(
                 {name: one.findings[index] for name, one in named.items()}, plans, effect, level

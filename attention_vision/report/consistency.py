@@ -132,4 +132,6 @@ def in_words(value: Any) -> str:
     """Format a value of a study file: its items, or its keys and values, with commas."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {in_words(item)}" for key, item in value.items())
-    return ", ".join(map(str, value)) or "nothing" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "nothing"
+    return "nothing" if value is None else str(value)

@@ -211,6 +211,8 @@ def figure_row(report: Report, figures: dict[str, Figure]) -> str:
     for name, figure in figures.items():
         title, caption = CAPTIONS[name]
         caption = "One dot for each cell." if report.study.exact else caption
+        if name == "differences" and (effect := report.study.plan.effect) is not None:
+            caption += f" Shaded: ±{effect:.15g}, the smallest difference that matters."
         if len(report.study.cells) > MOST:
             caption += f" The first {MOST} of {len(report.study.cells)} cells."
         parts.append(figure_part(title, as_svg(figure), caption))

@@ -71,11 +71,16 @@ def color(report: Report, cell: str) -> str:
 
 
 def differences(report: Report) -> Figure:
-    """Draw one line per cell: a ring per seed, a dot for the mean, a bar for its interval."""
+    """Draw one line per cell: a ring per seed, a dot for the mean, a bar for its interval.
+
+    A band marks ± the study's effect.
+    """
     rows = compared(report)
     figure = Figure(figsize=(WIDTH, 0.75 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color=INK, linewidth=0.6)
+    if (effect := report.study.plan.effect) is not None:
+        axes.axvspan(-effect, effect, color=INK, alpha=0.07, lw=0)
     for position, (row, difference) in enumerate(rows):
         draw_difference(axes, position, difference, color(report, row.cell))
     axes.set_yticks(range(len(rows)), [row.cell for row, _ in rows])

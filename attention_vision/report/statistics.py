@@ -4,8 +4,8 @@ The cells of a study share their seeds, so a difference is computed within each 
 the seed that is common to both cells (initialization, data order) cancels. Only numpy and
 scipy.special are imported, so that a report starts at once.
 
-All verdicts of a study follow from one set of simultaneous intervals, at 1 - 5 % / (number of
-expectations x number of looks): where all of them cover the truth, no verdict is wrong.
+All verdicts of a study follow from one set of simultaneous intervals, at 1 - 5 % / (pairs of
+cells that are compared x looks): where all of them cover the truth, no verdict is wrong.
 """
 
 import math
@@ -149,9 +149,13 @@ class Plan:
             )
         return cls(None if effect is None else float(effect), tuple(seeds), tuple(looks))
 
-    def level(self, expectations: int) -> float:
-        """Confidence level of each interval that a verdict is based on (Bonferroni)."""
-        return 1 - (1 - LEVEL) / (max(1, expectations) * max(1, len(self.looks)))
+    def level(self, expectations: Sequence[Expectation]) -> float:
+        """Confidence level of each interval that a verdict is based on (Bonferroni).
+
+        Expectations of the same two cells, with other margins, share one interval: it counts once.
+        """
+        pairs = {frozenset((one.first, one.second)) for one in expectations}
+        return 1 - (1 - LEVEL) / (max(1, len(pairs)) * max(1, len(self.looks)))
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -340,7 +344,7 @@ def judge(
         plan: effect, seeds and looks of the study.
     """
     plan = plan or Plan()
-    level = plan.level(len(expectations))
+    level = plan.level(expectations)
     findings = []
     for expectation in expectations:
         first, second = cells[expectation.first], cells[expectation.second]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from attention_vision.report.power import (
     Power,
     compared_cells,
+    first_half,
+    half_width,
     measured_spread,
     planned_power,
     sentences,
@@ -56,6 +58,8 @@ class Report:
         findings: one verdict per expectation.
         remarks: sentences on missing numbers and intervals.
         power: what its spread and its seeds can decide; None if the spread is not known.
+        predicted: half-width of the verdicts' intervals by the first half of the seeds, see
+            `power.first_half`; None without a spread.
     """
 
     study: MeasuredStudy
@@ -63,6 +67,7 @@ class Report:
     findings: list[Finding]
     remarks: list[str]
     power: Power | None = None
+    predicted: float | None = None
 
     @property
     def method(self) -> str:
@@ -95,22 +100,30 @@ class Report:
         spread = measured_spread(compared, "here")
         count = max((len(finding.difference.values) for finding in findings), default=0)
         power = planned_power(spread, study.plan, study.expect, count) if findings else None
-        return cls(study, rows, findings, words, power)
+        pilot = measured_spread(first_half(compared), "here") if power and count > 2 else None
+        predicted = half_width(pilot.deviation, count, power.level) if pilot and power else None
+        return cls(study, rows, findings, words, power, predicted)
+
+    @property
+    def reached(self) -> list[float]:
+        """Half-widths of the intervals that the verdicts are based on."""
+        intervals = [one.difference.interval for one in self.findings]
+        return [(high - low) / 2 for low, high in filter(None, intervals)]
 
     @property
     def power_lines(self) -> list[str]:
         """Sentences on the power: what was visible, and what the plan or the effect needs."""
         if self.power is None:
             return []
-        widths = [
-            (one.difference.interval[1] - one.difference.interval[0]) / 2
-            for one in self.findings
-            if one.difference.interval
-        ]
-        lines = sentences(self.power)
+        lines, widths = sentences(self.power), self.reached
         if widths:
             ends = " to ".join(f"{end:.3g}" for end in sorted({min(widths), max(widths)}))
-            lines.insert(1, f"half-widths that were reached: {ends}")
+            early = (
+                ""
+                if self.predicted is None
+                else (f"; predicted by the first half of the seeds: {self.predicted:.3g}")
+            )
+            lines.insert(1, f"half-widths that were reached: {ends}{early}")
         return lines
 
 
@@ -177,9 +190,9 @@ METHOD = (
     "Mean ± standard deviation over seeds. Differences are computed within each seed; their "
     f"confidence intervals are at {100 * LEVEL:g} % by Student's t (BCa bootstrap from "
     f"{BOOTSTRAP_FROM} seeds on); p is two-sided and adjusted over all comparisons (Holm). A "
-    "verdict is based on an interval at 1 - 5 % / (expectations x looks) (Bonferroni), so that at "
-    "most 5 % of studies get a wrong verdict: supported or contradicted if it lies on one side of "
-    "zero (or of the margin), no difference if it contains zero and lies within the study's "
+    "verdict is based on an interval at 1 - 5 % / (compared pairs x looks) (Bonferroni), so that "
+    "at most 5 % of studies get a wrong verdict: supported or contradicted if it lies on one side "
+    "of zero (or of the margin), no difference if it contains zero and lies within the study's "
     "effect, otherwise undecided. Beside it, uncorrected: p by Student's t and by the exact "
     "sign-flip test, and the share of seeds in which the ordering holds (95 % by Clopper and "
     "Pearson)."

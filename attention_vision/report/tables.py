@@ -130,7 +130,7 @@ def opposite(finding: Finding, places: int) -> str:
             where = f"between {signed(low, places)} and {signed(high, places)}"
         if verdict != finding.verdict:
             words.append(f"{verdict} if {'the mean difference were ' * (not words)}{where}")
-    if finding.effect is not None and "no difference" not in ranges:
+    if finding.effect and not finding.expectation.by and "no difference" not in ranges:
         words.append("no difference with more seeds only")
     now = f"it is {signed(finding.difference.mean or 0.0, places)}"
     count = len(finding.difference.values)

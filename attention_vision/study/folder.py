@@ -234,11 +234,17 @@ def write_study(study: Study, folder: Path, seeds: Iterable[int], facts: dict[st
     content["seeds"] = sorted({*study.seeds, *seeds, *known})
     facts |= {key: earlier[key] for key in ("versions", "hardware", "commit") if key in earlier}
     write_atomically(folder / "study.json", to_json(content | facts))
-    return ", ".join(
+    changes = ", ".join(
         f"{key} {in_words(content[key])} (was {in_words(earlier[key])})"
-        for key in ASKED
+        for key in (*ASKED, "planned_seeds")
         if key in earlier and earlier[key] != content[key]
     )
+    before, now = len(earlier.get("planned_seeds") or []), len(study.seeds)
+    if before in range(2, now) and not study.plan.looks:
+        changes += (
+            f", which are more: if its report was read before, state looks: [{before}, {now}]"
+        )
+    return changes
 
 
 def check_same_study(study: Study, folder: Path) -> None:

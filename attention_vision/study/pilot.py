@@ -70,8 +70,10 @@ def study_power(
         images: that the metric is measured on; None if not known.
 
     Returns:
-        None if nothing is known of the spread.
+        None without expectations, or if nothing is known of the spread.
     """
+    if not study.expect:
+        return None
     expectations = [Expectation.parse(line) for line in study.expect]
     names = compared_cells(expectations, list(study.cells))
     accuracy: float | None = None

@@ -204,7 +204,8 @@ def run_study(request: StudyRequest, dry_run: bool = False) -> int:
     power = study_power(study, pilots(study, folder, values), images)
     if dry_run:
         print(cost_table(study, needed, preflights, seeds, waiting, jobs))
-        print(f"\n{power_text(study, power)}")
+        if study.expect:
+            print(f"\n{power_text(study, power)}")
         return 0
 
     refuse_other_data(study, results, {name: one.data for name, one in fresh.items()})

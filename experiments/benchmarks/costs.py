@@ -1,13 +1,14 @@
 """Parameters and multiply-adds of the networks of experiments, for those that a source prints.
 
-    python experiments/benchmarks/costs.py     # CPU, two minutes; writes experiments/results
+    python experiments/benchmarks/costs.py     # CPU, two minutes
+
+Writes experiments/results/exact_costs.json; `attention-vision claims` then writes the pages.
 
 The experiments are those with `costs` in their claim. Their networks are built as for training,
 with random weights; the counts are exact, and have no seed. Multiply-adds of sources whose counter
 adds norms and activations, as mmpretrain's does, are not among them: they are another quantity.
 """
 
-import argparse
 import json
 import platform
 import subprocess
@@ -20,25 +21,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_vision.attention import attention_backend
 from attention_vision.claims.claim import Claim
+from attention_vision.claims.costs import RESULTS, cost_rows, experiments_with_costs
 from attention_vision.runs.load import load_experiment
-from attention_vision.yaml_json import read_dataclass, read_yaml
 
 PRODUCTS = ("bmm", "baddbmm")  # of queries and keys, of attention weights and values
 
 ROOT = Path(__file__).parents[2]
 
 
-def experiments() -> dict[Path, Claim]:
-    """Experiments whose claim has costs, with the claim."""
-    found = {}
-    for file in sorted((ROOT / "experiments").rglob("*.yaml")):
-        if isinstance(content := read_yaml(file).get("claim"), dict) and content.get("costs"):
-            found[file] = read_dataclass(Claim, content, f"{file}: claim")
-    return found
-
-
-def count(file: Path, claim: Claim) -> dict[str, int]:
+def count(path: str, claim: Claim) -> dict[str, int]:
     """Counts of an experiment's network by the keys of its claim."""
+    file = ROOT / f"experiments/{path}.yaml"
     experiment = load_experiment(file)
     tools = experiment.task.tools()
     (work,) = tools.workloads(file.stem, experiment.module, tools.image_size(experiment.data), 1)
@@ -56,18 +49,12 @@ def count(file: Path, claim: Claim) -> dict[str, int]:
     return {key: found[key] for key in asked}
 
 
-def results() -> dict:
+def results(commit: str) -> dict:
     """The counts in the format of experiments/results/README.md."""
-    runs = []
-    for file, claim in experiments().items():
-        counts = count(file, claim)
-        for cost in claim.cost_claims():
-            number = counts[cost.metric]
-            verdict = "as printed" if cost.reproduced(number) else "not as printed"
-            print(f"{file.stem:<32}{cost.metric:<16}{number:>16,}{cost.reported:>16,.0f} {verdict}")
-        cell = file.relative_to(ROOT / "experiments").with_suffix("").as_posix()
-        runs.append({"cell": cell, "seed": None, "metrics": counts})
-    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    runs = [
+        {"cell": path, "seed": None, "metrics": count(path, claim)}
+        for path, claim in experiments_with_costs(ROOT).items()
+    ]
     return {
         "what": {
             "title": "Parameters and multiply-adds of networks whose sources print them. Counted,"
@@ -76,7 +63,7 @@ def results() -> dict:
             "data": "none",
         },
         "command": ["python experiments/benchmarks/costs.py"],
-        "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        "commit": commit,
         "date": f"{date.today()}",
         "hardware": "CPU, 1 thread",
         "versions": {"python": platform.python_version(), "torch": version("torch")},
@@ -89,13 +76,14 @@ def results() -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments/results")
-    options = parser.parse_args()
     torch.set_num_threads(1)
-    file = options.out / "exact_costs.json"
-    file.write_text(json.dumps(results(), indent=2) + "\n")
-    print(f"written: {file}")
+    git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    (ROOT / RESULTS).write_text(json.dumps(results(commit), indent=2) + "\n")
+    rows = cost_rows(ROOT)
+    for row in rows:
+        cost = f"{row.claim.metric:<16}{row.claim.reported:>16,.0f}{row.counted:>16,.0f}"
+        print(f"{row.experiment:<52}{cost} {row.verdict}")
 
 
 if __name__ == "__main__":

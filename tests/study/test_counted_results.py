@@ -403,12 +403,13 @@ def test_a_verdict_waits_for_the_plan_and_goes_with_the_results(study, capsys):
         finding = both[0].findings[0]
         (looks,) = [one for one in both[0].remarks if one.startswith("verdicts")] or [""]
         outcomes.append((len(finding.difference.values), finding.verdict, looks))
-        assert finding.difference.level == pytest.approx(1 - 0.05 / 6)
+        assert finding.difference.level == pytest.approx(1 - 0.05 / 3)
     later = "verdicts are those of the first 4 of 5 seeds: the next look is at 6"
     assert outcomes == [
         (2, "undecided", ""), (3, "supported", ""), (4, "supported", ""), (4, "supported", later)
     ]  # fmt: skip
     assert Report.of(read_study("folder")).findings[1].verdict == "contradicted"
+    assert study(capsys, "--only", "none").startswith("all 4 runs of study are finished")
     edit(study.file, "looks: [3, 4, 6]", "looks: [4, 5]")
     edit(study.file, "seeds: [0, 1, 2, 3]", "seeds: [0, 1, 2, 3, 4]")
     (line,) = (one for one in remarks() if "has changed since" in one)
@@ -442,3 +443,15 @@ def test_the_dry_run_says_what_the_study_can_decide(study, capsys):
     write_atomically(Path("experiments/results/old.json"), to_json(content))
     assert main(["study", "run", "experiments/ablations/study.yaml", "--dry-run"]) == 0
     assert "3 seeds of 2 cells in experiments/results/old.json" in capsys.readouterr().out
+
+
+def test_a_plan_that_grows_may_need_looks(study, capsys):
+    study(capsys)
+    edit(study.file, "seeds: [0, 1]", "seeds: [0, 1, 2]")
+    assert (
+        "planned_seeds 0, 1, 2 (was 0, 1), which are more: if its report was read before, state"
+        in (study(capsys))
+    )
+    edit(study.file, "seeds: [0, 1, 2]", "seeds: [0, 1, 2, 3]\n  looks: [3, 4]")
+    printed = study(capsys)
+    assert "looks 3, 4 (was nothing), planned_seeds 0, 1, 2, 3 (was 0, 1, 2): the report" in printed

@@ -1,9 +1,12 @@
 """Power: the spread of paired differences, what seeds show of it, and what an effect needs."""
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from study_folders import STUDY, write_file
 
 from attention_vision.report.power import (
     ABOVE_FLOOR,
@@ -16,7 +19,9 @@ from attention_vision.report.power import (
     planned_power,
     sentences,
 )
+from attention_vision.report.results import read_study
 from attention_vision.report.statistics import Expectation, Plan, paired_difference
+from attention_vision.report.summary import Report
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results"
 
@@ -102,3 +107,45 @@ def test_words_on_a_study_that_cannot_decide():
     enough = planned_power(Spread(0.001, ""), plan, expectations, 9)
     assert "cannot decide" not in " ".join(sentences(enough))
     assert compared_cells(expectations[:1], ["c", "b", "a"]) == ["b", "a"]
+
+
+# What is predicted, against what is reached
+
+
+def error_of_prediction(report: Report) -> float:
+    """Logarithm of the predicted half-width over the reached one, root mean square."""
+    return math.log(report.predicted / np.sqrt(np.square(report.reached).mean()))
+
+
+def test_half_the_seeds_predict_the_half_width(tmp_path):
+    random = np.random.default_rng(0)
+    study = STUDY | {"expect": ["c1 > c0", "c2 > c0", "c3 > c0"], "baseline": "c0"}
+    errors = []
+    for _ in range(100):
+        table = random.normal(0.9, 0.01, (4, 10)) + random.normal(0, 0.02, 10)
+        errors.append(error_of_prediction(report_of(tmp_path, cells_of(table), study)))
+    assert abs(np.mean(errors)) < 0.1
+    assert np.mean(np.abs(errors) < math.log(1.3)) > 0.6
+
+
+def report_of(folder: Path, values: dict, study: dict) -> Report:
+    return Report.of(read_study(write_file(folder / "results.json", values, study=study)))
+
+
+def finished() -> dict[str, Report]:
+    """Committed studies of six seeds or more."""
+    found = {}
+    for file in sorted(RESULTS.glob("*.json")):
+        if "study" in json.loads(file.read_text()):
+            report = Report.of(read_study(file))
+            seeds = [len(one.difference.values) for one in report.findings if one.difference.values]
+            if not report.study.exact and min(seeds, default=0) >= 6:
+                found[file.stem] = report
+    return found
+
+
+def test_half_the_seeds_predict_the_half_width_of_committed_studies():
+    errors = {name: error_of_prediction(report) for name, report in finished().items()}
+    if not errors:
+        pytest.skip("no committed study has six seeds yet")
+    assert np.median(np.abs(list(errors.values()))) <= math.log(1.3), errors

@@ -181,10 +181,16 @@ def test_the_checklist_is_in_every_text(tmp_path):
         "compute": "0.14 h in all runs", "images": "train 1442, val 355",
     }  # fmt: skip
     write_report(report_of(file), tmp_path)
+    assert "Shaded: ±0.01" in (tmp_path / "report.html").read_text()
     for ending in ("txt", "md", "tex", "html"):
         text = (tmp_path / f"report.{ending}").read_text()
         assert all(value in text for value in items.values()), ending
-        for words in ("if the mean difference were", "half-widths that were", "an effect of 0.01"):
+        for words in (
+            "if the mean difference were",
+            "half-widths that were reached: ",
+            "; predicted by the first half of the seeds: ",
+            "an effect of 0.01",
+        ):
             assert words in text, ending
 
 

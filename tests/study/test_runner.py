@@ -213,7 +213,10 @@ def dry_run(file: Path) -> dict[str, list[str]]:
     code, printed = run(file, "--folder", folder, "--dry-run", output=file.parent / "printed")
     assert code == 0, printed
     assert not folder.exists()
-    _, *rows, _ = (line.replace(",", "").split() for line in printed.splitlines())
+    costs, _, power = printed.partition("\n\n")
+    if power:
+        assert "2 x the binomial floor of 32 images, error 0.1 assumed" in power  # of one batch
+    _, *rows, _ = (line.replace(",", "").split() for line in costs.splitlines())
     return {name: numbers for name, *numbers in rows}
 
 

@@ -148,7 +148,12 @@ def test_exact_numbers_need_no_seeds(first, second, verdict):
 def test_intervals_of_verdicts_widen_with_their_number():
     cells = {"a": {0: 1.0, 1: 2.0, 2: 4.0}, "b": dict.fromkeys(range(3), 0.0)}
     (one,) = judge([Expectation("a", ">", "b")], cells)
-    five = judge([Expectation("a", ">", "b")] * 5, cells)
+    names = [f"b{number}" for number in range(5)]
+    five = judge(
+        [Expectation("a", ">", b) for b in names], cells | dict.fromkeys(names, cells["b"])
+    )
+    again = judge([Expectation.parse(line) for line in ("a > b", "b < a", "a > b by 0.5")], cells)
+    assert {one.difference.level for one in again} == {one.difference.level}
     assert one.difference.level == pytest.approx(0.95)
     assert {finding.difference.level for finding in five} == {0.99}
     assert five[0].difference.interval[0] < one.difference.interval[0]
@@ -252,7 +257,8 @@ def test_verdicts_count_at_the_looks():
     assert judged(1, 2, 3)[0] == judged(9, 1, 2, 3)[0] == [3, 2, 1]
     assert judged(1, 2, 3)[1] == "supported"
     assert judged(*cells["a"])[0] == [3, 2, 1, 9, 8]
-    assert plan.level(2) == pytest.approx(1 - 0.05 / 4)
+    both = [Expectation("a", ">", "b"), Expectation("c", ">", "b")]
+    assert plan.level(both) == pytest.approx(1 - 0.05 / 4)
     assert Plan().judged([7, None]) == [7, None]
 
 
