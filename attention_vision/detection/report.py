@@ -130,7 +130,7 @@ class DetectionReport(Callback):
         if trainer.is_global_zero:
             weights = Path(str(trainer.ckpt_path or "initial weights")).name
             if trainer.state.fn == TrainerFn.FITTING:
-                weights = f"step {max(0, step_number(trainer) - 1):,}"
+                weights = f"step {step_number(trainer):,}"
             self._last = Measured(split, weights, numbers, metric.per_class(), metric.gathered)
 
     def _report(self, trainer: Trainer) -> None:
