@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import signal
 from collections.abc import Iterator
@@ -59,6 +60,26 @@ model:
       class_path: DETR
       init_args:
         num_queries: 5
+        width: 16
+        heads: 2
+        encoder_layers: 1
+        decoder_layers: 1
+        hidden: 16
+        backbone: {RESNET}
+""",
+    "q": f"""
+task: detection
+data: {{class_path: DigitScenes, init_args: {{scenes: 8, val_scenes: 4, batch_size: 2}}}}
+model:
+  class_path: DeformableDETRDetector
+  init_args:
+    network:
+      class_path: DeformableDETR
+      init_args:
+        num_queries: 5
+        refine: true
+        two_stage: true
+        denoising: {{class_path: Denoising, init_args: {{queries: 8}}}}
         width: 16
         heads: 2
         encoder_layers: 1
@@ -158,6 +179,15 @@ FILES = {
     "study_expect.yaml": STUDY.replace("[se > none]", "[se beats none]"),
     "study_effect.yaml": STUDY.replace("seeds: [0, 1]", "seeds: [0, 1]\n  effect: .inf"),
     "study_looks.yaml": STUDY.replace("seeds: [0, 1]", "seeds: [0, 1]\n  looks: [0, 2]"),
+    "study_effect_huge.yaml": STUDY.replace("seeds:", f"effect: {'9' * 400}\n  seeds:"),
+    "study_looks_huge.yaml": STUDY.replace("seeds: [0, 1]", "seeds: [0, 1]\n  looks: [9999999999]"),
+    "study_margin.yaml": STUDY.replace("[se > none]", "[se > none by x]"),
+    "study_margin_huge.yaml": STUDY.replace("[se > none]", "[se > none by 1e200]"),
+    "study_itself.yaml": STUDY.replace("[se > none]", "[se > se]"),
+    "study_twice.yaml": STUDY.replace("[se > none]", "[se > none, se > none by 0]"),
+    "study_better.yaml": STUDY.replace("seeds: [0, 1]", "seeds: [0, 1]\n  higher_is_better: nope"),
+    "study_baseline_list.yaml": STUDY.replace("baseline: none", "baseline: [none]"),
+    "study_question.yaml": re.sub("question: .*", "question: ''", STUDY),
     "study_task.yaml": STUDY.replace("base: base.yaml", "base: study.yaml"),
     "study_range.yaml": STUDY.replace("{model.network.init_args.attention: torch.nn.Identity}",
                                       "{model.network.init_args.width: 0}"),

@@ -30,6 +30,8 @@ from attention_vision.claims.statement import Statement, Trial
 from attention_vision.cli.claims import files_of
 from attention_vision.errors import InputError
 from attention_vision.identity import checkpoint_id
+from attention_vision.report.results import read_study
+from attention_vision.report.summary import Report
 from attention_vision.study.definition import read_definition
 from attention_vision.yaml_json import read_dataclass
 
@@ -708,6 +710,9 @@ def edit_study(old: str, new: str) -> None:
         (lambda f: edit(f, versions={"torch": "new"}), "torch 'new' is not a version"),
         (lambda f: edit(f, hardware=""), "without hardware"),
         (lambda f: edit(f, notes=["![x](https://elsewhere)"]), "a text has a link of Markdown"),
+        (lambda f: edit(f, notes=["[x]: //elsewhere", "a"]), "or a reference of Markdown"),
+        (lambda f: edit(f, notes=["One.\n## Two"]), "a text has a line break"),
+        (lambda f: edit(f, hardware="a \x1b[31mCPU"), "a control character"),
         (lambda f: edit(f, what={"experiment": "../../se.yaml"}), "is not in the repository"),
         (lambda f: edit(f, runs=[{"cell": "se", "metrics": {"val/top1": "high"}}]), "not a number"),
         (lambda f: f.write_text("{"), "not valid JSON"),
@@ -730,6 +735,41 @@ def test_what_cannot_be_compared_is_said_once(results, capsys):
     said = capsys.readouterr().out
     assert "older files, which do not name their configuration: se.json" in said
     assert "commits were not compared: this is not a repository of git" in said
+
+
+def test_a_copy_inside_another_repository_has_no_history(results, capsys, monkeypatch):
+    edit(results, commit="0" * 40)
+    shutil.copytree("experiments", "copy/experiments")
+    monkeypatch.chdir("copy")
+    assert main(["claims", "check", str(results)]) == 0
+    assert "copy/ is a folder of another repository" in capsys.readouterr().out
+
+
+def test_another_plan_than_the_study_file_has_is_said(results, capsys):
+    content = json.loads(results.read_text())
+    plan = content["study"] | {"effect": 0.5, "seeds": [0]}
+    edit(results, study=plan, commit=content["commit"])
+    assert main(["claims", "check", str(results)]) == 0
+    assert "se.yaml has changed since: effect is nothing, not 0.5" in capsys.readouterr().out
+
+
+README_ROW = re.compile(r"\]\((experiments/results/\w+\.json)\)\) \| (.*) \| ([\w ]+) \|$", re.M)
+
+
+def test_the_table_of_the_front_page_is_that_of_the_results():
+    rows = README_ROW.findall((ROOT / "README.md").read_text())
+    assert len(rows) > 3
+    for file, words, verdict in rows:
+        stated = [float(number) for number in re.findall(r"(?<!\S)\[?([+-]?\d[\d.]*)", words)]
+        places = len(re.findall(r"\d[\d.]*", words)[-1].partition(".")[2])
+        found = Report.of(read_study(ROOT / file)).findings
+        numbers = [(one.difference.mean, *(one.difference.interval or ())) for one in found]
+        same = [
+            one.verdict
+            for one, known in zip(found, numbers, strict=True)
+            if [round(number or 0.0, places) for number in known][: len(stated)] == stated
+        ]
+        assert verdict in same, (file, words)
 
 
 def no_study(file: Path) -> dict[str, set[str]]:

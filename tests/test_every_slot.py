@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from attention_vision.attention import FeatureAttention, MultiHeadAttention, TokenAttention
+from attention_vision.attention import (
+    DeformableAttention,
+    DeformableSelfAttention2d,
+    FeatureAttention,
+    MultiHeadAttention,
+    TokenAttention,
+)
 from attention_vision.backbones import (
     CCT,
     CompactResNet,
@@ -20,7 +26,14 @@ from attention_vision.backbones import (
     Swin,
     ViT,
 )
-from attention_vision.detection import DETR, AttentionRCNN, DETRDetector, RCNNDetector
+from attention_vision.detection import (
+    DETR,
+    AttentionRCNN,
+    DeformableDETR,
+    DeformableDETRDetector,
+    DETRDetector,
+    RCNNDetector,
+)
 from attention_vision.generation import AttentionUNet, Discriminator, Generator
 from attention_vision.generation.gan.hinge import discriminator_loss, generator_loss
 from attention_vision.generation.image_to_image.unet import SkipAttention
@@ -65,7 +78,7 @@ def cct(attention: TokenAttention = MultiHeadAttention, pool=MeanPool) -> Task:
     )
 
 
-def detect(detector: DETRDetector | RCNNDetector) -> Task:
+def detect(detector: DETRDetector | DeformableDETRDetector | RCNNDetector) -> Task:
     images, padding = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool)
     boxes = torch.tensor([[0.3, 0.3, 0.4, 0.5], [0.7, 0.6, 0.3, 0.3]])
     targets = [{"boxes": boxes, "labels": torch.tensor([0, 2])}] * 2
@@ -78,6 +91,14 @@ def detr(attention: FeatureAttention = nn.Identity) -> Task:
         CLASSES, 4, backbone, width=16, heads=2, encoder_layers=1, decoder_layers=1, hidden=16
     )
     return detect(DETRDetector(network))
+
+
+def deformable_detr(attention: FeatureAttention = nn.Identity) -> Task:
+    backbone = ResNet(8, attention, width=8, num_classes=0)
+    network = DeformableDETR(
+        CLASSES, 4, backbone, width=16, heads=2, encoder_layers=1, decoder_layers=1, hidden=16
+    )
+    return detect(DeformableDETRDetector(network))
 
 
 def rcnn(attention: FeatureAttention = nn.Identity) -> Task:
@@ -143,6 +164,11 @@ SLOTS: dict[str, dict[str, Callable[..., Task]]] = {
 BUILT_IN = {  # places that are no slot
     "MultiHeadAttention in DETR": ("MultiHeadAttention", detr),
     "AttentionPool in R-CNN's box head": ("AttentionPool", rcnn),
+    "DeformableAttention in its 2-D form": (
+        "DeformableAttention",
+        partial(resnet, DeformableSelfAttention2d),
+    ),
+    "DeformableAttention in Deformable DETR": ("DeformableAttention", deformable_detr),
 }
 NARROW = {"reduction": 2}  # of 8 channels; by default one hidden unit would be left, often dead
 
@@ -151,7 +177,8 @@ def walk() -> Iterator[tuple[str, str, Callable[[], Task]]]:
     """Id, mechanism and task of every pair."""
     for name, kind in mechanisms().items():
         narrow = NARROW if "reduction" in signature(kind).parameters else {}
-        for slot, put in SLOTS[contract(kind)].items():
+        slots = {} if kind is DeformableAttention else SLOTS[contract(kind)]  # it is built in
+        for slot, put in slots.items():
             yield f"{name} in {slot}", name, partial(put, partial(kind, **narrow))
     for place, (name, build) in BUILT_IN.items():
         yield place, name, build

@@ -52,7 +52,8 @@ FLAGS: dict[str, set[str]] = {  # of `attention-vision TASK VERB`
 EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
     "attention": {
         "AttentionGate", "AttentionPool", "AxialAttention", "AxialAttention2d", "CBAM",
-        "ChannelGate", "CrossAttention2d", "EfficientChannelAttention", "FeatureAttention",
+        "ChannelGate", "CrossAttention2d", "DeformableAttention", "DeformableSelfAttention2d",
+        "EfficientChannelAttention", "FeatureAttention",
         "LearnedPosition", "LocalGlobalAttention", "LocalGlobalAttention2d",
         "MultiHeadAttention", "RelativePositionBias", "SelfAttention2d", "SequencePool",
         "SinePosition2d", "SpatialGate", "SqueezeExcite", "TokenAttention",
@@ -73,8 +74,9 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
     },
     "detection": {
         "AttentionBoxHead", "AttentionRCNN", "COCO", "COCOAveragePrecision", "COCOFolder",
-        "DETR", "DETRAugmentation", "DETRDetector", "DetectionData", "Detector",
-        "DigitScenes", "HungarianMatcher", "InstanceMaskFolder", "PlainBoxHead",
+        "DETR", "DETRAugmentation", "DETRDetector", "DeformableDETR", "DeformableDETRDetector",
+        "Denoising", "DetectionData", "Detector", "DigitScenes", "FocalMatcher",
+        "FocalSetCriterion", "HungarianMatcher", "InstanceMaskFolder", "PlainBoxHead",
         "RCNNDetector", "SetCriterion", "VOCFolder", "YOLOFolder",
     },
     "generation": {
@@ -103,6 +105,15 @@ LOGGED_KEYS: dict[str, set[str]] = {  # columns of metrics.csv, by run
         "val/ap_medium", "val/ap_of", "val/ap_small", "val/ar1", "val/ar10", "val/ar100",
         "val/ar_large", "val/ar_medium", "val/ar_small",
     },
+    "deformable_detr": {
+        "epoch", "step", "train/box", "train/box_0", "train/box_noised", "train/box_noised_0",
+        "train/box_proposals", "train/class", "train/class_0", "train/class_noised",
+        "train/class_noised_0", "train/class_proposals", "train/giou", "train/giou_0",
+        "train/giou_noised", "train/giou_noised_0", "train/giou_proposals",
+        "train/images_per_second", "train/loss", "train/loss_step", "train/lr", "val/ap",
+        "val/ap50", "val/ap75", "val/ap_large", "val/ap_medium", "val/ap_of", "val/ap_small",
+        "val/ar1", "val/ar10", "val/ar100", "val/ar_large", "val/ar_medium", "val/ar_small",
+    },
     "sagan": {
         "epoch", "step", "train/gamma_discriminator", "train/gamma_generator",
         "train/images_per_second", "train/loss_discriminator", "train/loss_generator",
@@ -126,6 +137,14 @@ CLASS_PATHS: dict[str, set[str]] = {  # in RUN/config.yaml, by run
         "attention_vision.backbones.MeanPool", "attention_vision.backbones.ResNet",
         "attention_vision.detection.DETR", "attention_vision.detection.DETRDetector",
         "attention_vision.detection.DigitScenes",
+        "attention_vision.training.optim.WarmupCosine", "torch.nn.BatchNorm2d",
+        "torch.nn.Identity", "torch.optim.AdamW",
+    },
+    "deformable_detr": {
+        "attention_vision.backbones.MeanPool", "attention_vision.backbones.ResNet",
+        "attention_vision.detection.DeformableDETR",
+        "attention_vision.detection.DeformableDETRDetector",
+        "attention_vision.detection.Denoising", "attention_vision.detection.DigitScenes",
         "attention_vision.training.optim.WarmupCosine", "torch.nn.BatchNorm2d",
         "torch.nn.Identity", "torch.optim.AdamW",
     },
@@ -227,6 +246,34 @@ RUNS: dict[str, dict[str, Any]] = {
                     "class_path": "DETR",
                     "init_args": {
                         "num_queries": 6,
+                        "width": 8,
+                        "heads": 2,
+                        "encoder_layers": 1,
+                        "decoder_layers": 2,
+                        "hidden": 8,
+                        "backbone": RESNET,
+                    },
+                },
+            },
+        },
+    },
+    "deformable_detr": {
+        "task": "detection",
+        "data": {
+            "class_path": "DigitScenes",
+            "init_args": {"scenes": 4, "val_scenes": 3, "batch_size": 2},
+        },
+        "model": {
+            "class_path": "DeformableDETRDetector",
+            "init_args": {
+                "size_limits": [16, 24],
+                "network": {
+                    "class_path": "DeformableDETR",
+                    "init_args": {
+                        "num_queries": 6,
+                        "refine": True,
+                        "two_stage": True,
+                        "denoising": {"class_path": "Denoising", "init_args": {"queries": 8}},
                         "width": 8,
                         "heads": 2,
                         "encoder_layers": 1,

@@ -7,13 +7,14 @@ Three contracts say where a mechanism fits:
 
 * FeatureAttention, a factory `channels -> module` whose module maps (B, C, H, W) -> (B, C, H, W):
   SqueezeExcite, EfficientChannelAttention, ChannelGate, SpatialGate, CBAM, SelfAttention2d,
-  AxialAttention2d, LocalGlobalAttention2d, and torch.nn.Identity for none. Those of the softmax
-  kind are residual and start as the identity, so that any of them can be put anywhere.
+  AxialAttention2d, LocalGlobalAttention2d, DeformableSelfAttention2d, and torch.nn.Identity for
+  none. Those of the softmax kind are residual and start as the identity, so that any of them can be
+  put anywhere.
 * TokenAttention, a factory `width, heads -> module` whose module maps (B, N, C) -> (B, N, C):
   MultiHeadAttention; on a map row by row, without class token, WindowAttention, AxialAttention,
   LocalGlobalAttention, whose forward also takes the `grid` (H, W) of a map that is not square.
 * Cross, by name, where queries look at another source: MultiHeadAttention, CrossAttention2d,
-  AttentionPool, SequencePool, AttentionGate.
+  AttentionPool, SequencePool, AttentionGate, DeformableAttention.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from torch import nn
 from attention_vision.attention.axial import AxialAttention, AxialAttention2d
 from attention_vision.attention.cbam import CBAM, ChannelGate, SpatialGate
 from attention_vision.attention.cross_attention2d import CrossAttention2d
+from attention_vision.attention.deformable import DeformableAttention, DeformableSelfAttention2d
 from attention_vision.attention.efficient_channel import EfficientChannelAttention
 from attention_vision.attention.gate import AttentionGate
 from attention_vision.attention.kernel import attend, attention_backend
@@ -50,6 +52,8 @@ __all__ = [
     "AxialAttention2d",
     "ChannelGate",
     "CrossAttention2d",
+    "DeformableAttention",
+    "DeformableSelfAttention2d",
     "EfficientChannelAttention",
     "FeatureAttention",
     "LearnedPosition",

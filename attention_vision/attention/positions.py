@@ -21,17 +21,20 @@ class SinePosition2d(nn.Module):
     Args:
         width: C, a multiple of 4.
         temperature: T, ratio between the longest and the shortest wave.
+        centered: count from the centers of pixels, as Deformable DETR's release; DETR's counts the
+            first as 1.
 
     Raises:
         ValueError: `width` is not a multiple of 4.
     """
 
-    def __init__(self, width: Size, temperature: Positive = 10_000.0):
+    def __init__(self, width: Size, temperature: Positive = 10_000.0, centered: bool = False):
         super().__init__()
         if width % 4:
             raise ValueError(f"SinePosition2d: width {width} is not a multiple of 4")
         self.width = width
         self.temperature = temperature
+        self.before = 0.5 if centered else 0.0  # pixels from a position to the end of its pixel
 
     def forward(self, padding_mask: Tensor) -> Tensor:
         inside = (~padding_mask).float()
@@ -40,9 +43,10 @@ class SinePosition2d(nn.Module):
         wavelength = self.temperature ** (2 * pair / half)  # (C/2,)
         waves = []
         for axis in (1, 2):
-            place = inside.cumsum(axis)
-            last = place.narrow(axis, -1, 1)
-            angle = (2 * pi * place / (last + 1e-6))[..., None] / wavelength  # (B, H, W, C/2)
+            count = inside.cumsum(axis)
+            last = count.narrow(axis, -1, 1)
+            place = 2 * pi * (count - self.before) / (last + 1e-6)
+            angle = place[..., None] / wavelength  # (B, H, W, C/2)
             waves.append(torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1))
         return torch.cat([wave.flatten(3) for wave in waves], -1).permute(0, 3, 1, 2)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-Kind = Literal["weights", "logits", "gates"]
+Kind = Literal["weights", "logits", "gates", "points"]
 EarlierKind = Literal["rows", "scores"]
 EARLIER_KINDS: dict[str, Kind] = {"rows": "weights", "scores": "logits"}  # still understood
 
@@ -75,7 +75,7 @@ def record_attention(
     model: nn.Module,
     layers: Sequence[str] | None = None,
     gradients: bool = False,
-    kinds: Collection[Kind | EarlierKind] = ("weights", "gates"),
+    kinds: Collection[Kind | EarlierKind] = ("weights", "gates", "points"),
 ) -> Iterator[dict[str, Tensor]]:
     """Record the exact attention weights of named layers while the output stays the same.
 
@@ -87,7 +87,8 @@ def record_attention(
 
     Softmax attention gives (B, h, Q, K); gates give what they multiply with, e.g. (B, C, 1, 1) for
     `SqueezeExcite` and (B, 1, H, W) for `SpatialGate`. Window, axial and local-global attention
-    give one row per query of each window or line, which stand in the batch dimension.
+    give one row per query of each window or line, which stand in the batch dimension. Deformable
+    attention gives its points, (B, h, Q, L, P, 3): x, y and weight.
 
     Args:
         model: any module; a compiled one runs uncompiled inside the block.
@@ -96,10 +97,11 @@ def record_attention(
             that are not named keep the fused path.
         gradients: keep the maps in the graph, for penalties and distillation. Without it they are
             detached.
-        kinds: `"weights"` of softmax attention; `"gates"`; `"logits"`, what the softmax is taken
-            of, bias included, 0 where a mask hides a key. Of a layer that has several of the named
-            kinds the last is kept. Recording gates leaves softmax attention fused. `"rows"` and
-            `"scores"` are earlier names of weights and logits.
+        kinds: `"weights"` of softmax attention; `"gates"`; `"points"` of deformable attention;
+            `"logits"`, what the softmax is taken of, bias included, 0 where a mask hides a key. Of
+            a layer that has several of the named kinds the last is kept. Recording gates or points
+            leaves softmax attention fused. `"rows"` and `"scores"` are earlier names of weights and
+            logits.
 
     Yields:
         name of the layer -> its weights in the last forward pass. Memory is that of the named

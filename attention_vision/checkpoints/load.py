@@ -27,11 +27,12 @@ from attention_vision.training.run_folder import best_or_last, demo_hint
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Class-dependent parameters of each detector: key prefix, classifier bias (num_classes + 1 entries)
-# and a hint on the num_classes of the released weights.
+# Class-dependent parameters of each detector: key prefix, classifier bias, how many of its entries
+# are of no class, and a hint on the num_classes of the released weights.
 CLASS_HEADS = (
-    ("class_head.", "bias", "COCO ids as they are need 91"),
-    ("roi_heads.box_head.predictor.", "cls_score.bias", "COCO ids from 1 need 90"),
+    ("class_head.", "bias", 1, "COCO ids as they are need 91"),
+    ("class_head.", "0.bias", 0, "COCO ids as they are need 91"),
+    ("roi_heads.box_head.predictor.", "cls_score.bias", 1, "COCO ids from 1 need 90"),
 )
 
 
@@ -46,9 +47,10 @@ def load_official(
     Recognized by their keys: ResNet of torchvision and timm, SE-ResNet of timm, CBAM-ResNet of the
     official release, EfficientNet of torchvision and timm, ViT of torchvision, ViT and DeiT of timm
     and of Hugging Face, CCT, CVT and ViT-Lite of the official release, Swin of the official
-    release, torchvision and timm, DETR of the official release and of Hugging Face, before
-    transformers 5 and since, Faster R-CNN R50-FPN of torchvision. The model's own state dict is
-    loaded unchanged. Relative position biases are resized to the windows of the model.
+    release, torchvision and timm, DETR and Deformable DETR of the official releases and of Hugging
+    Face, before transformers 5 and since, Faster R-CNN R50-FPN of torchvision. The model's own
+    state dict is loaded unchanged. Relative position biases are resized to the windows of the
+    model.
 
     A state dict says nothing about the `eps` of norms. Torchvision's released Faster R-CNN
     (COCO_V1) was trained with 0: `norm=partial(FrozenBatchNorm2d, eps=0.0)`. Nor does it show how
@@ -98,8 +100,8 @@ def load_completely(
     state = {key: value for key, value in state.items() if key not in left_out}
     own = {key: value for key, value in own.items() if key not in left_out}
 
-    for start, bias, released in CLASS_HEADS:
-        theirs, ours = (len(one.get(start + bias, ())) - 1 for one in (state, own))
+    for start, bias, others, released in CLASS_HEADS:
+        theirs, ours = (len(one.get(start + bias, ())) - others for one in (state, own))
         if min(theirs, ours) > 0 and theirs != ours:
             raise InputError(
                 f"{where} detects {theirs} classes, the model {ours}: set num_classes to "

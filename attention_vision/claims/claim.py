@@ -45,7 +45,7 @@ class Costs:
 
 def rounded(text: str, name: str) -> tuple[float, float]:
     """Read a printed number: its value, and half a unit of its last digit."""
-    found = re.fullmatch(r"(\d+)(?:\.(\d+))? ?([kMG]?)", text)
+    found = re.fullmatch(r"(\d+)(?:\.(\d+))? ?([kMG]?)", text, re.ASCII)
     if not found:
         raise InputError(f"claim.costs.{name} '{text}' is not a number such as 28.1 M")
     whole, decimals, unit = found[1], found[2] or "", UNITS[found[3]]

@@ -11,13 +11,14 @@ from typing import Any
 from attention_vision.claims.claim import Claim
 from attention_vision.claims.record import experiment_sha256
 from attention_vision.errors import InputError
-from attention_vision.report.consistency import is_number
+from attention_vision.report.consistency import changed_since, is_number
 from attention_vision.report.results import parse_result, read_study
-from attention_vision.report.shapes import RESULTS_FILE, check_shape
+from attention_vision.report.shapes import RESULTS_FILE, check_shape, shown
 from attention_vision.yaml_json import read_dataclass, read_json, read_yaml, require
 
 REQUIRED = ("what", "command", "commit", "date", "hardware", "versions")
 VERSION = re.compile(r"\d[\w.+-]*")
+LINES = re.compile(r'\\[nrtbfu]|\]\[|"\[[^"\]]*\]:')  # in JSON: breaks, "[name]: address"
 COMMIT = re.compile(r"([0-9a-f]{40})(-dirty)?")
 # Reads a study file: hashes that results of each of its cells may have.
 CellHashes = Callable[[Path], Mapping[str, set[str]]]
@@ -50,12 +51,14 @@ def check_results(files: Sequence[Path], root: Path, cells_of: CellHashes) -> Ch
         try:
             contents[file] = read_results(file)
         except InputError as error:
-            problems[file] = [str(error).removeprefix(f"{file}: ")]
+            problems[file] = [str(error).removeprefix(str(file)).lstrip(":, ")]
     for file, content in contents.items():
         problems[file] = [*incomplete(content), *unlike_the_experiment(content, root, cells_of)]
     remarks = []
     if older := [file.name for file, content in contents.items() if is_older(content)]:
         remarks.append(f"older files, which do not name their configuration: {', '.join(older)}")
+    for file, content in contents.items():
+        remarks += (f"{file.name}: {words}" for words in asked_otherwise(content, root))
     for file, words in unknown_commits(contents, root, remarks):
         problems[file].append(words)
     return Check({file: found for file, found in problems.items() if found}, remarks)
@@ -87,14 +90,30 @@ def incomplete(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"{run['cell']}, seed {run.get('seed')}: without a number"
     if "](" in json.dumps(content):  # the pages would load or link what it names
         yield "a text has a link of Markdown: write the address alone"
+    texts = json.dumps({key: content[key] for key in content if key != "rows"}, ensure_ascii=False)
+    if LINES.search(texts.replace(r"\\", "")) or not texts.isprintable():
+        yield "a text has a line break, a control character or a reference of Markdown"
     yield from unreadable_versions(content.get("versions") or {})
+
+
+def asked_otherwise(content: Mapping[str, Any], root: Path) -> Iterator[str]:
+    """Yield a sentence if a plan of results is not that of their study file now.
+
+    Files of before version 0.2, which have no planned seeds, are not compared.
+    """
+    plan = content.get("study") or {}
+    file = root / ((content.get("what") or {}).get("experiment") or "")
+    if plan.get("seeds") and file.suffix == ".yaml":
+        yield from changed_since(
+            {**plan, "planned_seeds": plan["seeds"], "file": str(file)}, again=False
+        )
 
 
 def unreadable_versions(versions: Mapping[str, str]) -> Iterator[str]:
     """Yield a sentence for each text that is not a version."""
     for name, version in versions.items():
         if not VERSION.fullmatch(version):
-            yield f"versions: {name} '{version}' is not a version"
+            yield f"versions: {name} {shown(version)} is not a version"
 
 
 def unlike_the_experiment(
@@ -147,8 +166,12 @@ def unknown_commits(
     """
     try:
         shallow = git(root, "rev-parse", "--is-shallow-repository").strip() == "true"
+        inside = git(root, "rev-parse", "--show-prefix").strip()
     except (OSError, subprocess.CalledProcessError):
         remarks.append("commits were not compared: this is not a repository of git")
+        return
+    if inside:
+        remarks.append(f"commits were not compared: {inside} is a folder of another repository")
         return
     if shallow:
         remarks.append("commits were not compared: the clone is shallow (git fetch --unshallow)")

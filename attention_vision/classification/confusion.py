@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from attention_vision.data.loading import data_of
-from attention_vision.training.logging import image_loggers, run_folder
+from attention_vision.training.logging import image_loggers, run_folder, writes_reports
 from attention_vision.visualization.confusion import MOST_DRAWN, confusion_csv, confusion_figure
 from attention_vision.visualization.drawing import pixels
 from attention_vision.yaml_json import write_atomically
@@ -101,7 +101,8 @@ class ConfusionFigures(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         names = class_names(trainer, len(counts))
-        if not getattr(trainer, "fast_dev_run", False) and run_folder(trainer) != Path.cwd():
+        nowhere = getattr(trainer, "fast_dev_run", False) or run_folder(trainer) == Path.cwd()
+        if writes_reports(trainer) and not nowhere:
             # Lightning's own default is the current folder, where nobody expects a file.
             name = "confusion.csv" if split == "val" else f"confusion_{split}.csv"
             write_atomically(run_folder(trainer) / name, confusion_csv(counts.cpu().numpy(), names))

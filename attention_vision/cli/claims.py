@@ -14,6 +14,8 @@ from attention_vision.claims.record import record_results
 from attention_vision.claims.site import pages
 from attention_vision.cli.tool_parser import ToolParser
 from attention_vision.errors import InputError
+from attention_vision.report.tables import one_line
+from attention_vision.report.text_table import printable
 from attention_vision.study.definition import read_definition
 from attention_vision.yaml_json import write_atomically
 
@@ -79,7 +81,7 @@ def check(arguments: list[str]) -> int:
     committed = sorted((root / "experiments/results").glob("*.json"))
     found = check_results(files or committed, root, cell_hashes)
     for line in [*(f"{a}: {one}" for a, b in found.stale.items() for one in b), *found.remarks]:
-        print(line)
+        print(printable(one_line(line)))
     if found.stale:
         names = ", ".join(file.name for file in found.stale)
         count = f"{len(found.stale)} of {len(files or committed)} results files"

@@ -1,4 +1,4 @@
-"""Object detection: DETR and Attention R-CNN behind one LightningModule, data and metric."""
+"""Object detection: DETRs and Attention R-CNN behind one LightningModule, data and metric."""
 
 import warnings
 
@@ -9,12 +9,19 @@ from attention_vision.detection.attention_rcnn import (
 )
 from attention_vision.detection.average_precision import COCOAveragePrecision
 from attention_vision.detection.coco import COCO, COCOFolder
-from attention_vision.detection.criterion import SetCriterion
+from attention_vision.detection.criterion import FocalSetCriterion, SetCriterion
 from attention_vision.detection.data import DetectionData, DigitScenes
+from attention_vision.detection.deformable_detr import DeformableDETR
+from attention_vision.detection.denoising import Denoising
 from attention_vision.detection.detr import DETR
 from attention_vision.detection.instance_masks import InstanceMaskFolder
-from attention_vision.detection.matcher import HungarianMatcher
-from attention_vision.detection.module import Detector, DETRDetector, RCNNDetector
+from attention_vision.detection.matcher import FocalMatcher, HungarianMatcher
+from attention_vision.detection.module import (
+    DeformableDETRDetector,
+    Detector,
+    DETRDetector,
+    RCNNDetector,
+)
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.detection.voc import VOCFolder
 from attention_vision.detection.yolo import YOLOFolder
@@ -28,9 +35,14 @@ __all__ = [
     "COCOFolder",
     "DETRAugmentation",
     "DETRDetector",
+    "DeformableDETR",
+    "DeformableDETRDetector",
+    "Denoising",
     "DetectionData",
     "Detector",
     "DigitScenes",
+    "FocalMatcher",
+    "FocalSetCriterion",
     "HungarianMatcher",
     "InstanceMaskFolder",
     "PlainBoxHead",

@@ -6,10 +6,18 @@ from operator import add
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, sigmoid_focal_loss
 
 from attention_vision.detection.boxes import giou
-from attention_vision.detection.matcher import HungarianMatcher, Matches, Outputs, Targets
+from attention_vision.detection.denoising import PADDED
+from attention_vision.detection.matcher import (
+    FOCAL_ALPHA,
+    FOCAL_GAMMA,
+    HungarianMatcher,
+    Matches,
+    Outputs,
+    Targets,
+)
 from attention_vision.errors import InputError
 from attention_vision.ranges import NonNegative, NonNegativeInt, checked
 from attention_vision.training.distributed import mean_over_processes
@@ -95,8 +103,20 @@ class SetCriterion(nn.Module):
             losses |= {f"{key}_{layer}": value for layer, value in enumerate(auxiliary)}
         return losses
 
-    def parts(self, outputs: Outputs, targets: Targets, matches: Matches) -> dict[str, Tensor]:
-        """Each term of each of the L layers, all layers at once; every layer has as many pairs."""
+    def parts(
+        self,
+        outputs: Outputs,
+        targets: Targets,
+        matches: Matches,
+        pairs: int | None = None,
+        counted: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Each term of each of the L layers, all layers at once; every layer has as many pairs.
+
+        Args:
+            pairs: what the terms are divided by; the number of objects when not given.
+            counted: (B, Q) bool, which queries have a class term; all when not given.
+        """
         logits = torch.stack([layer["logits"] for layer in outputs]).float()
         boxes = torch.stack([layer["boxes"] for layer in outputs]).float()
         labels = torch.cat([target["labels"] for target in targets]).to(logits.device)
@@ -107,18 +127,8 @@ class SetCriterion(nn.Module):
 
         classes = labels.new_full(logits.shape[:3], self.num_classes).flatten()
         classes[query] = labels[matched]
-        errors = F.cross_entropy(
-            logits.flatten(0, 2), classes, self.weight_of_class, reduction="none"
-        )
-        weights = self.weight_of_class[classes].unflatten(0, (len(outputs), -1)).sum(1)
-        count = weights.new_tensor([len(labels)])
-        if self.sync_class_weight:
-            weights, count = mean_over_processes(torch.cat((weights, count))).split(
-                (len(outputs), 1)
-            )
-        else:
-            count = mean_over_processes(count)
-        count = count.clamp(1)
+        count = logits.new_tensor([len(labels) if pairs is None else pairs])
+        class_term, count = self.class_term(logits, classes, count, counted)
 
         predicted, wanted = boxes.flatten(0, 2)[query], objects[matched]
         distance = (predicted - wanted).abs().sum(1)
@@ -126,11 +136,120 @@ class SetCriterion(nn.Module):
         overlap = giou(*corners)
         per_layer = (len(outputs), len(query) // len(outputs))
         return {
-            # Without objects and with a no-object weight of 0 nothing weighs: 0, not 0 / 0.
-            "class": errors.unflatten(0, (len(outputs), -1)).sum(1) / weights.where(weights > 0, 1),
+            "class": class_term,
             "box": distance.view(per_layer).sum(1) / count,
             "giou": (1 - overlap).view(per_layer).sum(1) / count,
         }
+
+    def class_term(
+        self, logits: Tensor, classes: Tensor, count: Tensor, counted: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The class term of each layer (L,), and the number of pairs over all processes.
+
+        Args:
+            logits: (L, B, Q, num_classes + 1).
+            classes: (L B Q,), `num_classes` for no-object.
+            count: (1,), pairs of this process.
+            counted: as in `parts`; None here.
+        """
+        errors = F.cross_entropy(
+            logits.flatten(0, 2), classes, self.weight_of_class, reduction="none"
+        )
+        weights = self.weight_of_class[classes].unflatten(0, (len(logits), -1)).sum(1)
+        if self.sync_class_weight:
+            weights, count = mean_over_processes(torch.cat((weights, count))).split(
+                (len(logits), 1)
+            )
+        else:
+            count = mean_over_processes(count)
+        # Without objects and with a no-object weight of 0 nothing weighs: 0, not 0 / 0.
+        errors = errors.unflatten(0, (len(logits), -1)).sum(1) / weights.where(weights > 0, 1)
+        return errors, count.clamp(1)
+
+
+@checked
+class FocalSetCriterion(SetCriterion):
+    """`SetCriterion` for a sigmoid per class (Deformable DETR, arXiv 2010.04159, as released).
+
+    * class: the focal loss (arXiv 1708.02002, eq. 5) of every class of every query, summed and
+      divided by the number of objects, averaged over processes;
+    * box and giou: as in DETR.
+
+    The encoder's proposals have the same terms, as `class_proposals` and so on, with one class for
+    all objects unless `class_aware`. So have noised objects (DINO, arXiv 2203.03605, section 3.3),
+    as `class_noised`, which know their object and need no matcher, divided by the number of them
+    that are to be found, averaged over processes: each has as many groups as it has room for.
+    Padded places have no loss, where DINO's code trains them as no objects.
+
+    Args:
+        num_classes, auxiliary: see `SetCriterion`.
+        matcher: assigns objects to queries; a `FocalMatcher`.
+        class_weight, box_weight, giou_weight: of the three terms, wherever they are taken.
+        class_aware: proposals are trained on their class, as DINO's are.
+    """
+
+    def __init__(
+        self,
+        num_classes: NonNegativeInt,
+        matcher: HungarianMatcher,
+        class_weight: NonNegative = 2.0,
+        box_weight: NonNegative = 5.0,
+        giou_weight: NonNegative = 2.0,
+        auxiliary: bool = True,
+        class_aware: bool = False,
+    ):
+        super().__init__(
+            num_classes, matcher, 1.0, class_weight, box_weight, giou_weight, auxiliary
+        )
+        self.class_aware = class_aware
+
+    def forward(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
+        losses = super().forward(outputs, targets)
+        targets = [without_crowds(target) for target in targets]
+        outputs = outputs if self.auxiliary else outputs[-1:]
+        if "proposal_logits" in outputs[-1]:
+            proposals = renamed(outputs[-1:], "proposal_")
+            objects = targets
+            if not self.class_aware:
+                objects = [one | {"labels": torch.zeros_like(one["labels"])} for one in targets]
+            matches = self.matcher(proposals, objects)
+            self.add(losses, self.parts(proposals, objects, matches), "proposals")
+        if "noised_logits" in outputs[-1]:
+            places = outputs[-1]["noised_objects"]  # on the CPU
+            matches = [
+                [(image.ge(0).nonzero()[:, 0], image[image >= 0]) for image in places]
+            ] * len(outputs)
+            parts = self.parts(
+                renamed(outputs, "noised_"),
+                targets,
+                matches,
+                pairs=int((places >= 0).sum()),
+                counted=places != PADDED,
+            )
+            self.add(losses, parts, "noised")
+        return losses
+
+    def add(self, losses: dict[str, Tensor], parts: dict[str, Tensor], name: str) -> None:
+        """Add the terms of further outputs to the losses, and to their total."""
+        for key, values in parts.items():
+            losses["total"] = losses["total"] + self.weights[key] * values.sum()
+            *auxiliary, losses[f"{key}_{name}"] = values.unbind()
+            losses |= {f"{key}_{name}_{layer}": one for layer, one in enumerate(auxiliary)}
+
+    def class_term(
+        self, logits: Tensor, classes: Tensor, count: Tensor, counted: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        present = F.one_hot(classes, self.num_classes + 1)[:, :-1].view(logits.shape).to(logits)
+        errors = sigmoid_focal_loss(logits, present, FOCAL_ALPHA, FOCAL_GAMMA)
+        if counted is not None:
+            errors = errors * counted.to(errors.device)[..., None]
+        count = mean_over_processes(count).clamp(1)
+        return errors.flatten(1).sum(1) / count, count
+
+
+def renamed(outputs: Outputs, prefix: str) -> Outputs:
+    """Further outputs of each layer, under the names of the queries' own."""
+    return [{key: layer[prefix + key] for key in ("logits", "boxes")} for layer in outputs]
 
 
 def without_crowds(target: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from attention_vision.errors import InputError
 from attention_vision.ranges import NonNegative, checked
 
 LARGE = 1e9  # a cost beyond all others
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0  # of the focal loss (arXiv 1708.02002, Table 1b), as released
 Outputs = list[dict[str, Tensor]]
 Targets = list[dict[str, Tensor]]
 Matches = list[list[tuple[Tensor, Tensor]]]
@@ -94,14 +95,12 @@ class HungarianMatcher(nn.Module):
             labels[image, : len(target["labels"])] = target["labels"]
             objects[image, : len(target["labels"])] = target["boxes"]
 
-        classes = outputs[0]["logits"].shape[-1] - 1
+        classes = self.classes(outputs)
         wanted = labels.clamp(0, classes - 1)[:, None].expand(-1, boxes.shape[2], -1)
         # Layer by layer, since the probabilities of all classes are by far the largest tensor.
-        probability = torch.stack(
-            [layer["logits"].float().softmax(-1).gather(-1, wanted) for layer in outputs]
-        ).mT
+        score = torch.stack([self.score(layer["logits"].float(), wanted) for layer in outputs]).mT
         no_class = (labels < 0) | (labels >= classes)
-        probability = probability.masked_fill(no_class[..., None], torch.nan)
+        score = score.masked_fill(no_class[..., None], torch.nan)
 
         boxes, objects = boxes[:, :, None], objects[:, :, None]  # (L, B, 1, Q, 4), (B, n, 1, 4)
         distance = sum(
@@ -109,7 +108,15 @@ class HungarianMatcher(nn.Module):
             for a, b in zip(planar(boxes).unbind(-1), planar(objects).unbind(-1), strict=True)
         )
         overlap = giou(*(planar(box_convert(one, "cxcywh", "xyxy")) for one in (boxes, objects)))
-        return self.box_cost * distance - self.class_cost * probability - self.giou_cost * overlap
+        return self.box_cost * distance - self.class_cost * score - self.giou_cost * overlap
+
+    def classes(self, outputs: Outputs) -> int:
+        """Number of classes of these outputs, without no-object."""
+        return outputs[0]["logits"].shape[-1] - 1
+
+    def score(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        """How well queries fit to objects by class: logits (B, Q, ...) and classes (B, Q, n)."""
+        return logits.softmax(-1).gather(-1, wanted)
 
     def refuse(self, costs: Tensor, outputs: Outputs, targets: Targets) -> None:
         """Raise one line that names the first image whose annotations have no cost, and why."""
@@ -118,7 +125,7 @@ class HungarianMatcher(nn.Module):
             bad = ~costs[:, image, : len(labels)].isfinite()
             if not bad.any():
                 continue
-            classes = outputs[0]["logits"].shape[-1] - 1
+            classes = self.classes(outputs)
             outside = labels[(labels < 0) | (labels >= classes)]
             if len(outside):
                 reason = f"label {int(outside[0])} is none of 0..{classes - 1}; labels start at 0"
@@ -138,6 +145,32 @@ class HungarianMatcher(nn.Module):
             f" only {queries} queries: the others are not trained on; raise num_queries",
             stacklevel=3,
         )
+
+
+@checked
+class FocalMatcher(HungarianMatcher):
+    """`HungarianMatcher` for a sigmoid per class, as released with Deformable DETR.
+
+    The class cost of a pair is what the focal loss (arXiv 1708.02002) of the object's class would
+    change by if it were present: loss if it is minus loss if it is not.
+    """
+
+    def __init__(
+        self,
+        class_cost: NonNegative = 2.0,
+        box_cost: NonNegative = 5.0,
+        giou_cost: NonNegative = 2.0,
+    ):
+        super().__init__(class_cost, box_cost, giou_cost)
+
+    def classes(self, outputs: Outputs) -> int:
+        return outputs[0]["logits"].shape[-1]
+
+    def score(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        probability = logits.gather(-1, wanted).sigmoid()
+        absent = -(1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * (1 - probability + 1e-8).log()
+        present = -FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * (probability + 1e-8).log()
+        return absent - present
 
 
 def planar(boxes: Tensor) -> Tensor:

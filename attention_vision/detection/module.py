@@ -16,10 +16,11 @@ from attention_vision.data.loading import check_channels, check_classes, data_of
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
 from attention_vision.detection.batch_picture import BoxedBatch
-from attention_vision.detection.criterion import SetCriterion
+from attention_vision.detection.criterion import FocalSetCriterion, SetCriterion, without_crowds
 from attention_vision.detection.data import Batch, Target
+from attention_vision.detection.deformable_detr import DeformableDETR
 from attention_vision.detection.detr import DETR
-from attention_vision.detection.matcher import HungarianMatcher
+from attention_vision.detection.matcher import FocalMatcher, HungarianMatcher
 from attention_vision.detection.panel import DetectionPanel
 from attention_vision.detection.predictions import DetectionResults
 from attention_vision.detection.report import DetectionReport
@@ -45,6 +46,7 @@ from attention_vision.training.steps import SeedEveryStep, step_number
 Detections = dict[str, Tensor]
 # facebookresearch/detr, issues 22 (300,000 steps) and 125 (2,000 images fail, 10,000 work).
 SCRATCH_STEPS, SCRATCH_IMAGES = 300_000, 10_000
+MOST_DETECTIONS = 100  # of an image, as in COCO's AP
 MOST_CLASSES = 100  # COCO has 80; with more, metrics.csv would be nothing but them
 
 
@@ -77,7 +79,7 @@ class Detector(LightningModule):
 
     def __init__(
         self,
-        network: DETR | AttentionRCNN,
+        network: DETR | DeformableDETR | AttentionRCNN,
         optimizer: OptimizerCallable,
         schedule: LRSchedulerCallable,
         backbone_lr_factor: NonNegative,
@@ -149,10 +151,14 @@ class Detector(LightningModule):
         ]
 
     def configure_optimizers(self) -> dict:
-        factors = {"backbone.": self.backbone_lr_factor}
+        factors = {"backbone.": self.backbone_lr_factor} | self.lr_factors()
         return configure(
             self, self.network, self.optimizer, self.schedule, factors, self.no_weight_decay
         )
+
+    def lr_factors(self) -> dict[str, float]:
+        """Parameters of the network with a learning rate of their own, and its factor."""
+        return {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.step_losses = losses = self.losses(batch)
@@ -283,6 +289,85 @@ class DETRDetector(Detector):
         return [
             {"boxes": box, "scores": score, "labels": label}
             for box, score, label in zip(boxes, scores, labels, strict=True)
+        ]
+
+
+@checked
+class DeformableDETRDetector(Detector):
+    """Trains Deformable DETR on the focal set loss, and reads its detections.
+
+    The 100 best pairs of a query and a class are detections, as in the release's evaluation.
+
+    Args:
+        network: DeformableDETR.
+        class_cost, box_cost, giou_cost: of the matching, see `FocalMatcher`.
+        class_weight, box_weight, giou_weight, auxiliary: of the loss, see `FocalSetCriterion`.
+        offset_lr_factor: learning rate of what finds the points, the sampling offsets and reference
+            points, over that of the rest.
+        optimizer, schedule, backbone_lr_factor, no_weight_decay, weights, backbone_weights,
+            fine_tune, engine, size_limits: see `Detector`.
+    """
+
+    network: DeformableDETR
+    of_classes = ("class_head.", "label_embedding.")
+
+    def __init__(
+        self,
+        network: DeformableDETR,
+        class_cost: NonNegative = 2.0,
+        box_cost: NonNegative = 5.0,
+        giou_cost: NonNegative = 2.0,
+        class_weight: NonNegative = 2.0,
+        box_weight: NonNegative = 5.0,
+        giou_weight: NonNegative = 2.0,
+        auxiliary: bool = True,
+        offset_lr_factor: NonNegative = 0.1,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: LRSchedulerCallable = WarmupCosine,
+        backbone_lr_factor: NonNegative = 0.1,
+        no_weight_decay: Sequence[ParameterKind] = NO_WEIGHT_DECAY,
+        weights: str | None = None,
+        backbone_weights: str | None = None,
+        fine_tune: bool = False,
+        engine: str | None = None,
+        size_limits: tuple[NonNegative, NonNegative] = COCO_SIZES,
+    ):
+        super().__init__(
+            network, optimizer, schedule, backbone_lr_factor, no_weight_decay, weights,
+            backbone_weights, fine_tune, engine, size_limits,
+        )  # fmt: skip
+        self.offset_lr_factor = offset_lr_factor
+        self.criterion = FocalSetCriterion(
+            network.num_classes,
+            FocalMatcher(class_cost, box_cost, giou_cost),
+            class_weight,
+            box_weight,
+            giou_weight,
+            auxiliary,
+            network.mixed_queries,
+        )
+
+    def lr_factors(self) -> dict[str, float]:
+        names = [name for name, _ in self.network.named_parameters()]
+        slow = [one for one in names if "attention.offsets." in one or one.startswith("reference.")]
+        return dict.fromkeys(
+            (one for one in slow if not one.startswith("backbone.")), self.offset_lr_factor
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        images, padding_mask, targets = batch
+        targets = [without_crowds(target) for target in targets]
+        return self.criterion(self.network(images, padding_mask, targets), targets)
+
+    def detect(self, images: Tensor, padding_mask: Tensor) -> list[Detections]:
+        last = self.network(images, padding_mask)[-1]
+        classes = last["logits"].shape[-1]
+        scores = last["logits"].float().sigmoid().flatten(1)
+        scores, pairs = scores.topk(min(MOST_DETECTIONS, scores.shape[1]), 1)
+        boxes = box_convert(last["boxes"].float(), "cxcywh", "xyxy")
+        return [
+            {"boxes": box[pair // classes], "scores": score, "labels": pair % classes}
+            for box, score, pair in zip(boxes, scores, pairs, strict=True)
         ]
 
 

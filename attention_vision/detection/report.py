@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from matplotlib import rc_context
-from matplotlib.figure import Figure
 from PIL import Image as Pillow
 
 from attention_vision.data.loading import data_of
@@ -38,10 +37,15 @@ from attention_vision.detection.error_figures import (
 from attention_vision.detection.figures import WHITE, class_name
 from attention_vision.ranges import Count, checked
 from attention_vision.report.html import figure_part, html_table, page
-from attention_vision.report.plots import SETTINGS, as_svg
+from attention_vision.report.plots import SETTINGS
 from attention_vision.report.tables import Record, as_text, csv_text
 from attention_vision.report.text_table import aligned
-from attention_vision.training.logging import draws_pictures, image_loggers, run_folder
+from attention_vision.training.logging import (
+    draws_pictures,
+    image_loggers,
+    run_folder,
+    writes_reports,
+)
 from attention_vision.training.progress import say
 from attention_vision.training.steps import step_number
 from attention_vision.visualization.confusion import MOST_DRAWN, confusion_csv, confusion_figure
@@ -125,6 +129,8 @@ class DetectionReport(Callback):
     def _keep(self, trainer: Trainer, module: Any, split: str) -> None:
         if trainer.sanity_checking:
             return
+        if not writes_reports(trainer):
+            return
         metric = module.average_precision[split]
         numbers = metric.compute()  # of all processes; all compute, and the module does not again
         if trainer.is_global_zero:
@@ -190,12 +196,13 @@ class Report:
         if count <= MOST_COUNTED:
             self.confusion = confusion_matrix(evaluation, count)
         self.worst = worst_first(evaluation)
-        self.figures = error_figures(evaluation, names)
+        figures = error_figures(evaluation, names)
         if self.confusion is not None and count <= MOST_DRAWN:
             with rc_context(SETTINGS):
-                self.figures["confusion"] = confusion_figure(
+                figures["confusion"] = confusion_figure(
                     self.confusion, self.confusion_names, "objects"
                 )
+        self.figures = {name: pixels(figure) for name, figure in figures.items()}
         ids = getattr(source, "image_ids", ())
         self.index_of = {int(image_id): index for index, image_id in enumerate(ids)}
         self.files = getattr(source, "files", None)
@@ -289,10 +296,8 @@ class Report:
 
     def pictures(self) -> dict[str, np.ndarray]:
         """The figures, and `worst`, as (H, W, 3) uint8."""
-        found = {name: pixels(figure) for name, figure in self.figures.items()}
-        if self.drawings:
-            found["worst"] = error_panel(list(self.drawings.values()))
-        return found
+        worst = {"worst": error_panel(list(self.drawings.values()))} if self.drawings else {}
+        return self.figures | worst
 
     def text(self) -> str:
         """AP, precision, recall and F1 of the classes with the least AP, as a table."""
@@ -373,20 +378,21 @@ class Report:
         )
 
 
-def figure_row(figures: Mapping[str, Figure]) -> str:
+def figure_row(figures: Mapping[str, np.ndarray]) -> str:
     """Render the figures, side by side if the screen is wide enough."""
-    parts = [
-        figure_part(TITLES[k][0], as_svg(figure), TITLES[k][1]) for k, figure in figures.items()
-    ]
+    parts = []
+    for name, figure in figures.items():
+        title, caption = TITLES[name]
+        parts.append(figure_part(title, as_img(Pillow.fromarray(figure), "png"), caption))
     return '<div class="figures">\n' + "\n".join(parts) + "\n</div>"
 
 
-def as_img(picture: Pillow.Image) -> str:
-    """Render a picture as an <img> that contains it."""
+def as_img(picture: Pillow.Image, kind: str = "jpeg") -> str:
+    """Render a picture as an <img> that contains it, as a JPEG or PNG."""
     content = io.BytesIO()
-    picture.save(content, "JPEG", quality=85)
+    picture.save(content, kind, quality=85)
     text = base64.b64encode(content.getvalue()).decode()
-    return f'<img alt="" src="data:image/jpeg;base64,{text}">'
+    return f'<img alt="" src="data:image/{kind};base64,{text}">'
 
 
 def in_words(rows: Sequence[Record]) -> list[list[str]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_vision import attention
+from attention_vision.attention.deformable import pixel_centers
 from attention_vision.profiling.cost import Workload
 
 
@@ -44,7 +45,8 @@ def mechanism_workloads(
     """Every mechanism at each (C, H, W), with its defaults; heads have 64 channels, or C if fewer.
 
     Inputs require their gradient, as inside a network. `CrossAttention2d` attends to a map of the
-    same shape; the gating signal of `AttentionGate` has 2 C channels and half the side.
+    same shape; the gating signal of `AttentionGate` has 2 C channels and half the side. The queries
+    of `DeformableAttention` are the pixels of its one map.
     """
     build = Workload.of_network
     for channels, height, width in sizes:
@@ -67,6 +69,10 @@ def mechanism_workloads(
                 case _, "AttentionGate":
                     coarse = torch.randn(batch_size, 2 * channels, -(-height // 2), -(-width // 2))
                     yield build(name, kind(channels, 2 * channels).to(device), x, coarse.to(device))
+                case _, "DeformableAttention":
+                    module = kind(channels, max(1, channels // 64), 1).to(device)
+                    centers = pixel_centers([(height, width)], x).expand(batch_size, -1, -1)
+                    yield build(name, OnOneMap(module, (height, width)), tokens, centers)
                 case _:
                     raise NotImplementedError(f"mechanism_workloads: add a case for {name}")
 
@@ -80,3 +86,14 @@ class OnGrid(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.attention(tokens, grid=self.grid)
+
+
+class OnOneMap(nn.Module):
+    """Deformable attention of the tokens of a map among themselves."""
+
+    def __init__(self, attention: nn.Module, grid: tuple[int, int]):
+        super().__init__()
+        self.attention, self.grid = attention, grid
+
+    def forward(self, tokens: Tensor, centers: Tensor) -> Tensor:
+        return self.attention(tokens, centers[:, :, None], tokens, [self.grid])

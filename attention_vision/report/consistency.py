@@ -86,8 +86,13 @@ def of_a_profile(plan: Mapping[str, Any]) -> Iterator[str]:
         yield f"run with a profile, not as the study file says: {in_words(profile)}"
 
 
-def changed_since(plan: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence if the study file, where it is here, asks for something else by now."""
+def changed_since(plan: Mapping[str, Any], again: bool = True) -> Iterator[str]:
+    """Yield a sentence if the study file, where it is here, asks for something else by now.
+
+    Args:
+        plan: content of study.json, or of the study block of results.
+        again: whether `study run` can take it over, which is said then.
+    """
     file = Path(str(plan.get("file") or ""))
     try:
         now = read_yaml(file).get("study") if file.is_file() else None
@@ -105,9 +110,8 @@ def changed_since(plan: Mapping[str, Any]) -> Iterator[str]:
     ]
     if words:
         same = ", with the --profile that it was run with," if plan.get("profile") else ""
-        yield (
-            f"{file} has changed since: {'; '.join(words)}; `attention-vision study run {file}`"
-            f"{same} takes it over"
+        yield f"{file} has changed since: {'; '.join(words)}" + (
+            f"; `attention-vision study run {file}`{same} takes it over" if again else ""
         )
 
 

@@ -95,11 +95,14 @@ def seeds_for_power(effect: float, power: Power) -> int | None:
     By the noncentral t distribution of the paired t-test; None for more than `MOST`.
     """
     shift, tail = effect / power.spread.deviation, (1 + power.level) / 2
-    bound = ((ndtri(tail) + ndtri(POWER)) / shift) ** 2  # by the normal distribution: fewer
-    seeds = int(max(2, min(bound, MOST + 1)))
+    least = float(ndtri(tail) + ndtri(POWER))  # of shift * seeds^0.5, by the normal distribution
+    if shift * (MOST + 1) ** 0.5 < least:
+        return None
+    seeds = max(2, int((least / shift) ** 2))
     while seeds <= MOST:
-        if nctdtr(seeds - 1, shift * seeds**0.5, stdtrit(seeds - 1, tail)) <= 1 - POWER:
-            return seeds
+        chance = nctdtr(seeds - 1, shift * seeds**0.5, stdtrit(seeds - 1, tail))
+        if not chance > 1 - POWER:  # of a shift beyond its range scipy does not know it: not seen
+            return seeds  # is then as good as impossible
         seeds += 1
     return None
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ from attention_vision.report.shapes import RESULT, RESULTS_FILE, STUDY, check_sh
 from attention_vision.report.statistics import Expectation, Plan, Values
 from attention_vision.yaml_json import read_json, require
 
+MARGIN = re.compile(r"(.+?)\s+by\s+[0-9.]\S*")  # the name of a cell that reads as a margin, too
 COSTS = ("parameters", "macs", "images_per_second", "peak_memory", "seconds")
 
 
@@ -299,7 +301,7 @@ def measured_study(
 ) -> MeasuredStudy:
     """Build the study; question, metric, baseline and expectations have the same keys in both."""
     try:
-        expect = [Expectation.parse(line) for line in plan.get("expect") or []]
+        expect = Expectation.parse_all(plan.get("expect") or [])
         fixed = Plan.parse(plan.get("effect"), planned or [], plan.get("looks"))
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
@@ -308,7 +310,7 @@ def measured_study(
         question=require(plan, "question", str, source),
         task=str(plan.get("task") or ""),
         metric=require(plan, "metric", str, source),
-        higher_is_better=bool(plan.get("higher_is_better", True)),
+        higher_is_better=plan.get("higher_is_better") is not False,
         baseline=require(plan, "baseline", str, source),
         expect=expect,
         seeds=seeds,
@@ -327,8 +329,8 @@ def check(study: MeasuredStudy, path: Path) -> None:
     """Check that the study is consistent.
 
     Raises:
-        InputError: two results of one run, an unknown cell, no results, or a metric that no run
-            logs.
+        InputError: two results of one run, an unknown cell, one whose name is that of another
+            with a margin, no results, or a metric that no run logs.
     """
     seen = set()
     for result in study.results:
@@ -344,6 +346,13 @@ def check(study: MeasuredStudy, path: Path) -> None:
             raise InputError(
                 f"{path}: {key} names '{cell}', which is not a cell: {', '.join(study.cells)}"
             )
+    for line in study.expect:
+        for cell in study.cells if line.by else ():
+            if (match := MARGIN.fullmatch(cell)) and match[1] == line.second:
+                raise InputError(
+                    f"{path}: expect: '{line}' may mean the cell '{cell}' or a margin: rename the"
+                    " cell"
+                )
     if not study.results:
         errors = [line for line in study.waiting.values() if line]
         errors += [f"{cell} seed {seed} {why}" for (cell, seed), why in study.left_out.items()]

@@ -13,13 +13,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from attention_vision.errors import InputError
-from attention_vision.ranges import Positive, refusal
+from attention_vision.ranges import Positive, Range, refusal
+from attention_vision.report.shapes import LARGEST, shown
 
 LEVEL = 0.95
 BOOTSTRAP_FROM = 20  # seeds; resampling fewer values gives intervals that are too short
@@ -27,6 +28,13 @@ RESAMPLES = 10_000
 
 ENUMERATED = 20  # seeds of which all changes of sign are enumerated: 2^19 sums
 FLIPS = 100_000  # random changes of sign for more seeds
+
+# "A > B", "A < B" or "A > B by 0.01".
+ORDERING = re.compile(
+    r"\s*([^<>]*[^<>\s])\s*([<>])\s*([^<>=\s][^<>]*?)(?:\s+by\s+([0-9]\S*|\.[0-9]\S*))?\s*"
+)
+Measurable = Annotated[float, Range(most=LARGEST)]
+Looks = list[Annotated[int, Range(2, 2**32)]]  # as many as there are seeds
 
 Verdict = Literal["supported", "contradicted", "no difference", "undecided"]
 Values = Mapping[int | None, float]  # by seed; None if nothing is random
@@ -85,23 +93,37 @@ class Expectation:
         """Parse `A > B`, `A < B` or `A > B by 0.01`; the name of a cell may contain spaces.
 
         Raises:
-            InputError: the line is not such an ordering.
+            InputError: the line is not such an ordering, or of a cell and itself.
         """
-        pattern = r"\s*([^<>]*[^<>\s])\s*([<>])\s*([^<>=\s][^<>]*?)(?:\s+by\s+(\d\S*|\.\d\S*))?\s*"
-        match = re.fullmatch(pattern, str(line))
+        match, text = ORDERING.fullmatch(str(line)), shown(line)
         if match is None:
             raise InputError(
-                f"expect: '{line}' is not an ordering such as 'cbam > none' or 'cbam > none by"
-                " 0.01'"
+                f"expect: {text} is not an ordering such as 'cbam > none' or 'cbam > none by 0.01'"
             )
         first, sign, second, by = match.groups()
         try:
-            margin = float(by or 0)
+            margin = float((by or "0").replace("_", " "))
         except ValueError:
             margin = math.inf
-        if not math.isfinite(margin):
-            raise InputError(f"expect: '{line}': {by} is not a number")
+        if margin > LARGEST:
+            raise InputError(f"expect: {text}: {by} is not a number up to {LARGEST:g}")
+        if first == second:
+            raise InputError(f"expect: {text} compares a cell with itself: name two cells")
         return cls(first, sign, second, margin)
+
+    @classmethod
+    def parse_all(cls, lines: Sequence[str]) -> "list[Expectation]":
+        """Parse several orderings, each of which is given once.
+
+        Raises:
+            InputError: a line is not an ordering, or there twice: a verdict would count twice.
+        """
+        read: list[Expectation] = []
+        for line in lines:
+            if (expectation := cls.parse(line)) in read:
+                raise InputError(f"expect: {shown(line)} is there twice: keep one of them")
+            read.append(expectation)
+        return read
 
     def __str__(self) -> str:
         margin = f" by {self.by:.15g}" if self.by else ""
@@ -135,13 +157,18 @@ class Plan:
                 no look counts.
         """
         if effect is not None and (isinstance(effect, bool) or not isinstance(effect, int | float)):
-            raise InputError(f"effect: '{effect}' is not a number: give one such as 0.01")
-        if effect is not None and (line := refusal("effect", effect, Positive)):
-            raise InputError(line)
+            raise InputError(f"effect: {shown(effect)} is not a number: give one such as 0.01")
+        for wanted in () if effect is None else (Measurable, Positive):
+            if line := refusal("effect", effect, wanted):
+                raise InputError(line)
         looks = [] if looks is None else looks
         counts = isinstance(looks, list) and all(type(count) is int for count in looks)
-        if not counts or looks != sorted({*looks}) or (looks and looks[0] < 2):
-            raise InputError(f"looks: {looks} is not an increasing list such as [5, 10], from 2 on")
+        if not counts or looks != sorted({*looks}) or refusal("looks", looks, Looks):
+            raise InputError(
+                f"looks: {shown(looks)} is not an increasing list such as [5, 10], from 2 on"
+            )
+        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise InputError(f"seeds: {twice[0]} is planned twice: keep one of them")
         if looks and looks[-1] < len(seeds):
             raise InputError(
                 f"looks: the last one is at {looks[-1]} of {len(seeds)} seeds: add {len(seeds)}, or"

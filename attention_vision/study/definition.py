@@ -14,6 +14,7 @@ from typing import Any
 
 from attention_vision.errors import InputError
 from attention_vision.ranges import Seed, refusal
+from attention_vision.report.shapes import shown
 from attention_vision.report.statistics import Expectation, Plan
 from attention_vision.yaml_json import Config, mapping, read_yaml
 
@@ -147,6 +148,11 @@ def read_definition(file: str | Path) -> Study:
             raise InputError(f"{file}: unknown key study.{key}; known: {', '.join(KEYS)}")
     if missing := [key for key in ("question", "metric", "baseline", "seeds") if key not in study]:
         raise InputError(f"{file}: missing: study.{', study.'.join(missing)}")
+    question, better = study["question"], study.get("higher_is_better", True)
+    if not isinstance(question, str) or not question.strip():
+        raise InputError(f"{file}: study.question is {shown(question)}: ask it in a sentence")
+    if not isinstance(better, bool):
+        raise InputError(f"{file}: study.higher_is_better is {shown(better)}: write true or false")
 
     bases = read_bases(file, content.get("base"))
     axes = read_axes(file, content.get("axes") or {})
@@ -166,10 +172,19 @@ def read_definition(file: str | Path) -> Study:
             f"{file}: study.metric is {metric}: add higher_is_better: false to study, without which"
             " a higher value is taken for the better one"
         )
-    for name in (study["baseline"], *expected_cells(file, study.get("expect") or [])):
+    expect = study.get("expect") or []
+    if not isinstance(expect, list):
+        raise InputError(f"{file}: study.expect: expected a list such as [cbam > none]")
+    try:
+        orderings = Expectation.parse_all(expect)
+    except InputError as error:
+        raise InputError(f"{file}: study.{error}") from None
+    baseline = str(study["baseline"])
+    for name in (baseline, *(cell for one in orderings for cell in (one.first, one.second))):
         if name not in cells:
+            hint = "; a margin is a number, as in 'A > B by 0.01'" if " by" in name else ""
             raise InputError(
-                f"{file}: study names '{name}', which is not a cell: {', '.join(cells)}"
+                f"{file}: study names '{name}', which is not a cell: {', '.join(cells)}{hint}"
             )
     seeds = read_seeds(study["seeds"], f"{file}: study.seeds")
     try:
@@ -180,11 +195,11 @@ def read_definition(file: str | Path) -> Study:
         name=file.stem,
         file=file,
         task=str(task),
-        question=str(study["question"]),
+        question=question,
         metric=metric,
-        higher_is_better=bool(study.get("higher_is_better", True)),
-        baseline=study["baseline"],
-        expect=tuple(study.get("expect") or []),
+        higher_is_better=better,
+        baseline=baseline,
+        expect=tuple(expect),
         seeds=seeds,
         plan=plan,
         budget=budget,
@@ -475,15 +490,3 @@ def read_seeds(seeds: Any, where: str) -> tuple[int, ...]:
         if seeds.count(seed) > 1:
             raise InputError(f"{where}: duplicate seed {seed}")
     return tuple(seeds)
-
-
-def expected_cells(file: Path, expect: Any) -> Iterator[str]:
-    """Yield the names of the cells in the expectations."""
-    if not isinstance(expect, list):
-        raise InputError(f"{file}: study.expect: expected a list such as [cbam > none]")
-    for line in expect:
-        try:
-            expectation = Expectation.parse(line)
-        except InputError as error:
-            raise InputError(f"{file}: study.{error}") from None
-        yield from (expectation.first, expectation.second)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attention_vision.attention import (
     AxialAttention,
+    DeformableSelfAttention2d,
     LocalGlobalAttention,
     SpatialGate,
     WindowAttention,
@@ -22,9 +23,10 @@ from attention_vision.attention.recording import layers_under
 from attention_vision.attention.token_grid import grid_of
 from attention_vision.backbones.backbone import Backbone
 from attention_vision.errors import InputError
-from attention_vision.visualization.maps import line_map, query_row, window_map
+from attention_vision.visualization.maps import line_map, point_map, query_row, window_map
 
 CENTER = (0.5, 0.5)
+CELL = 8  # pixels of an image, in which points of several maps are counted
 
 Grid = tuple[int, int]
 Output = TypeVar("Output")
@@ -129,6 +131,7 @@ def record_layers(
         record_calls(network) as calls,
         record_attention(network, names, kinds=["weights"]) as rows,
         record_attention(network, names, kinds=["gates"]) as gates,
+        record_attention(network, names, kinds=["points"]) as points,
     ):
         output = forward()
     layers = {}
@@ -137,6 +140,8 @@ def record_layers(
             layers[name] = gate_layer(name, module, gates[name])
         elif name in rows:
             layers[name] = row_layer(network, name, rows[name], calls, images, point)
+        elif name in points:
+            layers[name] = point_layer(network, name, points[name], calls, images, point)
     return output, layers
 
 
@@ -184,6 +189,28 @@ def row_layer(
         title, maps, start = rows_over_image(network, name, weights, calls[module], size, point)
     kind = "none" if maps is None else "attention"
     return Layer(name, kind, title, rows, maps, mechanism=type(module), point=start)
+
+
+def point_layer(
+    network: nn.Module,
+    name: str,
+    points: Tensor,
+    calls: dict[nn.Module, Call],
+    images: Tensor,
+    point: tuple[float, float] | None,
+) -> Layer:
+    """Describe deformable attention by its points (B, h, Q, L, P, 3): x, y and weight."""
+    outer = network.get_submodule(name.rpartition(".")[0])
+    mechanism = type(network.get_submodule(name))
+    grid = (ceil(images.shape[2] / CELL), ceil(images.shape[3] / CELL))
+    title, start = "points of the mean query", None
+    if isinstance(outer, DeformableSelfAttention2d):
+        own, start = calls[outer].grid, point or CENTER
+        if own is not None:
+            grid, index = own, index_at(start, own)
+            points, title = points[:, :, index : index + 1], f"points of {start[0]:g}, {start[1]:g}"
+    maps = point_map(points, grid)
+    return Layer(name, "attention", title, points, maps, mechanism=mechanism, point=start)
 
 
 def rows_over_image(

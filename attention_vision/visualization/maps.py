@@ -71,3 +71,19 @@ def line_map(rows: Tensor, axis: int, batch: int) -> Tensor:
     """
     weights = rows.mean(2).unflatten(0, (batch, -1))  # (B, lines, h, length)
     return weights.permute(0, 2, 1, 3) if axis == 0 else weights.permute(0, 2, 3, 1)
+
+
+def point_map(points: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Weights of the points in each cell of a grid, mean over queries.
+
+    Shape: (B, h, Q, L, P, 3), x and y in 0..1 and weight -> (B, h, H, W)
+    """
+    batch, heads, queries = points.shape[:3]
+    height, width = grid
+    x, y, weight = points.float().cpu().flatten(2, 4).flatten(0, 1).unbind(-1)  # (B h, Q L P)
+    column, row = (x * width).floor(), (y * height).floor()
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    cell = torch.where(inside, row * width + column, 0).long()
+    maps = torch.zeros(batch * heads, height * width)
+    maps.scatter_add_(1, cell, torch.where(inside, weight, 0) / queries)
+    return maps.view(batch, heads, height, width)

@@ -17,6 +17,7 @@ from frame import Row, Side, Step, main
 from torch import Tensor, nn
 
 from attention_vision.attention import (
+    DeformableAttention,
     MultiHeadAttention,
     SelfAttention2d,
     WindowAttention,
@@ -132,8 +133,55 @@ def layer_rows(device: str, smoke: bool) -> Iterator[Row]:
     yield Row("WindowAttention, Swin-T", sides, images=batch)
 
 
+def deformable_rows(device: str, smoke: bool) -> Iterator[Row]:
+    """An encoder layer's and a decoder layer's attention of Deformable DETR, 4 maps, 8 heads."""
+    from transformers import DeformableDetrConfig
+    from transformers.models.deformable_detr.modeling_deformable_detr import (
+        DeformableDetrMultiscaleDeformableAttention,
+    )
+
+    batch = 8 if device == "cuda" else 1
+    shapes = [(5, 7), (3, 4)] if smoke else [(50, 67), (25, 34), (13, 17), (7, 9)]
+    tokens, width = sum(height * width for height, width in shapes), 32 if smoke else 256
+    (source,) = leaves(1, (batch, tokens, width), device)
+    ours = DeformableAttention(width, 8, len(shapes)).to(device)
+    config = DeformableDetrConfig(d_model=width, num_feature_levels=len(shapes))
+    peer = DeformableDetrMultiscaleDeformableAttention(config, 8, 4).to(device)
+    for offsets in (ours.offsets, peer.sampling_offsets):
+        nn.init.normal_(offsets.weight, std=0.1)
+    sizes = torch.tensor(shapes, device=device)
+    for name, queries in (("decoder", 5 if smoke else 300), ("encoder", tokens)):
+        reference = torch.rand(batch, queries, len(shapes), 2, device=device)
+        (query,) = leaves(1, (batch, queries, width), device)
+
+        def with_rows(query: Tensor, source: Tensor, reference: Tensor = reference) -> Tensor:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            y = ours(query, reference, source, shapes)
+            torch.use_deterministic_algorithms(False)
+            return y
+
+        def plain(query: Tensor, source: Tensor, reference: Tensor = reference) -> Tensor:
+            return ours(query, reference, source, shapes)
+
+        def hugging_face(query: Tensor, source: Tensor, reference: Tensor = reference) -> Tensor:
+            return peer(
+                query, None, source, reference_points=reference, spatial_shapes=sizes,
+                spatial_shapes_list=shapes,
+            )[0]  # fmt: skip
+
+        weights = {"ours": ours, "deterministic": ours, "Hugging Face": peer}
+        forwards = {"ours": plain, "deterministic": with_rows, "Hugging Face": hugging_face}
+        if device == "cpu":  # deterministic as it is
+            del forwards["deterministic"]
+        sides = [
+            Side(one, partial(training_step, call, [query, source], [*weights[one].parameters()]))
+            for one, call in forwards.items()
+        ]
+        yield Row(f"DeformableAttention, {name}, {queries} queries", sides, images=batch)
+
+
 def rows(device: str, smoke: bool) -> Iterator[Row]:
-    for some in (naive_rows, attend_rows, layer_rows):
+    for some in (naive_rows, attend_rows, layer_rows, deformable_rows):
         yield from some(device, smoke)
 
 

@@ -293,3 +293,53 @@ def attention_gate(m, x, gating):
         y[c] = (y[c] - norm.running_mean[c]) / torch.sqrt(norm.running_var[c] + norm.eps)
         y[c] = y[c] * norm.weight[c] + norm.bias[c]
     return y
+
+
+def deformable(shapes):
+    """Deformable attention over maps of these shapes."""
+
+    @each
+    def naive(m, query, reference, source):
+        width = len(source[0]) // m.heads
+        values = [linear(m.value, token) for token in source]
+        maps, first = [], 0
+        for height, wide in shapes:
+            maps.append({(i, j): values[first + i * wide + j] for i in range(height)
+                         for j in range(wide)})  # fmt: skip
+            first += height * wide
+        outputs = []
+        for q, around in zip(query, reference, strict=True):
+            offsets = linear(m.offsets, q).view(m.heads, len(shapes), m.points, 2)
+            logits = linear(m.weights, q).view(m.heads, -1)
+            of_heads = []
+            for head in range(m.heads):
+                exps = torch.exp(logits[head] - logits[head].max())
+                weights = (exps / exps.sum()).view(len(shapes), m.points)
+                total = torch.zeros(width, dtype=query.dtype)
+                for level, (height, wide) in enumerate(shapes):
+                    for point in range(m.points):
+                        dx, dy = offsets[head, level, point]
+                        if len(around[level]) == 2:
+                            x, y = around[level][0] * wide + dx, around[level][1] * height + dy
+                        else:
+                            cx, cy, w, h = around[level]
+                            x = (cx + dx * w / (2 * m.points)) * wide
+                            y = (cy + dy * h / (2 * m.points)) * height
+                        for (i, j), value in maps[level].items():
+                            near = max(0, 1 - abs(x - 0.5 - j)) * max(0, 1 - abs(y - 0.5 - i))
+                            mine = value[head * width : (head + 1) * width]
+                            total = total + weights[level, point] * near * mine
+                of_heads.append(total)
+            outputs.append(linear(m.out, torch.cat(of_heads)))
+        return torch.stack(outputs)
+
+    return naive
+
+
+def deformable_self(m, x):
+    height, width = x.shape[2:]
+    tokens = x.flatten(2).mT
+    centers = [[(j + 0.5) / width, (i + 0.5) / height] for i in range(height) for j in range(width)]
+    reference = torch.tensor(centers, dtype=x.dtype)[None, :, None].expand(len(x), -1, -1, -1)
+    y = deformable([(height, width)])(m.attention, tokens, reference, tokens)
+    return x + m.gamma * y.mT.unflatten(2, (height, width))

@@ -18,6 +18,8 @@ from attention_vision.attention import (
     AxialAttention2d,
     ChannelGate,
     CrossAttention2d,
+    DeformableAttention,
+    DeformableSelfAttention2d,
     EfficientChannelAttention,
     LocalGlobalAttention,
     LocalGlobalAttention2d,
@@ -44,6 +46,20 @@ class OnGrid(nn.Module):
 
     def forward(self, x):
         return self.attention(x, self.grid)
+
+
+class OnMaps(nn.Module):
+    """Deformable attention around points that the query tells."""
+
+    def __init__(self, *shapes: tuple[int, int]):
+        super().__init__()
+        self.attention, self.shapes = DeformableAttention(C, 4, len(shapes), 3), shapes
+
+    def forward(self, query, source):
+        return self.attention(query, self.around(query), source, self.shapes)
+
+    def around(self, query):
+        return query[..., None, :2].sigmoid().expand(-1, -1, len(self.shapes), -1)
 
 
 @dataclass
@@ -111,6 +127,15 @@ CASES = {
     "window wider than the map": windowed(6, 3),
     "cross-attention2d": Case(
         lambda: CrossAttention2d(C, 6, 2), (MAP, (6, 3, 4)), MAP, naive.cross_attention2d
+    ),
+    "deformable": Case(
+        lambda: OnMaps((5, 3)),
+        ((6, C), (15, C)),
+        (6, C),
+        lambda m, q, s: naive.deformable(m.shapes)(m.attention, q, m.around(q), s),
+    ),
+    "deformable2d": feature(
+        lambda: DeformableSelfAttention2d(C, 2), naive.deformable_self, (C, 4, 3)
     ),
     "pool dot": Case(lambda: AttentionPool(C), (TOKENS,), (C,), naive.attention_pool),
     "pool dot, 3 queries": Case(
@@ -211,7 +236,7 @@ def test_compiles_without_a_graph_break(case):
     y.sum().backward()
 
 
-RESIDUAL = ["self-attention2d", "axial", "local-global", "cross-attention2d"]
+RESIDUAL = ["self-attention2d", "axial", "local-global", "cross-attention2d", "deformable2d"]
 
 
 @pytest.mark.parametrize("name", RESIDUAL)
@@ -366,6 +391,9 @@ def test_attention_pooling_starts_as_the_mean(score):
         (lambda: AttentionGate(C, C, dims=4), "dims 4"),
         (lambda: WindowAttention(C, 2, 4, 4), "shift 4"),
         (lambda: AxialAttention(C, 3), "multiple of heads 3"),
+        (lambda: DeformableAttention(C, 3, 1), "multiple of heads 3"),
+        (lambda: DeformableSelfAttention2d(C, points=0), "points is 0"),
+        (lambda: OnMaps((2, 2))(torch.zeros(1, 2, C), torch.zeros(1, 5, C)), "5 source tokens"),
         (lambda: LocalGlobalAttention(C, 3), "multiple of heads 3"),
         (lambda: LocalGlobalAttention(C, 2, window=0), "window is 0"),
         (lambda: LocalGlobalAttention2d(C, global_grid=0), "global_grid is 0"),

@@ -2,9 +2,22 @@
 
 import pytest
 import torch
+from redraw import redraw
 
-from attention_vision.attention import AxialAttention, WindowAttention, record_attention
-from attention_vision.visualization.maps import line_map, query_row, rollout, window_map
+from attention_vision.attention import (
+    AxialAttention,
+    DeformableSelfAttention2d,
+    WindowAttention,
+    record_attention,
+)
+from attention_vision.visualization.layers import record_layers
+from attention_vision.visualization.maps import (
+    line_map,
+    point_map,
+    query_row,
+    rollout,
+    window_map,
+)
 
 
 def rows(*shape: int) -> torch.Tensor:
@@ -89,3 +102,26 @@ def test_lines_are_put_together():
                 assert torch.allclose(along_column[image, :, y, x], of_column)
     assert torch.allclose(along_row.sum(3), torch.ones(2, 2, 3))
     assert torch.allclose(along_column.sum(2), torch.ones(2, 2, 4))
+
+
+def test_points_are_counted_where_they_are():
+    points = torch.tensor([[0.1, 0.1, 0.5], [0.9, 0.6, 0.25], [0.95, 0.7, 0.15], [1.2, 0.5, 0.1]])
+    expected = torch.tensor([[0.5, 0, 0], [0, 0, 0.4]])
+    found = point_map(points.view(1, 1, 1, 2, 2, 3), (2, 3))
+    torch.testing.assert_close(found[0, 0], expected)
+    twice = point_map(points.view(1, 1, 1, 2, 2, 3).expand(-1, -1, 3, -1, -1, -1), (2, 3))
+    torch.testing.assert_close(twice, found)
+
+
+@pytest.mark.parametrize("point", [None, (0.1, 0.9)])
+def test_points_of_a_map_are_those_of_the_pixel_asked_for(point):
+    network = redraw(DeformableSelfAttention2d(8, 2), 0)
+    x = torch.randn(1, 8, 6, 9)
+    _, layers = record_layers(network, lambda: network(x), x, None, point)
+    (layer,) = layers.values()
+    with record_attention(network) as points:
+        network(x)
+    row, column = (3, 4) if point is None else (5, 0)
+    pixel = points["attention"][:, :, row * 9 + column][:, :, None]
+    torch.testing.assert_close(layer.maps, point_map(pixel, (6, 9)))
+    assert layer.can_be_drawn

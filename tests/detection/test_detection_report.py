@@ -1,7 +1,9 @@
 """Report of an evaluation: it agrees with what was logged, and stands alone."""
 
 import csv
+import io
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from attention_vision.detection import COCOAveragePrecision, DigitScenes
 from attention_vision.detection import report as reports
 from attention_vision.detection.module import in_pixels
 from attention_vision.detection.report import DetectionReport
+from attention_vision.runs.fp8 import metrics_in
 from attention_vision.training.logging import WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
 
@@ -93,8 +96,18 @@ def rows_of(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def test_a_validation_leaves_tables_pictures_and_a_page(tmp_path, capsys) -> None:
-    (logged,) = trainer(tmp_path).validate(Clumsy(), scenes(), verbose=False)
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory) -> tuple[Trainer, dict[str, float], str]:
+    """A trainer, which has written its report, and what it logged and printed."""
+    done, said = trainer(tmp_path_factory.mktemp("run")), io.StringIO()
+    with redirect_stdout(said):
+        (logged,) = done.validate(Clumsy(), scenes(), verbose=False)
+    return done, dict(logged), said.getvalue()
+
+
+def test_a_validation_leaves_tables_pictures_and_a_page(validated) -> None:
+    done, logged, said = validated
+    tmp_path = Path(done.default_root_dir)
     assert {file.stem for file in tmp_path.glob("*.csv")} == TABLES
     assert {file.stem for file in tmp_path.glob("pictures/*")} == {f"val_{x}" for x in PICTURES}
     classes = rows_of(tmp_path / "per_class.csv")
@@ -129,13 +142,20 @@ def test_a_validation_leaves_tables_pictures_and_a_page(tmp_path, capsys) -> Non
     page = (tmp_path / "report.html").read_text()
     assert f"AP {logged['val/ap']:.3f} on val" in page
     assert page.count("data:image/jpeg") == 4
-    assert page.count("<svg") == 4
+    assert page.count("data:image/png") == 4
     outside = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?(?!data:|#)[^"\'\s)>]+', page)
     assert not outside
     assert "<script" not in page
-    said = capsys.readouterr().out
     assert re.search(r"class +objects +ap +ap50 +precision +recall +f1\n8 ", said)  # least AP
     assert f"report: {tmp_path}/report.html" in said
+
+
+def test_an_evaluation_for_comparison_replaces_no_report(validated) -> None:
+    done, logged, _ = validated
+    folder = Path(done.default_root_dir)
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    assert metrics_in("fused", done, "validate", Clumsy(), scenes()) == logged
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
 def test_a_fit_reports_once_at_its_end(tmp_path, monkeypatch) -> None:

@@ -10,12 +10,16 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torchvision.ops import box_convert
 
+from attention_vision.attention import DeformableAttention
 from attention_vision.backbones import ResNet
 from attention_vision.checkpoints import load_backbone
 from attention_vision.classification import Classifier
 from attention_vision.detection import (
     DETR,
     AttentionRCNN,
+    DeformableDETR,
+    DeformableDETRDetector,
+    Denoising,
     DETRDetector,
     DigitScenes,
     PlainBoxHead,
@@ -38,6 +42,16 @@ def detr(**options) -> DETRDetector:
     return DETRDetector(network, optimizer=partial(torch.optim.AdamW, lr=1e-3), **options)
 
 
+def deformable(**options) -> DeformableDETRDetector:
+    """With all that DINO adds."""
+    network = DeformableDETR(
+        10, 6, ResNet(8, num_classes=10, width=8), refine=True, two_stage=True, mixed_queries=True,
+        look_forward_twice=True, denoising=Denoising(12), width=16, heads=2, encoder_layers=1,
+        decoder_layers=2, hidden=16,
+    )  # fmt: skip
+    return DeformableDETRDetector(network, optimizer=partial(torch.optim.AdamW, lr=1e-3), **options)
+
+
 def rcnn(**options) -> RCNNDetector:
     network = AttentionRCNN(
         10, backbone(), head=partial(PlainBoxHead, hidden=16), pyramid_channels=8
@@ -56,7 +70,7 @@ def trainer(folder: Path, **options) -> Trainer:
     return Trainer(default_root_dir=str(folder), **{**plain, **quiet, **options})
 
 
-@pytest.mark.parametrize("make", [detr, rcnn])
+@pytest.mark.parametrize("make", [detr, deformable, rcnn])
 def test_fits_measures_and_predicts(make, tmp_path):
     detector, run = make(), trainer(tmp_path)
     run.fit(detector, datamodule=scenes())
@@ -79,7 +93,7 @@ def test_fits_measures_and_predicts(make, tmp_path):
         assert ((one["labels"] >= 0) & (one["labels"] < 10)).all()
 
 
-@pytest.mark.parametrize("make", [detr, rcnn])
+@pytest.mark.parametrize("make", [detr, deformable, rcnn])
 def test_resumed_run_equals_the_whole(make, tmp_path):
     def train(checkpoint=None, **options):
         detector = make()
@@ -94,8 +108,9 @@ def test_resumed_run_equals_the_whole(make, tmp_path):
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 
 
-def test_bf16_trains(tmp_path):
-    detector = detr()
+@pytest.mark.parametrize("make", [detr, deformable])
+def test_bf16_trains(make, tmp_path):
+    detector = make()
     trainer(tmp_path, precision="bf16-mixed", max_epochs=1).fit(detector, datamodule=scenes())
     assert all(parameter.isfinite().all() for parameter in detector.parameters())
 
@@ -125,6 +140,17 @@ def test_the_backbone_learns_slower(tmp_path):
     slow = [g for g in run.optimizers[0].param_groups if g["lr_factor"] == 0.1]
     assert sum(p.numel() for g in slow for p in g["params"]) == sum(
         p.numel() for p in detector.network.backbone.parameters()
+    )
+
+
+def test_what_finds_the_points_learns_slower(tmp_path):
+    detector = deformable(offset_lr_factor=0.3, backbone_lr_factor=0.2)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(detector, datamodule=scenes())
+    slow = [g for g in run.optimizers[0].param_groups if g["lr_factor"] == 0.3]
+    offsets = [m.offsets for m in detector.network.modules() if isinstance(m, DeformableAttention)]
+    assert sum(p.numel() for g in slow for p in g["params"]) == sum(
+        p.numel() for layer in offsets for p in layer.parameters()
     )
 
 

@@ -69,6 +69,12 @@ def test_seeds_for_80_percent_power_are_those_of_the_paired_t_test(shift, seeds)
     assert Power(Spread(1.0, ""), 5, 0.95, shift).needed_to_see == seeds
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_effect_of_any_size_has_its_seeds():
+    tiny, huge = (Power(Spread(0.03, ""), 5, 0.95, effect) for effect in (1e-320, 1e150))
+    assert (tiny.needed_to_see, huge.needed_to_see) == (None, 2)
+
+
 @pytest.mark.parametrize("deviation", [1e-9, 0.003, 0.03, 1.0])
 @pytest.mark.parametrize("level", [0.95, 0.99])
 def test_seeds_are_the_fewest(deviation, level):

@@ -279,6 +279,15 @@ def test_bad_folders(folder, spoil, line, capsys):
         ({"study": None}, "has no 'study' block: add one with metric"),
         ({"study": {**STUDY, "metric": 3}}, "'study.metric' is 3, not of type str"),
         ({"study": {"metric": "val/top1"}}, "'question' is missing"),
+        ({"study": {**STUDY, "expect": ["se > none"] * 2}}, "'se > none' is there twice"),
+        ({"study": {**STUDY, "seeds": [0, 0]}}, "seeds: 0 is planned twice"),
+        (
+            {
+                "study": {**STUDY, "expect": ["se > none by 0.10"]},
+                "runs": [result(cell, 0, 0.9) for cell in (*VALUES, "none by 0.1")],
+            },
+            "may mean the cell 'none by 0.1' or a margin",
+        ),
         ({"runs": {}}, "'runs' is {}, not of type list"),
         ({"runs": [3]}, "a run is an object with cell, seed and metrics, not 3"),
         (

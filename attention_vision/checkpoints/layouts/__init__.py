@@ -6,6 +6,7 @@ whose signature is in a state dict is used, so that the origin of a file need no
 
 from attention_vision.checkpoints.layouts import (
     cct,
+    deformable_detr,
     detr,
     efficientnet,
     faster_rcnn,
@@ -31,6 +32,8 @@ LAYOUTS: tuple[Layout, ...] = (
     swin.RELEASE,
     swin.TIMM,
     swin.TORCHVISION,
+    deformable_detr.RELEASE,
+    deformable_detr.HUGGING_FACE,
     detr.RELEASE,
     detr.HUGGING_FACE,
     faster_rcnn.TORCHVISION,

@@ -137,8 +137,8 @@ class Generator(nn.Module):
         attention_at: sides of the maps that have the slot, after the block that computes them. By
             default half of `size`, at most 32: the release's at 128, StudioGAN's at 32.
         init: initialization of all linear, convolution and embedding layers, attention included,
-            with biases 0: Xavier is the release's, orthogonal StudioGAN's. Weights that are all 0
-            stay so.
+            with biases 0: Xavier is the release's, orthogonal StudioGAN's. Layers whose weights
+            are all 0 stay as they are.
         upsampling: nearest neighbor, or bilinear as in mimicry.
 
     Raises:
@@ -304,9 +304,8 @@ def _initialize(network: nn.Module, init: Initialization) -> None:
         raise InputError(f"init {init!r} is neither orthogonal nor xavier")
     start = nn.init.orthogonal_ if init == "orthogonal" else nn.init.xavier_uniform_
     for layer in network.modules():
-        if isinstance(layer, nn.Linear | _ConvNd | nn.Embedding):
-            if layer.weight.any():
-                start(layer.weight)
+        if isinstance(layer, nn.Linear | _ConvNd | nn.Embedding) and layer.weight.any():
+            start(layer.weight)
             bias = getattr(layer, "bias", None)
             if bias is not None:
                 nn.init.zeros_(bias)
