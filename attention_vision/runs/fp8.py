@@ -31,11 +31,11 @@ def compare_after_fit(
 def metrics_in(
     backend: Literal["fused", "eager", "fp8"],
     trainer: Trainer,
-    verb: Literal["validate", "test"],
+    verb: str,
     module: LightningModule,
     data: LightningDataModule,
 ) -> Metrics:
-    """Evaluate under an attention backend for a comparison: no report or matrix is replaced."""
+    """Evaluate (`validate`, `test`) for a comparison: no report or matrix is replaced."""
     callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] set from afar
     callbacks.append(WithoutReports())
     evaluate = getattr(trainer, verb)
