@@ -4,6 +4,8 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 from redraw import redraw
+from torch.nn.functional import interpolate
 from torchvision.ops import clip_boxes_to_image
 
 from attention_vision.__main__ import main
@@ -19,8 +22,13 @@ from attention_vision.attention import record_attention
 from attention_vision.backbones import ResNet
 from attention_vision.config.build import build_nodes
 from attention_vision.data.image_files import image_files, path_below
-from attention_vision.detection import AttentionRCNN
-from attention_vision.detection.attention_figures import proposal_attention
+from attention_vision.detection import AttentionRCNN, PlainBoxHead
+from attention_vision.detection.attention_figures import (
+    class_attention,
+    detection_grad_cam,
+    detection_proposals,
+    objectness,
+)
 from attention_vision.runs.tasks import TASKS
 from attention_vision.visualization.drawing import bars
 from attention_vision.visualization.maps import rollout
@@ -71,6 +79,14 @@ RUNS = {
             eval_proposals=20, backbone=node("ResNet", num_classes=0, dilation=True, **RESNET),
         ),
     ),
+    "faster": detector(
+        "RCNNDetector",
+        node(
+            "AttentionRCNN", num_classes=10, pyramid_channels=4, score_threshold=0.0,
+            eval_proposals=20, head=node("PlainBoxHead", hidden=8),
+            backbone=node("ResNet", num_classes=0, **RESNET),
+        ),
+    ),
     "gan": (
         "generation",
         node("DigitImages", size=16),
@@ -97,7 +113,8 @@ SHOWN = {  # layer -> the shape of its map, of an image; the U-Net pads 30 pixel
     "pixels": {"stages.2.0.attention": (1, 1, 1)},
     "axial": {"blocks.0.attention.row": (2, 4, 4), "blocks.0.attention.column": (2, 4, 4)},
     "detr": {"transformer.decoder.1.cross_attention": (5, 4, 4)},
-    "rcnn": {"roi_heads.box_head.pool": (3, 3)},
+    "rcnn": {"rpn": (1, 16, 16), "roi_heads.box_head.pool": (3, 3)},
+    "faster": {"rpn": (1, 16, 16), "grad_cam": (4, 16, 16)},
     "gan": {"blocks.0.attention": (1, 4, 4)},
     "unet": {"gates.0": (1, 20, 32), "gates.1": (1, 10, 16)},
 }
@@ -149,7 +166,7 @@ def test_every_task_is_explained(name, trained, capsys):
     said = capsys.readouterr().out
     for layer, shape in SHOWN[name].items():
         assert layer in said.splitlines()[0]
-        assert layer in arrays or layer == "rollout"
+        assert layer in arrays or layer in ("rollout", "grad_cam")
         if shape is not None:
             assert arrays[f"{layer}/map"].shape[1:] == shape
     assert len(list(Path("out").glob("*.png"))) == 1
@@ -265,7 +282,10 @@ def test_proposals_are_those_that_detections_were_read_from():
     redraw(network, 0).eval()
     image, heads = torch.randn(3, 48, 64), network.roi_heads
     padding_mask = torch.zeros(48, 64, dtype=torch.bool)
-    found, proposals, maps = proposal_attention(network, image, padding_mask)
+    with record_attention(network, ["roi_heads.box_head.pool"]) as recorded:
+        found, proposals, source = detection_proposals(network, image, padding_mask)
+    (weights,) = recorded.values()
+    maps = class_attention(weights, source, found["labels"])
     assert len(found["boxes"]) == len(proposals) == len(maps) > 2
     with torch.no_grad(), record_attention(heads, ["box_head.pool"]) as weights:
         pooled = heads.box_roi_pool(network.pyramid_levels(image[None]), [proposals], [(48, 64)])
@@ -277,6 +297,62 @@ def test_proposals_are_those_that_detections_were_read_from():
     read = weights["box_head.pool"][each, 0, classes]
     assert torch.allclose(read, maps.flatten(1), atol=1e-4)
     assert torch.allclose(read.sum(1), torch.ones(len(maps)))
+
+
+def test_grad_cam_of_a_detection_is_what_its_proposal_moved():
+    """Against finite differences: a step of a channel in the proposal's level moves the logit."""
+    network = AttentionRCNN(
+        3, ResNet(8, width=4, num_classes=0), head=partial(PlainBoxHead, hidden=8),
+        pyramid_channels=4, score_threshold=0.0, eval_proposals=20,
+    )  # fmt: skip
+    redraw(network, 0).eval()
+    image, heads = torch.randn(3, 50, 60), network.roi_heads
+    padding_mask = torch.zeros(50, 60, dtype=torch.bool)
+    found, proposals, _ = detection_proposals(network, image, padding_mask)
+    labels, proposals = found["labels"][:2], proposals[:2]
+    with torch.inference_mode():
+        maps = detection_grad_cam(network, image, padding_mask, labels, proposals)
+    batch, levels = network.encode(image[None], torch.tensor([[50, 60]]))
+    levels = {name: level.detach().double() for name, level in levels.items()}
+    heads.box_head.double()
+
+    def logits() -> torch.Tensor:
+        pooled = heads.box_roi_pool(levels, [proposals.double()], batch.image_sizes)
+        return heads.box_head(pooled)[0].detach()[[0, 1], labels + 1]
+
+    assert maps.shape == (2, 13, 15)  # of stride 4
+    expected = torch.zeros(2, 16, 16, dtype=torch.float64)
+    for level in [levels[str(number)] for number in range(3)]:
+        cam = 0.0
+        for channel in range(4):
+            level[:, channel] += 1e-6
+            above = logits()
+            level[:, channel] -= 2e-6
+            slope = (above - logits()) / 2e-6 / level[0, 0].numel()
+            level[:, channel] += 1e-6
+            cam = cam + slope[:, None, None] * level[:, channel]
+        expected += interpolate(cam.relu()[:, None], (16, 16), mode="bilinear")[:, 0]
+    for cam, whole, (left, top, right, low) in zip(maps, expected, proposals / 4, strict=True):
+        inside = torch.zeros(13, 15, dtype=torch.bool)
+        inside[int(top) : ceil(low), int(left) : ceil(right)] = True
+        assert not cam[~inside].any()
+        torch.testing.assert_close(
+            cam[inside].double(), whole[:13, :15][inside], rtol=1e-3, atol=1e-5
+        )
+    assert maps.any()
+
+
+def test_objectness_is_that_of_the_proposals():
+    network = AttentionRCNN(3, ResNet(8, width=4, num_classes=0), pyramid_channels=4)
+    redraw(network, 0).eval()
+    image, padding_mask = torch.randn(3, 50, 60), torch.zeros(50, 60, dtype=torch.bool)
+    maps = objectness(network, image, padding_mask)
+    _, levels = network.encode(image[None], torch.tensor([[50, 60]]))
+    scores, _ = network.rpn.head(list(levels.values()))
+    assert maps.shape == (len(levels), 13, 15)
+    assert torch.equal(maps[0], scores[0].sigmoid().amax(1)[0, :13, :15])
+    coarse = scores[1].sigmoid().amax(1)[0]
+    assert maps[1, 12, 14] == coarse[6, 7]
 
 
 def test_bars_are_as_high_as_their_values():

@@ -178,6 +178,16 @@ SUMMARY_KEYS = {  # of data.json
 EVALUATION_KEYS = {  # of validate.json and test.json; predict.json has no data and metrics
     "checkpoint", "checkpoint_id", "code", "data", "images", "metrics", "step",
 }  # fmt: skip
+REPORT_FILES = {  # of a detector's validation, in the run folder; a test's end with _test
+    "confusion.csv": "class,0,1,2,3,4,5,6,7,8,9,background",
+    "errors.csv": "kind,ap50_lost,count,count_from_score",
+    "f1.csv": "class,score,precision,recall,f1",
+    "images.csv": "image_id,file_name,errors,objects,found,missed,classification,localization,both,"
+    "duplicate,background",
+    "per_class.csv": "class,objects,ap,ap50,precision,recall,f1,score",
+    "precision_recall.csv": "class,recall,precision,score",
+    "report.html": "<!doctype html>",
+}
 STUDY_KEYS: set[str] = {  # of study.json
     "axes", "baseline", "budget", "cells", "commit", "effect", "expect", "file", "hardware",
     "higher_is_better", "looks", "metric", "name", "planned_seeds", "profile", "question", "seeds",
@@ -417,6 +427,13 @@ def test_keys_of_an_evaluation(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert main(["classification", "validate", "-c", "classifier/config.yaml"]) == 0
     assert set(json.loads(Path("classifier/validate.json").read_text())) == EVALUATION_KEYS
+
+
+def test_files_of_a_report(folder):
+    heads = {name: (folder / "detr" / name).open().readline().strip() for name in REPORT_FILES}
+    assert heads == REPORT_FILES
+    written = {file.name for file in (folder / "detr").glob("*.csv")}
+    assert written == {name for name in REPORT_FILES if name.endswith(".csv")} | {"metrics.csv"}
 
 
 def test_keys_of_the_ledger():

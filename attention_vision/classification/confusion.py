@@ -1,27 +1,24 @@
 """Accuracy per class and the confusion matrix of an evaluation, exact over several processes."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from attention_vision.data.loading import data_of
-from attention_vision.training.logging import image_loggers, run_folder
+from attention_vision.training.logging import image_loggers, run_folder, writes_reports
+from attention_vision.visualization.confusion import MOST_DRAWN, confusion_csv, confusion_figure
+from attention_vision.visualization.drawing import pixels
 from attention_vision.yaml_json import write_atomically
 
 MOST_NAMED = 100  # classes; with more, metrics.csv would be nothing but them
 MOST_COUNTED = 1000  # classes of a confusion matrix, which is 8 MB then
-MOST_WRITTEN = 25  # classes whose cells have their numbers written in the picture
 
 
 class ClassAccuracy(Metric):
@@ -104,17 +101,18 @@ class ConfusionFigures(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
         names = class_names(trainer, len(counts))
-        if not getattr(trainer, "fast_dev_run", False) and run_folder(trainer) != Path.cwd():
+        nowhere = getattr(trainer, "fast_dev_run", False) or run_folder(trainer) == Path.cwd()
+        if writes_reports(trainer) and not nowhere:
             # Lightning's own default is the current folder, where nobody expects a file.
             name = "confusion.csv" if split == "val" else f"confusion_{split}.csv"
-            write_atomically(run_folder(trainer) / name, as_csv(counts, names))
+            write_atomically(run_folder(trainer) / name, confusion_csv(counts.cpu().numpy(), names))
         self._last = counts.cpu().numpy(), names
 
     def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._last is None or len(self._last[1]) > MOST_NAMED:
+        if self._last is None or len(self._last[1]) > MOST_DRAWN:
             return
         if loggers := image_loggers(trainer):
-            picture = draw(*self._last)
+            picture = pixels(confusion_figure(*self._last))
             for logger in loggers:
                 logger.log_image("val/confusion", [picture])
 
@@ -123,39 +121,3 @@ def class_names(trainer: Trainer, count: int) -> list[str]:
     """Names of the classes of the trainer's data; their numbers where it has none."""
     names = getattr(data_of(trainer), "class_names", ())
     return [str(name) for name in names] or [str(number) for number in range(count)]
-
-
-def as_csv(counts: Tensor, names: Sequence[str]) -> str:
-    """The matrix as text: a column `class` of the true names, then one per predicted class."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", *names])
-    writer.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
-    return text.getvalue()
-
-
-def draw(counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """Picture of a confusion matrix, colored by the share of each true class.
-
-    Shape: (n, n) -> (height, width, 3) uint8
-    """
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = min(10.0, 2.5 + 0.35 * len(names))
-    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    size = 8 if len(names) <= MOST_WRITTEN else 5
-    ticks = range(len(names))
-    axis.set_xticks(ticks, names, rotation=90, fontsize=size, parse_math=False)
-    axis.set_yticks(ticks, names, fontsize=size, parse_math=False)
-    axis.set(xlabel="predicted", ylabel="true")
-    axis.set_title("images, colored by share of the true class", fontsize=8)
-    if len(names) <= MOST_WRITTEN:
-        for row, column in zip(*counts.nonzero(), strict=True):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            number = str(counts[row, column])
-            axis.text(column, row, number, ha="center", va="center", fontsize=7, color=color)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels: Any = canvas.buffer_rgba()
-    return np.asarray(pixels)[..., :3].copy()

@@ -21,13 +21,13 @@ NOTES = """\
 Classification: the likeliest classes, the class token's attention (or the mean query's), gates of
 positions and channels, windows put together, attention rollout, Grad-CAM. Detection: what the query
 of each detected object attends to (DETR), what its class attends to in its proposal (Attention
-R-CNN). Generation: what the generator attended to from points of its images, the gates of Attention
-U-Net.
+R-CNN), Grad-CAM of its class and objectness of the proposals (any R-CNN). Generation: what the
+generator attended to from points of its images, the gates of Attention U-Net.
 Maps are drawn from their least value to their largest, which are in their titles.
 
 Layers are named as in the network; a module stands for all layers in it: blocks.3, stages.2. If no
-layers are named, the last of each mechanism is shown. Besides them there are `rollout` and
-`grad_cam`. An .npz holds, by the layer's name, the weights as `record_attention` yields them, and
+layers are named, the last of each mechanism is shown. Besides them there are `rollout`, `grad_cam`
+and `rpn`. An .npz holds, by the layer's name, the weights as `record_attention` yields them, and
 NAME/map, what is drawn of them, at the layer's own resolution.
 
   attention-vision explain runs/demo/vit_digits

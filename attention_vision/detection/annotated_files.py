@@ -230,7 +230,7 @@ class InstanceFiles:
 
     def __init__(self, instances: Instances, paths: list[str], labels: dict[int, int]):
         self.instances, self.files = instances, paths
-        self.sizes = instances.sizes
+        self.sizes, self.image_ids = instances.sizes, instances.image_ids
         numbers = instances.category_ids.tolist()
         self.labels = np.array([labels[number] for number in numbers], dtype=np.int64)
 
@@ -251,7 +251,7 @@ class InstanceFiles:
         image = self._read(self.files[index], all_of_them.sizes[index])
         return (
             image,
-            int(all_of_them.image_ids[index]),
+            int(self.image_ids[index]),
             Objects(
                 torch.tensor(all_of_them.boxes[here], dtype=torch.float32),
                 torch.tensor(self.labels[here]),

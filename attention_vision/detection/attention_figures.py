@@ -1,4 +1,4 @@
-"""Attention of detectors as pictures: DETR's queries, and the classes of Attention R-CNN."""
+"""What detections were read from, as pictures: attention, Grad-CAM, objectness of proposals."""
 
 from collections.abc import Sequence
 from math import ceil, isqrt
@@ -113,43 +113,59 @@ def cross_attention(
 def proposal_sheet(
     image: Tensor,
     found: dict[str, Tensor],
-    proposals: Tensor,
-    maps: Tensor,
+    maps: dict[str, Tensor],
     names: Sequence[str],
     count: int = 4,
 ) -> np.ndarray:
-    """The best detections of an image, and below each the attention of its class in its proposal.
+    """The best detections of an image, and below each maps of what its class was read from.
 
     Shape: image (3, H, W) without padding -> (height, width, 3) uint8
 
     Args:
-        found, proposals, maps: of `proposal_attention`.
+        found: detections as the network returns them, best first.
+        maps: name of a row -> (k, H, W) of the first k detections, at least `count` where there
+            are as many.
         names: of the labels; without any, their numbers are written.
         count: detections, at most.
     """
     height, width = image.shape[1:]
-    covers = torch.zeros(min(count, len(maps)), height, width)
-    for cover, box, weights in zip(covers, proposals.cpu(), maps.cpu(), strict=False):
-        left, top = (int(edge) for edge in box[:2].floor())
-        right, low = (int(edge) for edge in box[2:].ceil())
-        size = max(low - top, 1), max(right - left, 1)
-        inside = F.interpolate(weights[None, None], size, mode="bilinear")[0, 0]
-        part = cover[top : top + size[0], left : left + size[1]]
-        part.copy_(inside[: part.shape[0], : part.shape[1]])
     labels, scores = (found[key][:count].tolist() for key in ("labels", "scores"))
     boxes = found["boxes"][:count].float().cpu() * torch.tensor([width, height, width, height])
     titles = [caption(names, label, score) for label, score in zip(labels, scores, strict=True)]
-    row = {"attention of the class\nin its proposal": scaled(covers)} if len(covers) else {}
-    return detection_rows(image, boxes.tolist(), labels, titles, row)
+    rows = {name: scaled(of_row[:count]) for name, of_row in maps.items()} if labels else {}
+    return detection_rows(image, boxes.tolist(), labels, titles, rows)
 
 
-def proposal_attention(
+def in_proposals(maps: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps over proposals as maps over an image of a size, 0 outside.
+
+    Shape: (k, m, n), (k, 4) xyxy in pixels -> (k, H, W)
+    """
+    covers = torch.zeros(len(maps), *size)
+    for cover, box, weights in zip(covers, proposals.cpu(), maps.cpu(), strict=True):
+        left, top = (int(edge) for edge in box[:2].floor())
+        right, low = (int(edge) for edge in box[2:].ceil())
+        shape = max(low - top, 1), max(right - left, 1)
+        inside = F.interpolate(weights[None, None], shape, mode="bilinear")[0, 0]
+        part = cover[top : top + shape[0], left : left + shape[1]]
+        part.copy_(inside[: part.shape[0], : part.shape[1]])
+    return covers
+
+
+def class_attention(weights: Tensor, source: Tensor, labels: Tensor) -> Tensor:
+    """Attention (P, 1, K, N) of the pool of `AttentionBoxHead` -> (k, n, n), of k detections."""
+    rows = weights[source, 0, labels + 1].float()  # background is 0
+    side = isqrt(rows.shape[1])
+    return rows.unflatten(1, (side, side))
+
+
+def detection_proposals(
     network: AttentionRCNN, image: Tensor, padding_mask: Tensor
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Detections, the proposal that each was read from, and what its class attended to there.
+    """Detections of an image, best first, and the proposal that each was read from.
 
     Shape: image (3, H, W), padding_mask (H, W) -> detections as the network returns them, proposals
-    (k, 4) xyxy in pixels, maps (k, 3, 3) over them, each of sum 1
+    (k, 4) xyxy in pixels, and their indices (k,) among all P proposals
     """
     heads, seen = network.roi_heads, {}
     hooks = [
@@ -158,22 +174,84 @@ def proposal_attention(
         ),
         heads.box_predictor.register_forward_hook(lambda _, __, y: seen.update(deltas=y[1])),
     ]
-    layer = "roi_heads.box_head.pool"
     try:
-        with torch.no_grad(), record_attention(network, [layer]) as weights:
+        with torch.no_grad():
             (found,) = network(image[None], padding_mask[None])
     finally:
         for hook in hooks:
             hook.remove()
     height, width = unpadded_size(padding_mask)
-    classes = found["labels"] + 1  # background is 0
     decoded = heads.box_coder.decode(seen["deltas"], [seen["proposals"]])  # (P, K, 4)
     decoded = clip_boxes_to_image(decoded, (height, width))
     boxes = found["boxes"] * decoded.new_tensor([width, height, width, height])
-    source = (decoded[:, classes] - boxes).abs().sum(-1).argmin(0)  # (k,), of the P proposals
-    rows = weights[layer][source, 0, classes].float()
-    side = isqrt(rows.shape[1])
-    return found, seen["proposals"][source], rows.unflatten(1, (side, side))
+    source = (decoded[:, found["labels"] + 1] - boxes).abs().sum(-1).argmin(0)
+    return found, seen["proposals"][source], source
+
+
+def objectness(network: AttentionRCNN, image: Tensor, padding_mask: Tensor) -> Tensor:
+    """Probability of an object by the RPN, the largest of the anchors at each position.
+
+    Shape: image (3, H, W), padding_mask (H, W) -> (L, h, w), of L levels of the pyramid at the
+    resolution of the finest, without padding
+    """
+    height, width = unpadded_size(padding_mask)
+    with torch.no_grad():
+        _, levels = network.encode(image[None, :, :height, :width], _sizes(height, width))
+        scores, _ = network.rpn.head(list(levels.values()))  # per level (1, A, h, w)
+        grid = scores[0].shape[2:]
+        maps = [F.interpolate(one.sigmoid().amax(1, keepdim=True), grid) for one in scores]
+    stride = finest_stride(network)
+    return torch.cat(maps, 1)[0, :, : ceil(height / stride), : ceil(width / stride)]
+
+
+def detection_grad_cam(
+    network: AttentionRCNN, image: Tensor, padding_mask: Tensor, labels: Tensor, proposals: Tensor
+) -> Tensor:
+    """Grad-CAM of the class logit of detections, at the levels of the pyramid.
+
+    Shape: image (3, H, W), padding_mask (H, W), labels (k,), proposals (k, 4) xyxy in pixels ->
+    (k, h, w) at the resolution of the finest level, without padding
+
+    Selvaraju et al. (arXiv 1610.02391, equations 1 and 2): channels weighted by the mean gradient
+    of the logit, negative sums cut off; the levels are added, of which a detection reads one. Its
+    logit depends on the features of its proposal alone, so the map is 0 outside: equal features
+    elsewhere moved nothing.
+    """
+    height, width = unpadded_size(padding_mask)
+    with torch.no_grad():
+        batch, levels = network.encode(image[None, :, :height, :width], _sizes(height, width))
+    with torch.inference_mode(False), torch.enable_grad():
+        # Copies: inference mode's tensors have no gradient.
+        levels = {name: level.clone().requires_grad_() for name, level in levels.items()}
+        pooled = network.roi_heads.box_roi_pool(levels, [proposals.clone()], batch.image_sizes)
+        logits, _ = network.roi_heads.box_head(pooled)
+        scores = logits.gather(1, labels.clone()[:, None] + 1)[:, 0]  # background is 0
+        grid, inputs = next(iter(levels.values())).shape[2:], list(levels.values())
+        maps = scores.new_zeros(len(scores), *grid)
+        for cam, score in zip(maps, scores, strict=True):
+            gradients = torch.autograd.grad(score, inputs, retain_graph=True, allow_unused=True)
+            for level, gradient in zip(inputs, gradients, strict=True):
+                if gradient is not None:
+                    weight = gradient.mean((2, 3), keepdim=True)
+                    of_level = (weight * level.detach()).sum(1, keepdim=True).relu()
+                    cam += F.interpolate(of_level, grid, mode="bilinear")[0, 0]
+    stride = finest_stride(network)
+    maps = maps.detach()[:, : ceil(height / stride), : ceil(width / stride)]
+    rows, columns = (torch.arange(side, device=maps.device) for side in maps.shape[1:])
+    left, top, right, low = (edge[:, None] for edge in (proposals / stride).unbind(1))
+    across, down = (
+        (cells + 1 > start) & (cells < end)
+        for cells, start, end in ((columns, left, right), (rows, top, low))
+    )
+    return maps * (down[:, :, None] & across[:, None])
+
+
+def _sizes(height: int, width: int) -> Tensor:
+    return torch.tensor([[height, width]])
+
+
+def finest_stride(network: AttentionRCNN) -> int:
+    return network.backbone.strides[network.first_stage - 1]
 
 
 def attention_on_image(weights: Tensor, network: DETR, padding_mask: Tensor) -> Tensor:
@@ -185,10 +263,15 @@ def attention_on_image(weights: Tensor, network: DETR, padding_mask: Tensor) -> 
     height, width = unpadded_size(padding_mask)
     maps = weights.unflatten(1, network.backbone.grid(*padding_mask.shape))
     maps = maps[:, : ceil(height / stride), : ceil(width / stride)]
-    # Its last pixels reach beyond the image, but for a network whose maps are smaller.
-    size = [max(maps.shape[1] * stride, height), max(maps.shape[2] * stride, width)]
-    maps = F.interpolate(maps[:, None], size, mode="bilinear")[:, 0]
-    return scaled(maps[:, :height, :width])
+    return scaled(cells_on_image(maps, stride, (height, width)))
+
+
+def cells_on_image(maps: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+    """(n, h, w) of cells of a stride -> (n, H, W) in pixels of an image of this size."""
+    # The last pixels reach beyond the image, but for a network whose maps are smaller.
+    reach = [max(maps.shape[1] * stride, size[0]), max(maps.shape[2] * stride, size[1])]
+    pixels = F.interpolate(maps[:, None], reach, mode="bilinear")[:, 0]
+    return pixels[:, : size[0], : size[1]]
 
 
 def _framed(pixels: Tensor, box: list[float], color: Color) -> Tensor:

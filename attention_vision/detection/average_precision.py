@@ -87,6 +87,7 @@ class COCOAveragePrecision(Metric):
         load_engine(engine)  # a missing one is told now, not after the first epoch
         self.engine, self.size_limits = engine, (size_limits[0], size_limits[1])
         self.class_ap: dict[str, float] = {}
+        self.gathered: dict[int, Image] = {}  # by id, of all processes, from `compute` to `reset`
         self.add_state("images", default=[], dist_reduce_fx=None)  # (image_id, Image) pairs
 
     def update(self, predictions: list[Detections], targets: list[dict[str, Any]]) -> None:
@@ -122,7 +123,7 @@ class COCOAveragePrecision(Metric):
     def compute(self) -> dict[str, float]:
         """The 12 numbers by name, of all processes: all of them call it."""
         images = dict(reversed(self.images))  # the first of two with one id stays
-        images = dict(sorted(images.items()))
+        self.gathered = images = dict(sorted(images.items()))
         numbers, per_class = evaluate(*_coco_format(images), self.engine, self.size_limits)
         self.class_ap = {self._name(label): ap for label, ap in per_class.items()}
         return dict(zip(NUMBERS, numbers, strict=True))
@@ -131,6 +132,10 @@ class COCOAveragePrecision(Metric):
         """AP of each class that has ground truth, by name. Computes first if need be."""
         self.compute()
         return self.class_ap
+
+    def reset(self) -> None:
+        super().reset()
+        self.gathered = {}
 
     def _name(self, label: int) -> str:
         return str(label if self.names is None else self.names[label])

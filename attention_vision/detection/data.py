@@ -358,6 +358,7 @@ class DrawnScenes:
     def __init__(self, split: str, count: int, size: int, seed: int):
         self.scenes = [scene(split, index, size, seed) for index in range(count)]
         self.sizes = np.full((count, 2), size)
+        self.image_ids = np.arange(1, count + 1)
         self.targets = [label for drawn in self.scenes for label in drawn.labels]
 
     def __len__(self) -> int:
@@ -368,4 +369,4 @@ class DrawnScenes:
         boxes, labels = torch.tensor(drawn.boxes), torch.tensor(drawn.labels)
         area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         objects = Objects(boxes, labels, area, torch.zeros_like(labels))
-        return Image.fromarray(drawn.image), index + 1, objects
+        return Image.fromarray(drawn.image), int(self.image_ids[index]), objects

@@ -1,20 +1,26 @@
-"""Attention of a detector, for `attention-vision explain`."""
+"""What a detector looks at, for `attention-vision explain`: attention, Grad-CAM, objectness."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from attention_vision.data.samples import titled_samples
 from attention_vision.detection.attention_figures import (
     attention_sheet,
-    proposal_attention,
+    cells_on_image,
+    class_attention,
+    detection_grad_cam,
+    detection_proposals,
+    finest_stride,
+    in_proposals,
+    objectness,
     proposal_sheet,
 )
+from attention_vision.detection.attention_rcnn import AttentionRCNN
 from attention_vision.detection.data import Target, collate
 from attention_vision.detection.detr import DETR
 from attention_vision.detection.figures import caption
@@ -23,15 +29,26 @@ from attention_vision.visualization.explainer import DrawOptions, ExplainedImage
 from attention_vision.visualization.layer_figures import layer_sheet, stack_pictures
 from attention_vision.visualization.layers import Layer, last_of_each, record_layers
 
-POOL = "roi_heads.box_head.pool"
+POOL, RPN, GRAD_CAM = "roi_heads.box_head.pool", "rpn", "grad_cam"
 SHOWN = 4  # best detections of an image
+CLASS_OF_EACH = "the class of each detection, in its proposal"
+
+
+class Explained(NamedTuple):
+    """Detections of one image, a picture of them with maps, arrays for an .npz, and layers."""
+
+    found: dict[str, Tensor]
+    picture: np.ndarray
+    arrays: dict[str, np.ndarray]
+    layers: dict[str, Layer]
 
 
 class DetectorExplainer:
-    """Draws the best detections of an image, what each attended to, and maps of other layers.
+    """Draws the best detections of an image, what each was read from, and maps of other layers.
 
-    A detection of DETR has the cross-attention of its query, one of Attention R-CNN the attention
-    of its class inside its proposal.
+    A detection of DETR has the cross-attention of its query, one of an R-CNN the attention of its
+    class inside its proposal, where the box head attends, and Grad-CAM of its class: `grad_cam`. An
+    R-CNN also has the objectness of its proposals: `rpn`.
 
     Args:
         names: of the labels; without any, their numbers are written.
@@ -46,6 +63,8 @@ class DetectorExplainer:
     def layers(self, sample: tuple[Tensor, Target]) -> dict[str, Layer]:
         images, padding_mask, _ = collate([sample])
         network, point = self.module.network, self.options.point
+        if isinstance(network, AttentionRCNN):
+            return self.of_rcnn(network, images, padding_mask, None).layers
         _, layers = record_layers(
             network, lambda: network(images, padding_mask), images, None, point
         )
@@ -55,8 +74,7 @@ class DetectorExplainer:
         """A layer as it is, or, if its queries are objects, with maps for each of them."""
         network = self.module.network
         if layer.name == POOL:
-            title = "the class of each detection, in its proposal"
-            return replace(layer, kind="objects", title=title)
+            return replace(layer, kind="objects", title=CLASS_OF_EACH)
         if not isinstance(network, DETR) or ".decoder." not in layer.name:
             return layer
         if layer.name.endswith(".self_attention"):
@@ -67,25 +85,28 @@ class DetectorExplainer:
         return replace(layer, kind="objects", title="the query of each detection", maps=maps)
 
     def default_layers(self, layers: dict[str, Layer]) -> list[str]:
-        """The last layer that the detections attend by, or the last layer of each mechanism."""
-        objects = [name for name, layer in layers.items() if layer.kind == "objects"]
-        return objects[-1:] or last_of_each(layers)
+        """The last layer that the detections attend by, or the last layer of each mechanism.
+
+        Of an R-CNN also the objectness, and Grad-CAM if the detections do not attend.
+        """
+        attention = {name: one for name, one in layers.items() if name not in (RPN, GRAD_CAM)}
+        objects = [name for name, one in attention.items() if one.kind == "objects"]
+        without = [*last_of_each(attention), *([GRAD_CAM] if GRAD_CAM in layers else [])]
+        return [*([RPN] if RPN in layers else []), *(objects[-1:] or without)]
 
     def explain(self, sample: tuple[Tensor, Target], names: list[str]) -> ExplainedImage:
         images, padding_mask, _ = collate([sample])
-        (top, found, arrays), layers = record_layers(
-            self.module.network,
-            lambda: self.detections(images, padding_mask, names),
-            images,
-            names,
-            self.options.point,
-        )
-        layers = {one: self.of_objects(layers[one], images) for one in names}
-        arrays |= {key: found[key].float().cpu().numpy() for key in ("boxes", "scores", "labels")}
-        for layer in layers.values():
+        network = self.module.network
+        if isinstance(network, AttentionRCNN):
+            explained = self.of_rcnn(network, images, padding_mask, names)
+        else:
+            explained = self.of_queries(images, padding_mask, names)
+        found, layers = explained.found, [explained.layers[one] for one in names]
+        arrays = {key: found[key].float().cpu().numpy() for key in ("boxes", "scores", "labels")}
+        for layer in layers:
             arrays |= layer.arrays()
-        pictures, line = [top], "nothing detected"
-        others = [one for one in layers.values() if one.can_be_drawn and one.kind != "objects"]
+        pictures, line = [explained.picture], "nothing detected"
+        others = [one for one in layers if one.can_be_drawn and one.kind != "objects"]
         if others:
             pictures.append(layer_sheet(images[0], "", others, self.options.heads))
         best = found["scores"].argsort(descending=True, stable=True)[:SHOWN]
@@ -94,22 +115,68 @@ class DetectorExplainer:
                 caption(self.names, int(found["labels"][index]), float(found["scores"][index]))
                 for index in best
             )
-        return ExplainedImage(stack_pictures(pictures), arrays, line)
+        return ExplainedImage(stack_pictures(pictures), arrays | explained.arrays, line)
+
+    def of_queries(self, images: Tensor, padding_mask: Tensor, names: Sequence[str]) -> Explained:
+        """Detections of a detector with queries, and the named layers."""
+        network: Any = self.module.network
+        ((picture, found), layers) = record_layers(
+            network,
+            lambda: self.detections(images, padding_mask, names),
+            images,
+            names,
+            self.options.point,
+        )
+        layers = {one: self.of_objects(layers[one], images) for one in names}
+        return Explained(found, picture, {}, layers)
 
     def detections(
         self, images: Tensor, padding_mask: Tensor, names: Sequence[str]
-    ) -> tuple[np.ndarray, dict[str, Tensor], dict[str, np.ndarray]]:
-        """Picture of the detections, the detections, and arrays of what they attended to."""
-        network: Any = self.module.network
-        image, mask = images[0], padding_mask[0]
-        if POOL in names:
-            found, proposals, maps = proposal_attention(network, image, mask)
-            picture = proposal_sheet(image, found, proposals, maps, self.names, SHOWN)
-            return picture, found, {"proposals": proposals.numpy(), f"{POOL}/map": maps.numpy()}
+    ) -> tuple[np.ndarray, dict[str, Tensor]]:
+        """Picture of the detections of a detector with queries, and the detections."""
+        network, image = self.module.network, images[0]
         (found,) = self.module(images, padding_mask)
         if isinstance(network, DETR):
             cross = [one for one in names if one.endswith(".cross_attention")]
-            heads = self.options.heads
-            return attention_sheet(network, image, mask, self.names, SHOWN, cross, heads), found, {}
-        none = torch.empty(0)
-        return proposal_sheet(image, found, none, none, self.names, SHOWN), found, {}
+            mask, heads = padding_mask[0], self.options.heads
+            return attention_sheet(network, image, mask, self.names, SHOWN, cross, heads), found
+        return proposal_sheet(image, found, {}, self.names, SHOWN), found
+
+    def of_rcnn(
+        self,
+        network: AttentionRCNN,
+        images: Tensor,
+        padding_mask: Tensor,
+        names: Sequence[str] | None,
+    ) -> Explained:
+        """Detections of an R-CNN, and the named layers; None is all."""
+        image, mask, size = images[0], padding_mask[0], (images.shape[2], images.shape[3])
+        wanted = names if names is None else [one for one in names if one not in (RPN, GRAD_CAM)]
+        (found, proposals, source), layers = record_layers(
+            network,
+            lambda: detection_proposals(network, image, mask),
+            images,
+            wanted,
+            self.options.point,
+        )
+        layers = {name: self.of_objects(one, images) for name, one in layers.items()}
+        rows, arrays = {}, {"proposals": proposals.cpu().numpy()}
+        labels = found["labels"]
+        if POOL in layers:
+            maps = class_attention(layers[POOL].weights, source, labels)
+            arrays[f"{POOL}/map"] = maps.cpu().numpy()
+            maps = in_proposals(maps[:SHOWN], proposals[:SHOWN], size)
+            rows["attention of the class\nin its proposal"] = maps
+        if names is None or RPN in names:
+            levels = objectness(network, image, mask)[None]  # (1, L, h, w)
+            title = f"objectness, the largest of {levels.shape[1]} levels"
+            fused = levels.amax(1, keepdim=True)
+            one = Layer(RPN, "spatial gate", title, levels, fused, mechanism=type(network.rpn))
+            layers[RPN] = one
+        if names is None or GRAD_CAM in names:
+            maps = detection_grad_cam(network, image, mask, labels[:SHOWN], proposals[:SHOWN])
+            layers[GRAD_CAM] = Layer(GRAD_CAM, "objects", CLASS_OF_EACH, maps[None], maps[None])
+            maps = cells_on_image(maps, finest_stride(network), size)
+            rows["Grad-CAM of the class\nin its proposal"] = maps.cpu()
+        picture = proposal_sheet(image, found, rows, self.names, SHOWN)
+        return Explained(found, picture, arrays, layers)

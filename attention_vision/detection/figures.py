@@ -4,6 +4,7 @@ import colorsys
 from collections.abc import Sequence
 from math import ceil
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
@@ -95,6 +96,16 @@ def readable(image: Image.Image, longest: int | None = None) -> tuple[Image.Imag
     width, height = (max(1, round(side * scale)) for side in image.size)
     kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     return image.convert("RGB").resize((width, height), kind), scale
+
+
+def side_by_side(pictures: list[Image.Image], columns: int = 3) -> np.ndarray:
+    """Pictures in rows on white, (H, W, 3) uint8."""
+    columns = min(columns, len(pictures))
+    wide, high = (max(sides) + 4 for sides in zip(*(one.size for one in pictures), strict=True))
+    page = Image.new("RGB", (wide * columns, high * ceil(len(pictures) / columns)), "white")
+    for index, picture in enumerate(pictures):
+        page.paste(picture, (index % columns * wide + 2, index // columns * high + 2))
+    return np.array(page)
 
 
 def class_color(label: int) -> Color:

@@ -23,6 +23,7 @@ from attention_vision.detection.detr import DETR
 from attention_vision.detection.matcher import FocalMatcher, HungarianMatcher
 from attention_vision.detection.panel import DetectionPanel
 from attention_vision.detection.predictions import DetectionResults
+from attention_vision.detection.report import DetectionReport
 from attention_vision.ranges import NonNegative, checked
 from attention_vision.training.finite import finite_steps
 from attention_vision.training.logging import (
@@ -145,6 +146,7 @@ class Detector(LightningModule):
             StepLogger(),
             BoxedBatch(),
             DetectionPanel(),
+            DetectionReport(),
             DetectionResults(),
         ]
 

@@ -1,7 +1,6 @@
 """Validation images with true and detected boxes, as a file and as W&B's interactive boxes."""
 
 from collections.abc import Sequence
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from attention_vision.detection.figures import (
     class_name,
     draw_detections,
     readable,
+    side_by_side,
     to_pil,
     unpadded_size,
 )
@@ -120,16 +120,13 @@ def panel(
         size = torch.tensor(picture.size * 2)
         pixels = one | {"boxes": one["boxes"].float().cpu() * size}
         drawings.append(draw_detections(picture, pixels, names, threshold, truth * size, LONGEST))
-    columns = min(columns, len(drawings))
-    wide, high = (max(sides) + 4 for sides in zip(*(one.size for one in drawings), strict=True))
-    page = Image.new("RGB", (wide * columns, high * ceil(len(drawings) / columns)), "white")
-    for index, drawing in enumerate(drawings):
-        page.paste(drawing, (index % columns * wide + 2, index // columns * high + 2))
     labels = torch.cat([one["labels"][one["scores"] >= threshold].cpu() for one in found])
     classes = labels.unique().tolist()[:MOST_CLASSES]
     found_classes = [(class_color(label), class_name(names, label)) for label in classes]
     said = f"{'detections' if classes else 'no detections'} with a score of {threshold:g} or more"
-    return with_legend(np.array(page), [(WHITE, "true box"), (None, said), *found_classes])
+    return with_legend(
+        side_by_side(drawings, columns), [(WHITE, "true box"), (None, said), *found_classes]
+    )
 
 
 def interactive(

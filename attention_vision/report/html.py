@@ -55,6 +55,7 @@ tbody tr + tr td { border-top: 1px solid var(--line); }
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 figure { margin: 0; max-width: 36rem; }
 .remarks { list-style: none; padding: 0; margin: .9rem 0 0; }
+img { display: block; max-width: 100%; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .35rem 1.2rem;
@@ -214,11 +215,16 @@ def figure_row(report: Report, figures: dict[str, Figure]) -> str:
             caption += f" Shaded: ±{effect:.15g}, the smallest difference that matters."
         if len(report.study.cells) > MOST:
             caption += f" The first {MOST} of {len(report.study.cells)} cells."
-        parts.append(
-            f'<figure aria-label="{title}">\n<h2>{title}</h2>\n{as_svg(figure)}\n'
-            f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
-        )
+        parts.append(figure_part(title, as_svg(figure), caption))
     return '<div class="figures">\n' + "\n".join(parts) + "\n</div>" if parts else ""
+
+
+def figure_part(title: str, picture: str, caption: str) -> str:
+    """Render a picture, which is HTML, between a title and a caption, which are plain text."""
+    return (
+        f'<figure aria-label="{escape(title)}">\n<h2>{escape(title)}</h2>\n{picture}\n'
+        f"<figcaption>{escape(caption)}</figcaption>\n</figure>"
+    )
 
 
 def other_metrics(report: Report) -> str:

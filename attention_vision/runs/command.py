@@ -295,7 +295,7 @@ def evaluate(work: Work) -> None:
         say(line)
     report = {**origin, **changed, "images": images, "metrics": metrics}
     if parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
-        exact = metrics_in("fused", verb, work.objects.module, work.objects.data)
+        exact = metrics_in("fused", trainer, parsed.verb, work.objects.module, work.objects.data)
         report["metrics_fused"] = exact
         print_difference(metrics, exact)
     if work.objects.trainer.fast_dev_run:

@@ -1,12 +1,12 @@
 """Metrics in fp8 attention beside those in fused attention: what the rounding costs."""
 
-from collections.abc import Callable
 from typing import Literal
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from attention_vision.attention import attention_backend
 from attention_vision.report.text_table import aligned
+from attention_vision.training.logging import WithoutReports
 from attention_vision.training.progress import say
 
 Metrics = dict[str, float]
@@ -22,21 +22,25 @@ def compare_after_fit(
     """
     trainer.loggers = []  # the curves end with the training
     trainer.ckpt_path = None  # its last weights, not those it resumed from
-    rounded = metrics_in("fp8", trainer.validate, module, data)
-    exact = metrics_in("fused", trainer.validate, module, data)
+    rounded = metrics_in("fp8", trainer, "validate", module, data)
+    exact = metrics_in("fused", trainer, "validate", module, data)
     print_difference(rounded, exact)
     return {"metrics": rounded, "metrics_fused": exact}
 
 
 def metrics_in(
     backend: Literal["fused", "eager", "fp8"],
-    verb: Callable[..., list],
+    trainer: Trainer,
+    verb: str,
     module: LightningModule,
     data: LightningDataModule,
 ) -> Metrics:
-    """Evaluate under an attention backend, by the trainer's `validate` or `test`."""
+    """Evaluate (`validate`, `test`) for a comparison: no report or matrix is replaced."""
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] set from afar
+    callbacks.append(WithoutReports())
+    evaluate = getattr(trainer, verb)
     with attention_backend(backend):
-        return merged(verb(module, datamodule=data, verbose=False, weights_only=True))
+        return merged(evaluate(module, datamodule=data, verbose=False, weights_only=True))
 
 
 def merged(results: list[Metrics]) -> Metrics:

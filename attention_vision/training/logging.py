@@ -42,10 +42,23 @@ class WithoutPictures(Callback):
     """Tells the other callbacks of a trainer to draw nothing: `--pictures false`."""
 
 
+class WithoutReports(Callback):
+    """Tells the other callbacks of a trainer to write no file of an evaluation: it is compared."""
+
+
 def draws_pictures(trainer: Trainer) -> bool:
     """Whether pictures are wanted, in training as in predict."""
+    return not _has(trainer, WithoutPictures)
+
+
+def writes_reports(trainer: Trainer) -> bool:
+    """Whether the run folder's files of an evaluation are to be of this one."""
+    return not _has(trainer, WithoutReports)
+
+
+def _has(trainer: Trainer, kind: type[Callback]) -> bool:
     callbacks = getattr(trainer, "callbacks", ())  # Lightning sets it without declaring it
-    return not any(isinstance(one, WithoutPictures) for one in callbacks)
+    return any(isinstance(one, kind) for one in callbacks)
 
 
 def image_loggers(trainer: Trainer) -> list[ImageLogger]:

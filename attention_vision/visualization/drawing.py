@@ -104,6 +104,11 @@ def sheet(
                 axis.set_title(titles[row][column], fontsize=8, parse_math=False)
         for axis in axes[row][len(pictures) :]:
             axis.set_axis_off()
+    return pixels(figure)
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """Render a figure as (height, width, 3) uint8."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

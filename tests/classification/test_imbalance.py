@@ -15,9 +15,11 @@ from torch.nn.functional import cross_entropy, one_hot
 from attention_vision.backbones import ResNet
 from attention_vision.classification import Classifier, Digits, ImageFolder
 from attention_vision.classification.class_weights import class_weights, weighted_cross_entropy
-from attention_vision.classification.confusion import ClassAccuracy, draw, named_accuracies
+from attention_vision.classification.confusion import ClassAccuracy, named_accuracies
 from attention_vision.errors import InputError
 from attention_vision.training.metrics_csv import MetricsCSV
+from attention_vision.visualization.confusion import confusion_figure
+from attention_vision.visualization.drawing import pixels
 
 LABELS = [0] * 6 + [1] * 3 + [2]
 NAMES = ["ant", "bee", "cow"]
@@ -204,6 +206,9 @@ def test_a_fit_draws_the_confusion_matrix(tmp_path: Path) -> None:
 
 
 def test_the_picture_is_darker_where_more_images_are() -> None:
+    def draw(counts: np.ndarray, names: list[str]) -> np.ndarray:
+        return pixels(confusion_figure(counts, names))
+
     few, many = draw(np.diag([9, 1]), ["a", "b"]), draw(np.array([[9, 0], [1, 0]]), ["a", "b"])
     assert few.shape == many.shape
     assert few.dtype == np.uint8

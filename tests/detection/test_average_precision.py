@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from attention_vision.detection.average_precision import NUMBERS, COCOAveragePrecision
+from attention_vision.detection.error_analysis import analyze
 from attention_vision.errors import InputError
 
 CLASSES = 3
@@ -257,7 +258,7 @@ def in_one_process(rank: int, processes: int, folder: str) -> None:
     meet = f"file://{folder}/{processes}"
     torch.distributed.init_process_group("gloo", meet, rank=rank, world_size=processes)
     metric = measured(list(shares(big_case(), processes))[rank], "pycocotools")
-    answer = json.dumps([metric.compute(), metric.per_class()])
+    answer = json.dumps([metric.compute(), metric.per_class(), analyze(metric.gathered).gains])
     Path(folder, f"{rank}_of_{processes}.json").write_text(answer)
     torch.distributed.destroy_process_group()
 
@@ -269,7 +270,7 @@ def big_case() -> list[tuple[dict, dict]]:
 
 def test_processes_agree_exactly_even_one_without_images(tmp_path: Path) -> None:
     metric = measured(big_case(), "pycocotools")
-    expected = [metric.compute(), metric.per_class()]
+    expected = [metric.compute(), metric.per_class(), analyze(metric.gathered).gains]
     assert expected[0]["ap"] > 0
     command = [sys.executable, __file__, str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

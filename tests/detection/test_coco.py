@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from coco_folder import fitted, load, opened, save
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from pycocotools.coco import COCO as Pycocotools
 from pycocotools.cocoeval import COCOeval
@@ -18,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from attention_vision.detection.average_precision import COCOAveragePrecision
 from attention_vision.detection.boxes import to_pixels
 from attention_vision.detection.coco import COCO, COCOFolder
+from attention_vision.detection.predictions import DetectionResults
 from attention_vision.errors import InputError, one_line
 
 SHARED = Path(os.environ.get("ATTENTION_VISION_DATA", "/nowhere"))
@@ -277,3 +279,57 @@ def test_real_numbers_equal_pycocotools_on_the_file(split: str) -> None:
         evaluation.summarize()
     assert evaluation.stats[0] > 0.3
     np.testing.assert_allclose(list(metric.compute().values()), evaluation.stats, rtol=0, atol=1e-9)
+
+
+class Blurred(LightningModule):
+    """Finds the boxes of an instances file, moved and with scores by their numbers."""
+
+    def __init__(self, instances: dict[str, Any], labels: tuple[int, ...]):
+        super().__init__()
+        self.instances, self.labels = instances, labels
+        self.average_precision = COCOAveragePrecision()
+
+    def predict_step(self, batch: tuple, batch_idx: int) -> list[dict[str, torch.Tensor]]:
+        found = []
+        for target in batch[2]:
+            rng = np.random.default_rng(target["image_id"])
+            known = [
+                (one["bbox"], self.labels.index(one["category_id"]))
+                for one in self.instances["annotations"]
+                if one["image_id"] == target["image_id"] and not one.get("iscrowd")
+            ]
+            boxes = np.array([box for box, _ in known for _ in range(4)]).reshape(-1, 4)
+            boxes = boxes + rng.normal(0, 2, boxes.shape)
+            boxes[:, 2:] += boxes[:, :2]
+            labels = [
+                label if rng.random() < 0.8 else 1 - label for _, label in known for _ in range(4)
+            ]
+            scores = torch.from_numpy(rng.random(len(boxes))).float()
+            one = {"boxes": torch.from_numpy(boxes).float(), "scores": scores}
+            found.append(one | {"labels": torch.tensor(labels, dtype=torch.int64)})
+        return found
+
+    def validation_step(self, batch: tuple, batch_idx: int) -> None:
+        self.average_precision.update(self.predict_step(batch, batch_idx), batch[2])
+
+
+def test_results_json_has_the_numbers_of_the_validation(folder: Path) -> None:
+    """What `predict` writes, measured by pycocotools alone, is what `validate` measures."""
+    data = opened(folder, images=str(folder / "val"))
+    module = Blurred(load(folder, "val"), data.category_ids)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=str(folder / "run"),
+        callbacks=[DetectionResults(pictures=False)],
+    )  # fmt: skip
+    trainer.validate(module, data, verbose=False)
+    measured = list(module.average_precision.compute().values())
+    trainer.predict(module, data, return_predictions=False)
+    with redirect_stdout(io.StringIO()):
+        coco = Pycocotools(str(folder / "val.json"))
+        evaluation = COCOeval(coco, coco.loadRes(str(folder / "run" / "results.json")), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert 0.1 < measured[0] < 0.9
+    np.testing.assert_allclose(measured, evaluation.stats, rtol=0, atol=1e-9)
