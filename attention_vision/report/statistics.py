@@ -158,7 +158,7 @@ class Plan:
         """
         if effect is not None and (isinstance(effect, bool) or not isinstance(effect, int | float)):
             raise InputError(f"effect: {shown(effect)} is not a number: give one such as 0.01")
-        for wanted in () if effect is None else (Measurable, Positive):
+        for wanted in () if effect is None else (Positive, Measurable):
             if line := refusal("effect", effect, wanted):
                 raise InputError(line)
         looks = [] if looks is None else looks

@@ -266,7 +266,7 @@ def test_verdicts_count_at_the_looks():
     ("effect", "seeds", "looks", "line"),
     [
         ("small", [], None, "effect: 'small' is not a number"),
-        (True, [], None, "effect: 'True' is not a number"),
+        (True, [], None, "effect: True is not a number"),
         (0, [], None, "effect is 0: it has to be above 0"),
         (float("nan"), [], None, "effect is nan: it has to be above 0"),
         (None, [], [5, 3], "looks: \\[5, 3\\] is not an increasing list"),
