@@ -27,15 +27,7 @@ def render_page(ledger: Ledger) -> str:
     statements = [
         [
             f"{SYMBOLS[entry.verdict]} {entry.verdict}",
-            "<br>".join(
-                filter(
-                    None,
-                    [
-                        f"[{headline(entry)}]({PAGES}/{entry.page}.md)",
-                        stated(entry),
-                    ],
-                )
-            ),
+            heading(entry, f"{PAGES}/"),
             "<br>".join(f"{outcome.name}: {outcome.numbers}" for outcome in entry.outcomes),
         ]
         for entry in [*ledger.statements, *ledger.tables]
@@ -62,18 +54,16 @@ def render_page(ledger: Ledger) -> str:
     return tables.without_html("\n\n".join(part.rstrip() for part in parts) + "\n")
 
 
-def headline(entry: StatementEntry) -> str:
-    """The sentence that the verdict is on: what was tested here, or the statement itself."""
-    tested = entry.statement.tested if entry.is_measured else ""
-    return tested or entry.statement.statement
+def heading(entry: StatementEntry, folder: str = "") -> str:
+    """Link the sentence that the verdict is on: what was tested here, or the statement itself.
 
-
-def stated(entry: StatementEntry) -> str:
-    """The statement, and whether the literature supports it, where less was tested here."""
-    statement = entry.statement
-    if headline(entry) == statement.statement:
-        return ""
-    return f"*stated*: {statement.statement} *Literature*: {statement.literature}."
+    Where less was tested, the statement follows, and whether the literature supports it.
+    """
+    statement, page = entry.statement, f"{folder}{entry.page}.md"
+    if not (entry.is_measured and statement.tested):
+        return f"[{statement.statement}]({page})"
+    stated = f"*stated*: {statement.statement} *Literature*: {statement.literature}."
+    return f"[{statement.tested}]({page})<br>{stated}"
 
 
 def counts(ledger: Ledger) -> list[list[str]]:

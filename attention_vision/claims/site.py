@@ -9,7 +9,7 @@ from attention_vision.claims.costs import summary as cost_summary
 from attention_vision.claims.export import ledger_json
 from attention_vision.claims.ledger import Ledger, PaperEntry, StatementEntry, StudyEntry
 from attention_vision.claims.outcome import SYMBOLS, Outcome
-from attention_vision.claims.page import counts, headline, measured, reported, stated
+from attention_vision.claims.page import counts, heading, measured, reported
 from attention_vision.report import tables
 from attention_vision.report.checklist import checklist
 from attention_vision.report.statistics import Difference, Plan
@@ -117,10 +117,8 @@ def summary(ledger: Ledger) -> str:
 
 def statement_line(entry: StatementEntry) -> str:
     """Format a statement with its verdict and its differences in words, as an item of a list."""
-    link = f"[{headline(entry)}]({entry.page}.md)"
-    found = [stated(entry), *(outcome.words for outcome in entry.outcomes)]
-    lines = "".join(f"<br>{line}" for line in found if line)
-    return f"- {SYMBOLS[entry.verdict]} **{entry.verdict}**: {link}{lines}"
+    found = "".join(f"<br>{outcome.words}" for outcome in entry.outcomes)
+    return f"- {SYMBOLS[entry.verdict]} **{entry.verdict}**: {heading(entry)}{found}"
 
 
 def study_cells(entry: StudyEntry) -> list[str]:
