@@ -60,15 +60,16 @@ SECTIONS = (
     ),
     Section(
         "200 held-out scenes of digits",
-        {"detr_digits": "DETR"},
+        {"detr_digits": "DETR", "deformable_detr_digits": "Deformable DETR"},
         {"val/ap": ("AP", "{:.3f}"), "val/ap50": ("AP50", "{:.3f}")},
         {
             "boxes.png": (
-                "What DETR finds; in white what there is",
+                "What DETR finds, and below Deformable DETR; in white what there is",
                 RUN_PICTURES.format("detr_digits", "panel"),
+                RUN_PICTURES.format("deformable_detr_digits", "panel"),
             ),
             "what_queries_attend_to.png": (
-                "What the queries of the best detections attend to",
+                "What the queries of DETR's best detections attend to",
                 RUN_PICTURES.format("detr_digits", "attention"),
             ),
         },

@@ -77,6 +77,12 @@ def demo(folder: Path) -> list[Job]:
             ("se_resnet_digits",),
         ),
         Job(
+            "deformable_detr_digits", "train Deformable DETR on the scenes, as many seconds",
+            170,
+            fit("detection", "deformable_detr_digits", "--model.backbone_weights", classifier),
+            ("se_resnet_digits",),
+        ),
+        Job(
             "costs", "measure size and speed of the networks", 10,
             command("profile", *costs),
             ("vit_digits",),
