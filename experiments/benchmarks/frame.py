@@ -374,7 +374,7 @@ def main(rows: Callable[[str, bool], Iterator[Row]]) -> None:
         "conditions": {
             "device": options.device, "threads": options.threads, "clock": options.clock,
             "precision": "bf16 autocast" if options.device == "cuda" else "float32",
-            "matrix_rate": rate,
+            "matrix_rate": rate, "load": os.getloadavg()[0],  # of one minute, before the first row
         },
         "rows": [],
     }  # fmt: skip
