@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments/results"
 PACKAGES = (
     "torch", "torchvision", "lightning", "torchmetrics", "timm", "transformers", "pycocotools",
-    "torch-fidelity", "numpy", "scipy", "pillow", "triton",
+    "torch-fidelity", "numpy", "scipy", "pillow", "simplejpeg", "triton",
 )  # fmt: skip
 DATASHEET = {  # dense bf16 FLOP/s
     "NVIDIA H100 80GB HBM3": 989.4e12,

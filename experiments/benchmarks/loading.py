@@ -7,7 +7,8 @@ batches on the CPU. The first row is CIFAR-10's recipe with AutoAugment: the pee
 in the same process with torchvision's own transforms, of PIL images, as torchvision's data set has
 them, and of uint8 tensors. The others cut batches of 224 pixels out of JPEGs of 500x375, crop and
 flip, one worker each, which begins and ends with the epoch; processor time counts it. In the last
-one ours reads its cache of decoded images, which was filled before, without a worker.
+one ours reads its cache of decoded images, which was filled before, without a worker. Ours decodes
+with simplejpeg where it is installed: the file says so.
 
 The photographs are noise of all scales, with the bytes per pixel of ImageNet's.
 """
