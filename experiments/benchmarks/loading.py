@@ -127,11 +127,11 @@ def our_folder(count: int, size: int, workers: int, cached: bool = False) -> Ste
     return of_data(data, count // size)
 
 
-def timms(count: int, size: int) -> Step:
+def timms(count: int, size: int, workers: int) -> Step:
     dataset = timm.data.ImageDataset(str(photographs(count + 2) / "train"))
     loader = timm.data.create_loader(
         dataset, 224, size, is_training=True, color_jitter=0.0, interpolation="bilinear",
-        num_workers=1, device=torch.device("cpu"), persistent_workers=False,
+        num_workers=workers, device=torch.device("cpu"), persistent_workers=False,
     )  # fmt: skip
     return partial(epoch, loader, count // size)
 
@@ -147,10 +147,10 @@ def rows(device: str, smoke: bool) -> Iterator[Row]:
         ],
         images=count, memory=False, note=f"epochs of {count}, batches of {size}",
     )  # fmt: skip
-    count, size = (4, 2) if smoke else (128, 32)
+    count, size, workers = (4, 2, 0) if smoke else (128, 32, 1)
     note = f"epochs of {count}, batches of {size}"
-    peer = Side("timm", partial(timms, count, size))
-    ours = partial(our_folder, count, size, 1)
+    peer = Side("timm", partial(timms, count, size, workers))
+    ours = partial(our_folder, count, size, workers)
     yield Row(
         "JPEGs to 224 pixels", [Side("ours", ours), peer],
         images=count, targets={"timm": 1.2}, memory=False, turns=5, note=note,
