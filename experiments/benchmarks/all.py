@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-NAMES = ("fit_overhead", "networks", "detection", "gan", "matching", "attention", "scores")
+NAMES = (
+    "fit_overhead", "networks", "detection", "gan", "matching", "attention", "scores", "loading",
+)  # fmt: skip
 
 
 def main() -> None:

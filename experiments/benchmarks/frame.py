@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "experiments/results"
 PACKAGES = (
     "torch", "torchvision", "lightning", "torchmetrics", "timm", "transformers", "pycocotools",
-    "torch-fidelity", "numpy", "scipy", "pillow", "triton",
+    "torch-fidelity", "numpy", "scipy", "pillow", "simplejpeg", "triton",
 )  # fmt: skip
 DATASHEET = {  # dense bf16 FLOP/s
     "NVIDIA H100 80GB HBM3": 989.4e12,
@@ -374,7 +374,7 @@ def main(rows: Callable[[str, bool], Iterator[Row]]) -> None:
         "conditions": {
             "device": options.device, "threads": options.threads, "clock": options.clock,
             "precision": "bf16 autocast" if options.device == "cuda" else "float32",
-            "matrix_rate": rate,
+            "matrix_rate": rate, "load": os.getloadavg()[0],  # of one minute, before the first row
         },
         "rows": [],
     }  # fmt: skip

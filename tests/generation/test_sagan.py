@@ -236,6 +236,19 @@ def test_single_precision_equals_the_released_layout():
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("build", [Generator, Discriminator])
+def test_maps_keep_channels_last_in_training_on_a_cpu(build):
+    network, found = build(32, width=16), []
+    add_spectral_norm(network)  # whose weights look contiguous: maps of two formats are copied
+    for block in network.blocks:
+        for part in (block, block.conv1, block.conv2, block.shortcut):
+            part.register_forward_hook(lambda part, given, out: found.append(out))
+    given = noise() if build is Generator else (torch.rand(3, 3, 32, 32), torch.tensor([0, 1, 2]))
+    network(*given)
+    assert len(found) == 4 * len(network.blocks)
+    assert all(out.is_contiguous(memory_format=torch.channels_last) for out in found)
+
+
 def test_peers_upsample_and_cut_the_shortcut_otherwise():
     """What mimicry (both) and StudioGAN (the second) do differently changes the result."""
     z, labels = noise()
