@@ -319,6 +319,12 @@ def test_runs_are_recorded_once_and_whole(repository, run):
         ({"a": {"b": 1}}, {"a": None}, ["a is None instead of {'b': 1}"]),
         ({"a": "SqueezeExcite"}, {"a": {"class_path": "attention_vision.SqueezeExcite"}}, []),
         ({"a": "CBAM"}, {"a": {"class_path": "x.ECA"}}, ["a is x.ECA instead of CBAM"]),
+        ({"a": {"b": 1}}, {"a": {"class_path": "A", "init_args": {"b": 1, "c": 2}}}, []),
+        (
+            {"a": {"b": 1}},
+            {"a": {"class_path": "A", "init_args": {"b": 2}}},
+            ["a.b is 2 instead of 1"],
+        ),
         ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, ["a.1.b is 3 instead of 2"]),
         ({"a": [1]}, {"a": [1, 2]}, ["a has 2 items instead of 1"]),
         ({"trainer": {"devices": 8}, "threads": 1}, {"trainer": {"devices": "auto"}}, []),

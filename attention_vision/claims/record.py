@@ -244,6 +244,8 @@ def differences(experiment: Any, config: Any, path: str = "") -> Iterator[str]:
     if isinstance(experiment, str) and isinstance(config, dict):
         config = config.get("class_path")  # the short form of a class without arguments
     if isinstance(experiment, dict) and isinstance(config, dict):
+        if "class_path" in config and experiment.keys().isdisjoint(("class_path", "init_args")):
+            config = config.get("init_args") or {}  # the arguments alone, of the default class
         for key, value in experiment.items():
             yield from differences(value, config.get(key), f"{path}.{key}".lstrip("."))
     elif isinstance(experiment, list) and isinstance(config, list):
