@@ -30,6 +30,7 @@ from attention_vision.training.resume import BestCheckpoint, checkpoint_callback
 TERMS = {  # of the loss that a broken layer makes NaN first
     "classifier": "loss_ce",
     "detr": "class",
+    "dino": "class",
     "rcnn": "rpn_class",
     "sagan": "loss_discriminator",
     "unet": "loss",
@@ -180,7 +181,7 @@ def test_nothing_is_measured_of_weights_that_are_not_finite(
     assert not any(tmp_path.rglob("*.csv"))
 
 
-@pytest.mark.parametrize("task", ["classifier", "unet", "rcnn", "detr"])
+@pytest.mark.parametrize("task", ["classifier", "unet", "rcnn", "detr", "dino"])
 def test_outputs_that_are_not_finite_name_their_images(task: str, tmp_path: Path) -> None:
     module = MODULES[task]()
     trainer = Trainer(
@@ -190,7 +191,9 @@ def test_outputs_that_are_not_finite_name_their_images(task: str, tmp_path: Path
         enable_progress_bar=False,
         limit_val_batches=1,
     )
-    words = "image 2 is not finite" if task in ("rcnn", "detr") else "1 val images, number 1:"
+    words = (
+        "image 2 is not finite" if task in ("rcnn", "detr", "dino") else "1 val images, number 1:"
+    )
     with Break(LAYERS[task]).on(module, image=1), pytest.raises(InputError, match=words):
         trainer.validate(module, DATA[task](), verbose=False)
 
