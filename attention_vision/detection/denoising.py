@@ -26,6 +26,7 @@ class Noised(NamedTuple):
     objects: Tensor
     size: int
 
+    @torch.compiler.disable  # see `DeformableDETR.forward`
     def mask(self, queries: int) -> Tensor:
         """Which query attends to which, (B, 1, Q + D, Q + D) bool.
 
@@ -76,6 +77,7 @@ class Denoising:
         self.queries, self.label_noise = queries, label_noise
         self.box_noise, self.contrastive = box_noise, contrastive
 
+    @torch.compiler.disable  # see `DeformableDETR.forward`
     def draw(self, targets: list[dict[str, Tensor]], num_classes: int, like: Tensor) -> Noised:
         """Draw the noised objects of a batch, with the dtype and on the device of `like`.
 

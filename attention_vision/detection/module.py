@@ -311,7 +311,8 @@ class DETRDetector(Detector):
 class DeformableDETRDetector(Detector):
     """Trains Deformable DETR on the focal set loss, and reads its detections.
 
-    The 100 best pairs of a query and a class are detections, as in the release's evaluation.
+    The 100 best pairs of a query and a class are detections, as in the release's evaluation; each
+    has the index of its query, as `queries`.
 
     Args:
         network: DeformableDETR.
@@ -389,7 +390,12 @@ class DeformableDETRDetector(Detector):
         scores, pairs = scores.topk(min(MOST_DETECTIONS, scores.shape[1]), 1)
         boxes = box_convert(last["boxes"].float(), "cxcywh", "xyxy")
         return [
-            {"boxes": box[pair // classes], "scores": score, "labels": pair % classes}
+            {
+                "boxes": box[pair // classes],
+                "scores": score,
+                "labels": pair % classes,
+                "queries": pair // classes,
+            }
             for box, score, pair in zip(boxes, scores, pairs, strict=True)
         ]
 
