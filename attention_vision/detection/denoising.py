@@ -63,7 +63,8 @@ class Denoising:
             nearer half alone.
         label_noise: probability that a label is drawn anew, from all classes alike: 0.25 in DINO's
             code, whose option of 0.5 is halved.
-        box_noise: 1 in DINO's scripts; 0.4 in DN-DETR.
+        box_noise: 1 in DINO's training scripts, which replace the 0.4 of its configuration; 0.4 in
+            DN-DETR.
         contrastive: with the further ones.
     """
 
