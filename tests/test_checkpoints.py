@@ -1,11 +1,14 @@
 """Official weights either load whole or are refused in one line."""
 
 import argparse
+import copy
+from functools import partial
 
 import pytest
 import torch
 import torchvision
 
+from attention_vision.attention import CBAM, FadeIn, SelfAttention2d
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.checkpoints import load_backbone, load_official, start_from
 from attention_vision.errors import InputError
@@ -108,6 +111,38 @@ def test_the_backbone_of_a_detector_starts_another(capsys):
     assert "prefix network.backbone. cut off, and network.class_head.weight left out" in (
         capsys.readouterr().out
     )
+
+
+def fading(gamma=0.0):
+    return partial(FadeIn, attention=CBAM, gamma=gamma)
+
+
+@pytest.mark.parametrize("attention", [fading(), SelfAttention2d])
+def test_attention_is_added_to_a_trained_network(attention, capsys):
+    with_it = ResNet(10, attention, attention_at="stages", width=8, num_classes=3)
+    ours = load_official(with_it, SMALL.state_dict()).eval()
+    assert "new attention: stages.0.attention and 3 more" in capsys.readouterr().out
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(ours(images), copy.deepcopy(SMALL).eval()(images))
+    line = start_from(with_it, SMALL.state_dict())
+    assert line.endswith("all loaded; new attention: stages.0.attention and 3 more")
+
+
+def test_attention_as_it_is_may_be_new_when_said(capsys):
+    load_official(ResNet(10, fading(1.0), width=8, num_classes=3), SMALL.state_dict())
+    assert "new attention: stages.0.0.attention and 3 more" in capsys.readouterr().out
+
+
+def test_weights_without_the_attention_are_refused():
+    with pytest.raises(InputError, match=r"no weights of stages\.0\.0\.attention: .*FadeIn"):
+        load_official(ResNet(10, CBAM, width=8, num_classes=3), SMALL.state_dict())
+
+
+def test_half_of_an_attention_is_refused():
+    state = ResNet(10, fading(), width=8, num_classes=3).state_dict()
+    del state["stages.0.0.attention.gamma"]
+    with pytest.raises(InputError, match=r"stages\.0\.0\.attention"):
+        load_official(ResNet(10, fading(), width=8, num_classes=3), state)
 
 
 def test_own_state_dict_and_safetensors_load(tmp_path):

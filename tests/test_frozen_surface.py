@@ -53,7 +53,7 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
     "attention": {
         "AttentionGate", "AttentionPool", "AxialAttention", "AxialAttention2d", "CBAM",
         "ChannelGate", "CrossAttention2d", "DeformableAttention", "DeformableSelfAttention2d",
-        "EfficientChannelAttention", "FeatureAttention",
+        "EfficientChannelAttention", "FadeIn", "FeatureAttention",
         "LearnedPosition", "LocalGlobalAttention", "LocalGlobalAttention2d",
         "MultiHeadAttention", "RelativePositionBias", "SelfAttention2d", "SequencePool",
         "SinePosition2d", "SpatialGate", "SqueezeExcite", "TokenAttention",

@@ -9,7 +9,7 @@ Three contracts say where a mechanism fits:
   SqueezeExcite, EfficientChannelAttention, ChannelGate, SpatialGate, CBAM, SelfAttention2d,
   AxialAttention2d, LocalGlobalAttention2d, DeformableSelfAttention2d, and torch.nn.Identity for
   none. Those of the softmax kind are residual and start as the identity, so that any of them can be
-  put anywhere.
+  put anywhere; FadeIn gives the others such a start.
 * TokenAttention, a factory `width, heads -> module` whose module maps (B, N, C) -> (B, N, C):
   MultiHeadAttention; on a map row by row, without class token, WindowAttention, AxialAttention,
   LocalGlobalAttention, whose forward also takes the `grid` (H, W) of a map that is not square.
@@ -26,6 +26,7 @@ from attention_vision.attention.cbam import CBAM, ChannelGate, SpatialGate
 from attention_vision.attention.cross_attention2d import CrossAttention2d
 from attention_vision.attention.deformable import DeformableAttention, DeformableSelfAttention2d
 from attention_vision.attention.efficient_channel import EfficientChannelAttention
+from attention_vision.attention.fade_in import FadeIn
 from attention_vision.attention.gate import AttentionGate
 from attention_vision.attention.kernel import attend, attention_backend
 from attention_vision.attention.local_global import LocalGlobalAttention, LocalGlobalAttention2d
@@ -55,6 +56,7 @@ __all__ = [
     "DeformableAttention",
     "DeformableSelfAttention2d",
     "EfficientChannelAttention",
+    "FadeIn",
     "FeatureAttention",
     "LearnedPosition",
     "LocalGlobalAttention",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_vision.attention import LearnedPosition
+from attention_vision.attention.fade_in import added_to
 from attention_vision.backbones import Backbone, EfficientNet
 from attention_vision.backbones.efficientnet import LITE_VARIANTS, Padding
 from attention_vision.checkpoints.hub import HUB_FILES, download, is_name
@@ -73,6 +74,9 @@ def load_official(
         resize: whether to interpolate absolute positions of another grid of patches, for images of
             another size, to the model's.
 
+    Attention that the weights lack may be new if it leaves the network's function as it was:
+    `FadeIn`, and mechanisms whose gamma is 0. A line then names it.
+
     Returns:
         the same model, with all of its weights loaded except those left out.
 
@@ -81,16 +85,21 @@ def load_official(
             does not fit. The model is then unchanged.
     """
     state, where, notes = to_own_names(model, source)
-    load_completely(model, resize_positions(state, model) if resize else state, where, leave_out)
-    if notes:
-        say(f"weights: {where}")
+    state = resize_positions(state, model) if resize else state
+    new = load_completely(model, state, where, leave_out)
+    if notes or new:
+        say(f"weights: {where}{new}")
     return model
 
 
 def load_completely(
     model: nn.Module, state: Mapping[str, Tensor], where: str, leave_out: tuple[str, ...] = ()
-) -> None:
-    """Load a state dict with this package's names, or raise one error; see `load_official`."""
+) -> str:
+    """Load a state dict with this package's names, or raise one error; see `load_official`.
+
+    Returns:
+        what the message of the loaded weights says of attention that they lack.
+    """
     own = model.state_dict()
     state = resize_biases(state, own)
 
@@ -107,7 +116,10 @@ def load_completely(
                 f"{where} detects {theirs} classes, the model {ours}: set num_classes to "
                 f'{theirs} ({released}), or leave out "{start}" to fine-tune'
             )
-    problems = {key: f"{key} is missing" for key in own.keys() - state.keys()}
+    added = attention_to_add(model, state)
+    missing = own.keys() - state.keys()
+    new = {key for key in missing if key.startswith(tuple(f"{name}." for name in added))}
+    problems = {key: f"{key} is missing" for key in missing - new}
     problems |= {key: f"{key} is not in the model" for key in state.keys() - own.keys()}
     problems |= {
         key: f"{key} is {tuple(state[key].shape)}, the model's {tuple(own[key].shape)}"
@@ -120,7 +132,16 @@ def load_completely(
         shown = "; ".join(sorted(problems.values())[:8])
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise InputError(f"{where} does not fit the model: {shown}{more}")
-    model.load_state_dict(state, strict=False)  # strict but for leave_out, as checked above
+    model.load_state_dict(state, strict=False)  # strict but for what was checked above
+    more = f" and {len(added) - 1} more" if added[1:] else ""
+    return f"; new attention: {added[0]}{more}" if added else ""
+
+
+def attention_to_add(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Modules that may be new in a trained network, and of which the state dict has nothing."""
+    return [
+        name for name in added_to(model) if not any(key.startswith(f"{name}.") for key in state)
+    ]
 
 
 def start_from(network: Backbone, source: str | Path | Mapping[str, Tensor]) -> str:
@@ -139,7 +160,7 @@ def start_from(network: Backbone, source: str | Path | Mapping[str, Tensor]) -> 
     own = network.state_dict()
     other = {key for key in own if key not in state or state[key].shape != own[key].shape}
     new_head = any(key.startswith("head.") for key in other)
-    load_completely(
+    new = load_completely(
         network, resize_positions(state, network), where, ("head.",) if new_head else ()
     )
 
@@ -155,7 +176,7 @@ def start_from(network: Backbone, source: str | Path | Mapping[str, Tensor]) -> 
         theirs, ours = (one[tables[0]].shape[-2] for one in (state, own))
         more = f" and {len(tables) - 1} more" if tables[1:] else ""
         changes.append(f"{tables[0]}{more} resized from {theirs} to {ours} places")
-    return f"weights: {where}: {'; '.join(changes) or 'all loaded'}"
+    return f"weights: {where}: {'; '.join(changes) or 'all loaded'}{new}"
 
 
 def to_own_names(
@@ -253,6 +274,12 @@ def suggest_arguments(
             f"has {key} for {side} x {side} patches, the model for"
             f" {position.grid[0]} x {position.grid[1]}: build the model for the same images{size},"
             " or pass resize=True"
+        )
+    lacking = {key for key in problems if key in own and key not in state and "attention" in key}
+    if lacking and lacking == problems - explained:
+        return (
+            f"has no weights of {min(lacking).split('attention')[0]}attention: attention that is"
+            " added to a trained network starts as the identity, as FadeIn(attention) does"
         )
     if problems - explained:
         return None

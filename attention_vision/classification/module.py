@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -73,11 +73,12 @@ from attention_vision.training.optim import (
     configure,
     layer_decay,
 )
+from attention_vision.training.start import StartsFromWeights
 from attention_vision.training.steps import SeedEveryStep
 
 
 @checked
-class Classifier(LightningModule):
+class Classifier(StartsFromWeights):
     """Trains any backbone with a head on batches (images (B, 3, H, W), labels (B,)).
 
     Args:
@@ -177,7 +178,7 @@ class Classifier(LightningModule):
         """Raises InputError when network and data disagree about classes or channels."""
         data = data_of(self.trainer)
         check_classes(self.network, data)
-        if self.weights is not None and self.trainer.ckpt_path is None:
+        if self.takes_weights() and self.weights is not None:
             from attention_vision.checkpoints import load_official, start_from
             from attention_vision.checkpoints.load import read
 

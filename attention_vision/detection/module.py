@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from attention_vision.training.optim import (
     configure,
     horizon,
 )
+from attention_vision.training.start import StartsFromWeights
 from attention_vision.training.steps import SeedEveryStep, step_number
 
 Detections = dict[str, Tensor]
@@ -58,7 +59,7 @@ class FromNothing(NamedTuple):
 
 
 @checked
-class Detector(LightningModule):
+class Detector(StartsFromWeights):
     """Base of all detectors: batches, predictions, the metric, the optimizer.
 
     A subclass defines `losses` and `detect`, with a criterion of its own. Batches are those of
@@ -139,7 +140,7 @@ class Detector(LightningModule):
         if data is not None:
             for split in self.average_precision:
                 self._metric(split).names = list(data.class_names)
-        if self.trainer.ckpt_path is not None:
+        if not self.takes_weights():
             return
         if self.weights is not None:
             load_official(network, self.weights, self.of_classes if self.fine_tune else ())

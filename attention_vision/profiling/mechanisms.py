@@ -12,14 +12,14 @@ from attention_vision.profiling.cost import Workload
 
 
 def mechanisms() -> dict[str, type[nn.Module]]:
-    """Name -> every mechanism of the attention package, without the position embeddings."""
+    """Name -> every mechanism of the attention package, without positions and `FadeIn`."""
     return {
         name: kind
         for name, kind in vars(attention).items()
         if name in attention.__all__
         and isinstance(kind, type)
         and issubclass(kind, nn.Module)
-        and not kind.__module__.endswith("positions")
+        and not kind.__module__.endswith(("positions", "fade_in"))
     }
 
 

@@ -93,6 +93,11 @@ def cbam(m, x):
     return spatial_gate(m.spatial, channel_gate(m.channel, x))
 
 
+def fade_in(m, x):
+    gamma = float(m.gamma)
+    return (1 - gamma) * x + gamma * cbam(m.attention, x)
+
+
 @each
 def self_attention2d_released(m, x):
     at = pixels(x)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import naive
 import pytest
@@ -21,6 +22,7 @@ from attention_vision.attention import (
     DeformableAttention,
     DeformableSelfAttention2d,
     EfficientChannelAttention,
+    FadeIn,
     LocalGlobalAttention,
     LocalGlobalAttention2d,
     MultiHeadAttention,
@@ -97,6 +99,7 @@ CASES = {
     "channel-gate": feature(lambda: ChannelGate(C, 4), naive.channel_gate),
     "spatial-gate": feature(lambda: SpatialGate(C, 3), naive.spatial_gate),
     "cbam": feature(lambda: CBAM(C, 4, 3), naive.cbam),
+    "fade-in": feature(lambda: FadeIn(C, partial(CBAM, reduction=4, kernel_size=3)), naive.fade_in),
     "self-attention2d": feature(lambda: SelfAttention2d(C), naive.self_attention2d_released),
     "self-attention2d plain": feature(
         lambda: SelfAttention2d(C, form="plain"), naive.self_attention2d_plain

@@ -168,6 +168,11 @@ def test_official_weights_are_loaded_unless_a_checkpoint_is(tmp_path: Path) -> N
     quiet(tmp_path).validate(module, digits(), verbose=False)
     for name, value in source.state_dict().items():
         assert torch.equal(module.network.state_dict()[name], value), name
+    with torch.no_grad():
+        next(module.network.parameters()).add_(1)  # learned
+    changed = next(module.network.parameters()).clone()
+    quiet(tmp_path).validate(module, digits(), verbose=False)
+    assert torch.equal(next(module.network.parameters()), changed)
 
 
 def test_predictions(tmp_path: Path) -> None:

@@ -179,6 +179,20 @@ def test_starts_from_a_classifiers_run(tmp_path):
         load_backbone(ResNet(10, num_classes=0), tmp_path)
 
 
+def test_what_was_learned_is_validated_not_what_it_began_from(tmp_path):
+    torch.save(backbone().state_dict(), tmp_path / "backbone.pth")
+    options = {"backbone_weights": str(tmp_path / "backbone.pth"), "backbone_lr_factor": 1.0}
+    detector, run = detr(**options), trainer(tmp_path, max_epochs=1)
+    run.fit(detector, scenes())
+    learned = {key: value.clone() for key, value in detector.state_dict().items()}
+    again = detr(**options)
+    again.load_state_dict(learned)
+    for module, one in ((detector, run), (detector, trainer(tmp_path)), (again, trainer(tmp_path))):
+        one.validate(module, datamodule=scenes(), verbose=False)
+        for key, value in module.network.state_dict().items():
+            assert torch.equal(value, learned[f"network.{key}"]), key
+
+
 @pytest.mark.parametrize("make", [detr, rcnn])
 def test_sizes_are_parted_where_asked(make, tmp_path):
     data = DigitScenes(scenes=1, val_scenes=20)
