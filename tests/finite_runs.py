@@ -16,6 +16,9 @@ from attention_vision.classification import Classifier, Digits
 from attention_vision.detection import (
     DETR,
     AttentionRCNN,
+    DeformableDETR,
+    DeformableDETRDetector,
+    Denoising,
     DETRDetector,
     DigitScenes,
     PlainBoxHead,
@@ -51,6 +54,15 @@ def detr(ema: bool = False) -> DETRDetector:
     return DETRDetector(network, optimizer=ADAM, backbone_weights=None)
 
 
+def dino(ema: bool = False) -> DeformableDETRDetector:
+    network = DeformableDETR(
+        10, 4, backbone(), refine=True, two_stage=True, mixed_queries=True, look_forward_twice=True,
+        denoising=Denoising(8), width=8, heads=2, encoder_layers=1, decoder_layers=2, hidden=16,
+        levels=2,
+    )  # fmt: skip
+    return DeformableDETRDetector(network, optimizer=ADAM)
+
+
 def rcnn(ema: bool = False) -> RCNNDetector:
     head = partial(PlainBoxHead, hidden=8)
     network = AttentionRCNN(10, backbone(), head, 8, 2, sampled_proposals=16, train_proposals=50)
@@ -71,6 +83,7 @@ def unet(ema: bool = False) -> ImageToImage:
 MODULES: dict[str, Callable[..., LightningModule]] = {
     "classifier": classifier,
     "detr": detr,
+    "dino": dino,
     "rcnn": rcnn,
     "sagan": sagan,
     "unet": unet,
@@ -78,6 +91,7 @@ MODULES: dict[str, Callable[..., LightningModule]] = {
 DATA: dict[str, Callable[[], Any]] = {
     "classifier": partial(Digits, image_size=16, batch_size=4),
     "detr": partial(DigitScenes, scenes=12, val_scenes=3, batch_size=2),
+    "dino": partial(DigitScenes, scenes=12, val_scenes=3, batch_size=2),
     "rcnn": partial(DigitScenes, scenes=12, val_scenes=3, batch_size=2),
     "sagan": partial(DigitImages, size=16, batch_size=4),
     "unet": partial(DegradedDigits, Noise(50), size=16, batch_size=4),
@@ -85,6 +99,7 @@ DATA: dict[str, Callable[[], Any]] = {
 LAYERS = {  # one of each, which training steps run through
     "classifier": "network.stages.1",
     "detr": "network.backbone.stages.1",
+    "dino": "network.backbone.stages.1",
     "rcnn": "network.backbone.stages.1",
     "sagan": "generator.blocks.0",
     "unet": "network.head",

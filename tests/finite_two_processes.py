@@ -1,4 +1,4 @@
-"""Run by test_finite.py in two processes: one of them meets a loss that is NaN.
+"""Run by test_finite.py in two processes: one of them meets a loss that is NaN, or no objects.
 
 python finite_two_processes.py FOLDER
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finite_runs import DATA, LAYERS, Break, classifier, fit
+from finite_runs import DATA, LAYERS, MODULES, Break, fit
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -23,22 +23,28 @@ class BreakSecond(Break):
         return super().broken(output) if rank_zero_only.rank == 1 else None
 
 
+class NoObjects(Callback):
+    """Takes all objects of the second process away."""
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, idx: int) -> None:
+        for target in batch[2] if rank_zero_only.rank == 1 else ():
+            target |= {key: target[key][:0] for key in ("labels", "boxes")}
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     two: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
+    breaks = BreakSecond(LAYERS["classifier"], 2)
 
-    def train(name: str, *callbacks: Callback) -> Any:
-        module = classifier()
-        breaks = BreakSecond(LAYERS["classifier"], 2)
-        fit(module, DATA["classifier"](), folder / name, [*callbacks, breaks], max_steps=4, **two)
-        return module
+    def train(task: str, name: str, *callbacks: Callback) -> None:
+        module = MODULES[task]()
+        fit(module, DATA[task](), folder / name, [*callbacks], **two)
+        parameters = {name: one.detach() for name, one in module.named_parameters()}
+        torch.save(parameters, folder / f"{name}{rank_zero_only.rank}.pt")
 
-    skipped = train("skip", FiniteSteps("skip"))
-    torch.save(
-        {name: one.detach() for name, one in skipped.named_parameters()},
-        folder / f"{rank_zero_only.rank}.pt",
-    )
+    train("classifier", "skip", FiniteSteps("skip"), breaks)
+    train("dino", "dino", NoObjects())
     try:
-        train("stop")
+        train("classifier", "stop", breaks)
     except InputError as error:
         (folder / f"{rank_zero_only.rank}.txt").write_text(str(error))

@@ -24,10 +24,13 @@ from attention_vision.config.build import build_nodes
 from attention_vision.data.image_files import image_files, path_below
 from attention_vision.detection import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.attention_figures import (
+    DOT,
     class_attention,
     detection_grad_cam,
     detection_proposals,
     objectness,
+    points_of_queries,
+    proposal_sheet,
 )
 from attention_vision.runs.tasks import TASKS
 from attention_vision.visualization.drawing import bars
@@ -72,6 +75,13 @@ RUNS = {
             decoder_layers=2, hidden=8, backbone=node("ResNet", num_classes=0, **RESNET),
         ),
     ),
+    "deformable": detector(
+        "DeformableDETRDetector",
+        node(
+            "DeformableDETR", num_classes=10, num_queries=5, width=8, heads=2, encoder_layers=1,
+            decoder_layers=2, hidden=8, backbone=node("ResNet", num_classes=0, **RESNET),
+        ),
+    ),
     "rcnn": detector(
         "RCNNDetector",
         node(
@@ -113,6 +123,7 @@ SHOWN = {  # layer -> the shape of its map, of an image; the U-Net pads 30 pixel
     "pixels": {"stages.2.0.attention": (1, 1, 1)},
     "axial": {"blocks.0.attention.row": (2, 4, 4), "blocks.0.attention.column": (2, 4, 4)},
     "detr": {"transformer.decoder.1.cross_attention": (5, 4, 4)},
+    "deformable": {"decoder.1.cross_attention": (5, 8, 8)},
     "rcnn": {"rpn": (1, 16, 16), "roi_heads.box_head.pool": (3, 3)},
     "faster": {"rpn": (1, 16, 16), "grad_cam": (4, 16, 16)},
     "gan": {"blocks.0.attention": (1, 4, 4)},
@@ -272,6 +283,40 @@ assert not {"torch", "lightning", "matplotlib", "numpy"} & set(sys.modules)
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert "--layers" in answer.stdout
+
+
+def test_points_are_those_of_the_query_of_each_detection(trained):
+    layer = "decoder.1.cross_attention"
+    plain, arrays = explained(trained("deformable"))
+    recorded, cells = arrays[layer], arrays[f"{layer}/map"]  # (1, h, Q, L, P, 3), (1, Q, h, w)
+    of_query = recorded[0, :, 3].reshape(-1, 3)
+    counted = np.zeros((8, 8))
+    for x, y, weight in of_query:
+        if 0 <= x < 1 and 0 <= y < 1:
+            counted[int(y * 8), int(x * 8)] += weight / 2  # of two heads
+    assert cells[0, 3] == pytest.approx(counted, abs=1e-6)
+
+    weights, queries = torch.from_numpy(recorded), torch.tensor([3, 0])
+    rows = points_of_queries(weights, queries, (64, 32), ["head 0", "head 1"])
+    expected = weights[0, 1, 3].flatten(0, 1) * torch.tensor([32, 64, 1])
+    torch.testing.assert_close(rows["head 1"][0], expected)
+    (row,) = points_of_queries(weights, queries, (64, 32), ["all"]).values()
+    torch.testing.assert_close(row[0], torch.cat((rows["head 0"][0], rows["head 1"][0])))
+    with_heads, _ = explained(Path("deformable"), "--heads")
+    assert with_heads.shape[0] > plain.shape[0]
+
+
+def test_a_point_is_drawn_where_it_reads():
+    found = {"labels": torch.tensor([1]), "scores": torch.tensor([0.5])}
+    found["boxes"] = torch.tensor([[0.1, 0.1, 0.9, 0.9]])
+    pictures = [
+        proposal_sheet(torch.zeros(3, 100, 100), found, {}, [], points={"row": points})
+        for points in (torch.tensor([[[x, 50.0, 1.0]]]) for x in (30.0, 60.0))
+    ]
+    where = (pictures[0] != pictures[1]).any(-1).nonzero()
+    # A sheet shows pictures of 320 pixels at 240.
+    assert np.ptp(where[1]) == pytest.approx(240 * 0.3 + 2 * DOT * 0.75, abs=3)
+    assert np.ptp(where[0]) == pytest.approx(2 * DOT * 0.75, abs=3)
 
 
 def test_proposals_are_those_that_detections_were_read_from():

@@ -27,7 +27,6 @@ from torch.utils._pytree import tree_leaves
 from attention_vision.classification import CIFARAugmentation, Classifier, Digits
 from attention_vision.data.augmentation import OPERATIONS
 from attention_vision.data.resident import ResidentLoader
-from attention_vision.detection import DeformableDETR, DeformableDETRDetector, Denoising
 from attention_vision.generation.gan.diff_augment import DiffAugment
 from attention_vision.training.finite import StepAverage
 from attention_vision.training.progress import ProgressLines
@@ -219,18 +218,10 @@ def augmented_sagan(ema: bool) -> LightningModule:
     return module
 
 
-def dino(ema: bool = False) -> DeformableDETRDetector:
-    network = DeformableDETR(
-        10, 4, backbone(), refine=True, two_stage=True, mixed_queries=True, look_forward_twice=True,
-        denoising=Denoising(8), width=8, heads=2, encoder_layers=1, decoder_layers=2,
-    )  # fmt: skip
-    return DeformableDETRDetector(network, optimizer=ADAM)
-
-
 STEPPED: dict[str, tuple[Callable[..., Any], int]] = {  # and the waits of a step
     "classifier": (mixed_classifier, 0),
     "detr": (MODULES["detr"], 1),  # the matching, which scipy solves on the host
-    "dino": (dino, 2),  # also that of the proposals
+    "dino": (MODULES["dino"], 2),  # also that of the proposals
     "sagan": (augmented_sagan, 0),
     "unet": (MODULES["unet"], 0),
 }
@@ -240,18 +231,16 @@ STEPPED: dict[str, tuple[Callable[..., Any], int]] = {  # and the waits of a ste
 def test_a_step_waits_for_nothing(task: str, tmp_path: Path, monkeypatch: Any) -> None:
     build, expected = STEPPED[task]
     module = build(ema=True)
-    per_step, waits = waits_of(
-        module, batches_of(module, DATA.get(task, DATA["detr"])()), monkeypatch, tmp_path
-    )
+    per_step, waits = waits_of(module, batches_of(module, DATA[task]()), monkeypatch, tmp_path)
     assert per_step == {expected}, waits.lines
 
 
 @pytest.mark.parametrize("task", ["classifier", "detr", "dino", "rcnn", "unet"])
 def test_evaluation_on_a_gpu(task: str, monkeypatch: Any) -> None:
-    module = dino() if task == "dino" else MODULES[task]()
+    module = MODULES[task]()
     for name in ("log", "log_dict"):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
-    batch = batches_of(module, DATA.get(task, DATA["detr"])())[0]
+    batch = batches_of(module, DATA[task]())[0]
     with moved(module.eval(), batch) as (here, waits):
         module.validation_step(here, 0)
     expected = {"classifier": 1, "unet": 0}  # torchmetrics counts the pairs of its matrix

@@ -30,6 +30,7 @@ from attention_vision.training.resume import BestCheckpoint, checkpoint_callback
 TERMS = {  # of the loss that a broken layer makes NaN first
     "classifier": "loss_ce",
     "detr": "class",
+    "dino": "class",
     "rcnn": "rpn_class",
     "sagan": "loss_discriminator",
     "unet": "loss",
@@ -144,9 +145,10 @@ def test_two_processes_agree(tmp_path: Path) -> None:
     lines = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert lines[0] == lines[1]
     assert lines[0].startswith("step 2 of epoch 0: loss_ce is not finite, images number ")
-    skipped = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    assert all(one.isfinite().all() for one in skipped[0].values())
-    torch.testing.assert_close(skipped[0], skipped[1], rtol=0, atol=0)
+    for run in ("skip", "dino"):
+        one, two = (torch.load(tmp_path / f"{run}{rank}.pt", weights_only=True) for rank in (0, 1))
+        assert all(parameter.isfinite().all() for parameter in one.values())
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
 def test_no_checkpoint_is_written_of_weights_that_are_not_finite(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_nothing_is_measured_of_weights_that_are_not_finite(
     assert not any(tmp_path.rglob("*.csv"))
 
 
-@pytest.mark.parametrize("task", ["classifier", "unet", "rcnn", "detr"])
+@pytest.mark.parametrize("task", ["classifier", "unet", "rcnn", "detr", "dino"])
 def test_outputs_that_are_not_finite_name_their_images(task: str, tmp_path: Path) -> None:
     module = MODULES[task]()
     trainer = Trainer(
@@ -190,7 +192,9 @@ def test_outputs_that_are_not_finite_name_their_images(task: str, tmp_path: Path
         enable_progress_bar=False,
         limit_val_batches=1,
     )
-    words = "image 2 is not finite" if task in ("rcnn", "detr") else "1 val images, number 1:"
+    words = (
+        "image 2 is not finite" if task in ("rcnn", "detr", "dino") else "1 val images, number 1:"
+    )
     with Break(LAYERS[task]).on(module, image=1), pytest.raises(InputError, match=words):
         trainer.validate(module, DATA[task](), verbose=False)
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from math import ceil, isqrt
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import ImageDraw
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
@@ -24,6 +26,8 @@ from attention_vision.detection.figures import (
     unpadded_size,
 )
 from attention_vision.visualization.drawing import overlay, rgb, scaled, sheet
+
+DOT = 4  # pixels from the middle of a point to its edge, in a picture of a sheet
 
 
 def attention_sheet(
@@ -75,8 +79,9 @@ def detection_rows(
     labels: list[int],
     titles: list[str],
     maps: dict[str, Tensor],
+    points: dict[str, Tensor] | None = None,
 ) -> np.ndarray:
-    """Detections side by side, and below them rows of maps, as (height, width, 3) uint8.
+    """Detections side by side, below them rows of maps or points, as (height, width, 3) uint8.
 
     Args:
         image: (3, H, W) without padding, of any range.
@@ -84,6 +89,7 @@ def detection_rows(
         labels: for their colors.
         titles: over the detections.
         maps: name of a row -> (detections, H, W) in 0..1.
+        points: name of a row -> (detections, n, 3): x and y in pixels of the image, and weight.
     """
     plain, colors = rgb(image[None])[0], [class_color(label) for label in labels]
     if not boxes:
@@ -93,7 +99,13 @@ def detection_rows(
     for of_row in maps.values():
         covered = overlay(image[None].cpu(), of_row)
         rows.append([_framed(*parts) for parts in zip(covered, boxes, colors, strict=True)])
-    return sheet(rows, [titles, *[[] for _ in maps]], ["detections", *maps], inches=2.4)
+    gray = plain.mean(-1, keepdim=True).expand_as(plain)
+    for of_row in (points or {}).values():
+        rows.append(
+            [_framed(gray, *parts) for parts in zip(boxes, colors, of_row.cpu(), strict=True)]
+        )
+    names = [*maps, *(points or {})]
+    return sheet(rows, [titles, *[[] for _ in names]], ["detections", *names], inches=2.4)
 
 
 def cross_attention(
@@ -116,8 +128,9 @@ def proposal_sheet(
     maps: dict[str, Tensor],
     names: Sequence[str],
     count: int = 4,
+    points: dict[str, Tensor] | None = None,
 ) -> np.ndarray:
-    """The best detections of an image, and below each maps of what its class was read from.
+    """The best detections of an image, and below each what its class was read from.
 
     Shape: image (3, H, W) without padding -> (height, width, 3) uint8
 
@@ -127,13 +140,15 @@ def proposal_sheet(
             are as many.
         names: of the labels; without any, their numbers are written.
         count: detections, at most.
+        points: name of a row -> (k, n, 3) in the same way, see `detection_rows`.
     """
     height, width = image.shape[1:]
     labels, scores = (found[key][:count].tolist() for key in ("labels", "scores"))
     boxes = found["boxes"][:count].float().cpu() * torch.tensor([width, height, width, height])
     titles = [caption(names, label, score) for label, score in zip(labels, scores, strict=True)]
     rows = {name: scaled(of_row[:count]) for name, of_row in maps.items()} if labels else {}
-    return detection_rows(image, boxes.tolist(), labels, titles, rows)
+    points = {name: of_row[:count] for name, of_row in (points or {}).items()}
+    return detection_rows(image, boxes.tolist(), labels, titles, rows, points)
 
 
 def in_proposals(maps: Tensor, proposals: Tensor, size: tuple[int, int]) -> Tensor:
@@ -266,6 +281,23 @@ def attention_on_image(weights: Tensor, network: DETR, padding_mask: Tensor) -> 
     return scaled(cells_on_image(maps, stride, (height, width)))
 
 
+def points_of_queries(
+    weights: Tensor, queries: Tensor, size: tuple[int, int], names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Points of some queries, by the name of each row, as `detection_rows` draws them.
+
+    Args:
+        weights: (1, h, Q, L, P, 3) of a `DeformableAttention`.
+        queries: (k,).
+        size: height and width of the image with its padding.
+        names: of one row for all heads together, or of a row for each head.
+    """
+    points = weights[0].float()[:, queries.to(weights.device)].flatten(2, 3)  # (h, k, L P, 3)
+    points = points * points.new_tensor([size[1], size[0], 1])
+    rows = points.transpose(0, 1).flatten(1, 2)[None] if len(names) == 1 else points
+    return dict(zip(names, rows, strict=True))
+
+
 def cells_on_image(maps: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     """(n, h, w) of cells of a stride -> (n, H, W) in pixels of an image of this size."""
     # The last pixels reach beyond the image, but for a network whose maps are smaller.
@@ -274,8 +306,13 @@ def cells_on_image(maps: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
     return pixels[:, : size[0], : size[1]]
 
 
-def _framed(pixels: Tensor, box: list[float], color: Color) -> Tensor:
-    """(H, W, 3) in 0..1 -> the same at the size of a sheet's pictures, with one box."""
+def _framed(pixels: Tensor, box: list[float], color: Color, points: Tensor | None = None) -> Tensor:
+    """(H, W, 3) in 0..1 -> the same at the size of a sheet's pictures, with one box and points."""
     picture, scale = readable(to_pil(pixels), READABLE)
     framed = draw_boxes(picture, torch.tensor([box]) * scale, [color], 3)
+    if points is not None:
+        draw, (x, y, weight) = ImageDraw.Draw(framed), points[points[:, 2].argsort()].unbind(1)
+        colors = matplotlib.colormaps["inferno"]((weight / weight.amax()).numpy(), bytes=True)
+        for dot in zip((x * scale).tolist(), (y * scale).tolist(), colors.tolist(), strict=True):
+            draw.circle(dot[:2], DOT, fill=tuple(dot[2][:3]), outline=(0, 0, 0))
     return torch.from_numpy(np.array(framed)) / 255

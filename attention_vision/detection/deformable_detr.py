@@ -240,6 +240,9 @@ class DeformableDETR(nn.Module):
             classes, boxes = classes * count, boxes * count
         return nn.ModuleList(classes), nn.ModuleList(boxes)
 
+    # `torch.compile` compiles what is called here, not this: a graph that has the targets would be
+    # compiled anew whenever an image has another number of objects.
+    @torch.compiler.disable(recursive=False)
     def forward(
         self,
         images: Tensor,

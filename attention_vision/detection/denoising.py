@@ -26,6 +26,7 @@ class Noised(NamedTuple):
     objects: Tensor
     size: int
 
+    @torch.compiler.disable  # see `DeformableDETR.forward`
     def mask(self, queries: int) -> Tensor:
         """Which query attends to which, (B, 1, Q + D, Q + D) bool.
 
@@ -62,7 +63,8 @@ class Denoising:
             nearer half alone.
         label_noise: probability that a label is drawn anew, from all classes alike: 0.25 in DINO's
             code, whose option of 0.5 is halved.
-        box_noise: 1 in DINO's scripts; 0.4 in DN-DETR.
+        box_noise: 1 in DINO's training scripts, which replace the 0.4 of its configuration; 0.4 in
+            DN-DETR.
         contrastive: with the further ones.
     """
 
@@ -76,6 +78,7 @@ class Denoising:
         self.queries, self.label_noise = queries, label_noise
         self.box_noise, self.contrastive = box_noise, contrastive
 
+    @torch.compiler.disable  # see `DeformableDETR.forward`
     def draw(self, targets: list[dict[str, Tensor]], num_classes: int, like: Tensor) -> Noised:
         """Draw the noised objects of a batch, with the dtype and on the device of `like`.
 

@@ -18,16 +18,19 @@ from attention_vision.detection.attention_figures import (
     finest_stride,
     in_proposals,
     objectness,
+    points_of_queries,
     proposal_sheet,
 )
 from attention_vision.detection.attention_rcnn import AttentionRCNN
 from attention_vision.detection.data import Target, collate
+from attention_vision.detection.deformable_detr import DeformableDETR
 from attention_vision.detection.detr import DETR
-from attention_vision.detection.figures import caption
+from attention_vision.detection.figures import caption, unpadded_size
 from attention_vision.detection.module import Detector
 from attention_vision.visualization.explainer import DrawOptions, ExplainedImage
 from attention_vision.visualization.layer_figures import layer_sheet, stack_pictures
 from attention_vision.visualization.layers import Layer, last_of_each, record_layers
+from attention_vision.visualization.maps import point_map
 
 POOL, RPN, GRAD_CAM = "roi_heads.box_head.pool", "rpn", "grad_cam"
 SHOWN = 4  # best detections of an image
@@ -46,9 +49,10 @@ class Explained(NamedTuple):
 class DetectorExplainer:
     """Draws the best detections of an image, what each was read from, and maps of other layers.
 
-    A detection of DETR has the cross-attention of its query, one of an R-CNN the attention of its
-    class inside its proposal, where the box head attends, and Grad-CAM of its class: `grad_cam`. An
-    R-CNN also has the objectness of its proposals: `rpn`.
+    A detection of DETR has the cross-attention of its query, one of Deformable DETR the points of
+    its query, one of an R-CNN the attention of its class inside its proposal, where the box head
+    attends, and Grad-CAM of its class: `grad_cam`. An R-CNN also has the objectness of its
+    proposals: `rpn`.
 
     Args:
         names: of the labels; without any, their numbers are written.
@@ -75,11 +79,17 @@ class DetectorExplainer:
         network = self.module.network
         if layer.name == POOL:
             return replace(layer, kind="objects", title=CLASS_OF_EACH)
-        if not isinstance(network, DETR) or ".decoder." not in layer.name:
+        if not isinstance(network, DETR | DeformableDETR) or "decoder." not in layer.name:
             return layer
         if layer.name.endswith(".self_attention"):
             title = "queries among themselves: no map over the image"
             return replace(layer, kind="none", title=title, maps=None)
+        if isinstance(network, DeformableDETR):
+            grid = (layer.maps.shape[2], layer.maps.shape[3])
+            maps = point_map(layer.weights.transpose(1, 2), grid)  # (1, Q, h, w)
+            return replace(
+                layer, kind="objects", title="points of each detection's query", maps=maps
+            )
         grid = network.backbone.grid(*images.shape[2:])
         maps = layer.weights.float().mean(1).unflatten(2, grid)  # (1, Q, h, w)
         return replace(layer, kind="objects", title="the query of each detection", maps=maps)
@@ -119,28 +129,27 @@ class DetectorExplainer:
 
     def of_queries(self, images: Tensor, padding_mask: Tensor, names: Sequence[str]) -> Explained:
         """Detections of a detector with queries, and the named layers."""
-        network: Any = self.module.network
-        ((picture, found), layers) = record_layers(
-            network,
-            lambda: self.detections(images, padding_mask, names),
-            images,
-            names,
-            self.options.point,
+        network, point = self.module.network, self.options.point
+        (found,), layers = record_layers(
+            network, lambda: self.module(images, padding_mask), images, names, point
         )
         layers = {one: self.of_objects(layers[one], images) for one in names}
-        return Explained(found, picture, {}, layers)
-
-    def detections(
-        self, images: Tensor, padding_mask: Tensor, names: Sequence[str]
-    ) -> tuple[np.ndarray, dict[str, Tensor]]:
-        """Picture of the detections of a detector with queries, and the detections."""
-        network, image = self.module.network, images[0]
-        (found,) = self.module(images, padding_mask)
+        cross = [one for one in names if one.endswith(".cross_attention")]
+        image, mask, heads = images[0], padding_mask[0], self.options.heads
         if isinstance(network, DETR):
-            cross = [one for one in names if one.endswith(".cross_attention")]
-            mask, heads = padding_mask[0], self.options.heads
-            return attention_sheet(network, image, mask, self.names, SHOWN, cross, heads), found
-        return proposal_sheet(image, found, {}, self.names, SHOWN), found
+            picture = attention_sheet(network, image, mask, self.names, SHOWN, cross, heads)
+            return Explained(found, picture, {}, layers)
+        points, (height, width) = {}, unpadded_size(mask)
+        for name in cross:
+            weights, queries = layers[name].weights, found["queries"]
+            of_heads = [f"{name}\nhead {head}" for head in range(weights.shape[1])]
+            for rows in ([name], of_heads) if heads else ([name],):
+                points |= points_of_queries(
+                    weights, queries, (image.shape[1], image.shape[2]), rows
+                )
+        image = image[:, :height, :width]
+        picture = proposal_sheet(image, found, {}, self.names, SHOWN, points)
+        return Explained(found, picture, {}, layers)
 
     def of_rcnn(
         self,

@@ -1,7 +1,7 @@
 """Training of detectors: the module that DETR and R-CNN share, and one module of each."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from lightning.pytorch import Callback
@@ -45,10 +45,17 @@ from attention_vision.training.start import StartsFromWeights
 from attention_vision.training.steps import SeedEveryStep, step_number
 
 Detections = dict[str, Tensor]
-# facebookresearch/detr, issues 22 (300,000 steps) and 125 (2,000 images fail, 10,000 work).
-SCRATCH_STEPS, SCRATCH_IMAGES = 300_000, 10_000
 MOST_DETECTIONS = 100  # of an image, as in COCO's AP
 MOST_CLASSES = 100  # COCO has 80; with more, metrics.csv would be nothing but them
+
+
+class FromNothing(NamedTuple):
+    """Steps and images that a start from random weights needs; a run with less is warned of."""
+
+    network: str
+    steps: int
+    images: int
+    warning: str
 
 
 @checked
@@ -108,6 +115,7 @@ class Detector(StartsFromWeights):
     monitor = "val/ap"  # which ReduceLROnPlateau follows
     step_losses: dict[str, Tensor]  # of the last training step, without the total
     of_classes: tuple[str, ...]  # starts of the keys that belong to the classes, for `fine_tune`
+    from_nothing: FromNothing | None = None
 
     def forward(self, images: Tensor, padding_mask: Tensor | None = None) -> list[Detections]:
         """`detect`, for use outside of training; without a mask nothing is padded."""
@@ -160,6 +168,22 @@ class Detector(StartsFromWeights):
     def lr_factors(self) -> dict[str, float]:
         """Parameters of the network with a learning rate of their own, and its factor."""
         return {}
+
+    def on_train_start(self) -> None:
+        """Warns of a start from random weights that is too short to learn much."""
+        need, data, trainer = self.from_nothing, data_of(self.trainer), self.trainer
+        endless = trainer.max_steps == -1 and trainer.max_epochs in (None, -1)
+        starts = self.weights or self.backbone_weights or trainer.ckpt_path
+        if need is None or starts or endless or data is None:
+            return
+        steps, images = horizon(trainer)[0], length(data.train_images)
+        if steps < need.steps and images < need.images:
+            rank_zero_warn(
+                f"a {need.network} from random weights on {images:,} images in {steps:,.0f} steps"
+                f" {need.warning}. Fine-tune released weights (model.weights with model.fine_tune),"
+                " start from a trained backbone (model.backbone_weights), or train RCNNDetector,"
+                " which learns from a hundred images"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.step_losses = losses = self.losses(batch)
@@ -225,6 +249,13 @@ class DETRDetector(Detector):
 
     network: DETR
     of_classes = ("class_head.",)
+    # facebookresearch/detr, issues 22 (300,000 steps) and 125 (2,000 images fail, 10,000 work).
+    from_nothing = FromNothing(
+        "DETR",
+        steps=300_000,
+        images=10_000,
+        warning="will hardly learn: its authors name 300,000 steps and 10,000 images",
+    )
 
     def __init__(
         self,
@@ -263,22 +294,6 @@ class DETRDetector(Detector):
             sync_class_weight,
         )
 
-    def on_train_start(self) -> None:
-        """Warns of a start from random weights that is too short to learn anything."""
-        data, trainer = data_of(self.trainer), self.trainer
-        endless = trainer.max_steps == -1 and trainer.max_epochs in (None, -1)
-        if self.weights or self.backbone_weights or trainer.ckpt_path or endless or data is None:
-            return
-        steps, images = horizon(trainer)[0], length(data.train_images)
-        if steps < SCRATCH_STEPS and images < SCRATCH_IMAGES:
-            rank_zero_warn(
-                f"a DETR from random weights on {images:,} images in {steps:,.0f} steps will hardly"
-                f" learn: its authors name {SCRATCH_STEPS:,} steps and 10,000 images. Fine-tune"
-                " released weights (model.weights with model.fine_tune), start from a trained"
-                " backbone (model.backbone_weights), or train RCNNDetector, which learns from a"
-                " hundred images"
-            )
-
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         images, padding_mask, targets = batch
         return self.criterion(self.network(images, padding_mask), targets)
@@ -297,7 +312,8 @@ class DETRDetector(Detector):
 class DeformableDETRDetector(Detector):
     """Trains Deformable DETR on the focal set loss, and reads its detections.
 
-    The 100 best pairs of a query and a class are detections, as in the release's evaluation.
+    The 100 best pairs of a query and a class are detections, as in the release's evaluation; each
+    has the index of its query, as `queries`.
 
     Args:
         network: DeformableDETR.
@@ -311,6 +327,14 @@ class DeformableDETRDetector(Detector):
 
     network: DeformableDETR
     of_classes = ("class_head.", "label_embedding.")
+    # 50 epochs of 118,287 images by 32 (arXiv 2010.04159, section 5); 12 by 16 (2203.03605, 4.1).
+    from_nothing = FromNothing(
+        "Deformable DETR",
+        steps=88_000,
+        images=118_000,
+        warning="may learn little: its authors train 185,000 steps, those of DINO 88,000, on"
+        " COCO's 118,000 images, and from a backbone trained on ImageNet",
+    )
 
     def __init__(
         self,
@@ -367,7 +391,12 @@ class DeformableDETRDetector(Detector):
         scores, pairs = scores.topk(min(MOST_DETECTIONS, scores.shape[1]), 1)
         boxes = box_convert(last["boxes"].float(), "cxcywh", "xyxy")
         return [
-            {"boxes": box[pair // classes], "scores": score, "labels": pair % classes}
+            {
+                "boxes": box[pair // classes],
+                "scores": score,
+                "labels": pair % classes,
+                "queries": pair // classes,
+            }
             for box, score, pair in zip(boxes, scores, pairs, strict=True)
         ]
 

@@ -69,7 +69,7 @@ def some_targets() -> list[dict[str, Tensor]]:
 
 @pytest.mark.parametrize(
     ("variant", "seed"),
-    [("as released", 1), ("refine", 1), ("two-stage", 1), ("two-stage", 2)],
+    [(variant, seed) for variant in VARIANTS for seed in (1, 2)],
 )
 def test_outputs_losses_and_gradients_equal_hugging_face(variant, seed):
     variant = VARIANTS[variant]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from redraw import redraw
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torchvision.ops import FrozenBatchNorm2d, generalized_box_iou
 
 from attention_vision.backbones import ResNet
@@ -199,6 +200,30 @@ def test_every_parameter_has_a_gradient_also_without_objects(counts):
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+def test_compiled_it_is_the_same_and_is_not_compiled_anew_for_other_numbers_of_objects():
+    network = model(**DINO, denoising=Denoising(12), levels=2).train()
+    images, padding_mask = batch()
+
+    def step(*counts: int) -> tuple[list[Tensor], int]:
+        torch.manual_seed(0)
+        network.zero_grad()
+        outputs = network(images, padding_mask, objects_of(*counts))
+        found = [value for layer in outputs for value in layer.values()]
+        sum(value.square().sum() for value in found if value.requires_grad).backward()
+        graphs = counters["stats"]["unique_graphs"]
+        return [*found, *(parameter.grad for parameter in network.parameters())], graphs
+
+    numbers = [(3, 1), (4, 0), (0, 0), (1, 1), (2, 5)]
+    expected = [step(*one)[0] for one in numbers]
+    counters.clear()
+    network.compile(backend="eager")
+    compiled = [step(*one) for one in numbers]
+    for (found, _), wanted in zip(compiled, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    graphs = [count for _, count in compiled]
+    assert 0 < graphs[0] < graphs[1] == graphs[-1]  # the second has made their sizes dynamic
 
 
 @pytest.mark.parametrize("twice", [False, True])

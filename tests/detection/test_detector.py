@@ -115,17 +115,24 @@ def test_bf16_trains(make, tmp_path):
     assert all(parameter.isfinite().all() for parameter in detector.parameters())
 
 
-def test_a_detr_from_nothing_is_warned_of(tmp_path, recwarn):
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (detr, "a DETR from random weights on 12 images in 6 steps will hardly learn: "),
+        (deformable, "a Deformable DETR from random weights on 12 images in 6 steps may learn li"),
+    ],
+)
+def test_a_start_from_nothing_is_warned_of(make, words, tmp_path, recwarn):
     def lines() -> list[str]:
-        found = [str(w.message) for w in recwarn if "hardly learn" in str(w.message)]
+        found = [str(w.message) for w in recwarn if "from random weights" in str(w.message)]
         recwarn.clear()
         return found
 
-    trainer(tmp_path, max_epochs=2).fit(detr(), datamodule=scenes())
+    trainer(tmp_path, max_epochs=2).fit(make(), datamodule=scenes())
     (line,) = lines()
-    assert line.startswith("a DETR from random weights on 12 images in 6 steps will hardly learn")
-    torch.save(backbone().state_dict(), tmp_path / "backbone.pt")
-    warm = detr(backbone_weights=str(tmp_path / "backbone.pt"))
+    assert line.startswith(words)
+    torch.save(make().network.backbone.state_dict(), tmp_path / "backbone.pt")
+    warm = make(backbone_weights=str(tmp_path / "backbone.pt"))
     trainer(tmp_path, max_steps=1).fit(warm, datamodule=scenes())
     trainer(tmp_path, max_steps=1).fit(rcnn(), datamodule=scenes())
     assert lines() == []

@@ -51,6 +51,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         EVERY_STEP | WORKERS
         | {"trainer__accumulate_grad_batches": 2, "trainer__gradient_clip_val": 0.1},
     ),
+    "dino": ("dino", EVERY_TWO),
+    "dino, workers, accumulation, clipping": (
+        "dino",
+        EVERY_STEP | WORKERS
+        | {"trainer__accumulate_grad_batches": 2, "trainer__gradient_clip_val": 0.1},
+    ),
     "faster_rcnn": ("faster_rcnn", EVERY_TWO | {"trainer__max_epochs": 2}),
     "sagan": ("sagan", EVERY_TWO),
     "unet": ("unet", EVERY_TWO),

@@ -40,6 +40,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
             optimizer=ADAM,
         ),
     },
+    "dino": {
+        "task": "detection",
+        "data": node("DigitScenes", **SCENES),
+        "model": node(
+            "DeformableDETRDetector",
+            network=node(
+                "DeformableDETR", num_queries=6, refine=True, two_stage=True, mixed_queries=True,
+                look_forward_twice=True, denoising=node("Denoising", queries=12), width=16, heads=2,
+                encoder_layers=1, decoder_layers=2, hidden=16, dropout=0.1, backbone=BACKBONE,
+            ),
+            optimizer=ADAM,
+        ),
+    },
     "faster_rcnn": {
         "task": "detection",
         "data": node("DigitScenes", **SCENES | {"scenes": 12, "val_scenes": 4}),
