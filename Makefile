@@ -17,7 +17,7 @@ help:  ## show this list
 setup: $(VENV)/.demo  ## make .venv with the package and the demo's data
 	@echo "ready: source $(BIN)/activate; attention-vision --help"
 
-demo: $(VENV)/.demo  ## classify digits, find them in scenes, draw new ones: about 5 minutes on 2 cores
+demo: $(VENV)/.demo  ## classify digits, find them in scenes, draw new ones: about 6 minutes on 2 cores
 	$(BIN)/python experiments/demo/run.py $(RUNS)
 
 test: $(VENV)/.dev  ## run the tests
