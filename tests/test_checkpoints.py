@@ -133,6 +133,21 @@ def test_attention_as_it_is_may_be_new_when_said(capsys):
     assert "new attention: stages.0.0.attention and 3 more" in capsys.readouterr().out
 
 
+def test_attention_that_has_learned_is_no_addition():
+    with_it = ResNet(10, SelfAttention2d, attention_at="stages", width=8, num_classes=3)
+    with torch.no_grad():
+        with_it.stages[0].attention.gamma.fill_(0.5)
+    with pytest.raises(InputError, match=r"no weights of stages\.0\.attention"):
+        load_official(with_it, SMALL.state_dict())
+
+
+def test_whole_weights_have_no_new_attention(capsys):
+    with_it = ResNet(10, SelfAttention2d, attention_at="stages", width=8, num_classes=3)
+    load_official(with_it, copy.deepcopy(with_it).state_dict())
+    load_official(SelfAttention2d(8), SelfAttention2d(8).state_dict())
+    assert capsys.readouterr().out == ""
+
+
 def test_weights_without_the_attention_are_refused():
     with pytest.raises(InputError, match=r"no weights of stages\.0\.0\.attention: .*FadeIn"):
         load_official(ResNet(10, CBAM, width=8, num_classes=3), SMALL.state_dict())
@@ -141,7 +156,7 @@ def test_weights_without_the_attention_are_refused():
 def test_half_of_an_attention_is_refused():
     state = ResNet(10, fading(), width=8, num_classes=3).state_dict()
     del state["stages.0.0.attention.gamma"]
-    with pytest.raises(InputError, match=r"stages\.0\.0\.attention"):
+    with pytest.raises(InputError, match=r"stages\.0\.0\.attention\.gamma is missing"):
         load_official(ResNet(10, fading(), width=8, num_classes=3), state)
 
 

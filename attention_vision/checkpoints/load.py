@@ -1,7 +1,7 @@
 """Load the state dicts of other libraries and releases into this package's networks."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -74,8 +74,8 @@ def load_official(
         resize: whether to interpolate absolute positions of another grid of patches, for images of
             another size, to the model's.
 
-    Attention that the weights lack may be new if it leaves the network's function as it was:
-    `FadeIn`, and mechanisms whose gamma is 0. A line then names it.
+    Attention that the weights lack may be new where it is a `FadeIn`, or a residual mechanism of
+    this package whose gamma is 0, which leaves the network's function as it was. A line names it.
 
     Returns:
         the same model, with all of its weights loaded except those left out.
@@ -116,8 +116,8 @@ def load_completely(
                 f"{where} detects {theirs} classes, the model {ours}: set num_classes to "
                 f'{theirs} ({released}), or leave out "{start}" to fine-tune'
             )
-    added = attention_to_add(model, state)
     missing = own.keys() - state.keys()
+    added = attention_to_add(model, state, missing)
     new = {key for key in missing if key.startswith(tuple(f"{name}." for name in added))}
     problems = {key: f"{key} is missing" for key in missing - new}
     problems |= {key: f"{key} is not in the model" for key in state.keys() - own.keys()}
@@ -137,11 +137,15 @@ def load_completely(
     return f"; new attention: {added[0]}{more}" if added else ""
 
 
-def attention_to_add(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+def attention_to_add(
+    model: nn.Module, state: Mapping[str, Tensor], missing: Collection[str]
+) -> list[str]:
     """Modules that may be new in a trained network, and of which the state dict has nothing."""
-    return [
-        name for name in added_to(model) if not any(key.startswith(f"{name}.") for key in state)
-    ]
+
+    def has(keys: Collection[str], name: str) -> bool:
+        return any(key.startswith(f"{name}.") for key in keys)
+
+    return [name for name in added_to(model) if has(missing, name) and not has(state, name)]
 
 
 def start_from(network: Backbone, source: str | Path | Mapping[str, Tensor]) -> str:
@@ -275,12 +279,14 @@ def suggest_arguments(
             f" {position.grid[0]} x {position.grid[1]}: build the model for the same images{size},"
             " or pass resize=True"
         )
-    lacking = {key for key in problems if key in own and key not in state and "attention" in key}
-    if lacking and lacking == problems - explained:
-        return (
-            f"has no weights of {min(lacking).split('attention')[0]}attention: attention that is"
-            " added to a trained network starts as the identity, as FadeIn(attention) does"
-        )
+    lacking = {key for key in problems - explained if ".attention." in key and key not in state}
+    if lacking and lacking == problems:
+        name = min(lacking).partition(".attention.")[0] + ".attention"
+        if not any(key.startswith(f"{name}.") for key in state):
+            return (
+                f"has no weights of {name}: attention that is added to a trained network starts as"
+                " the identity, as FadeIn(attention) does"
+            )
     if problems - explained:
         return None
     return "; ".join(suggestions) + "; `classification fit --weights` does both by itself"

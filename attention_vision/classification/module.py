@@ -178,24 +178,28 @@ class Classifier(StartsFromWeights):
         """Raises InputError when network and data disagree about classes or channels."""
         data = data_of(self.trainer)
         check_classes(self.network, data)
-        if self.takes_weights() and self.weights is not None:
-            from attention_vision.checkpoints import load_official, start_from
-            from attention_vision.checkpoints.load import read
-
-            if stage != "fit":
-                load_official(self.network, self.weights)
-            else:
-                line = start_from(self.network, self.weights)
-                labels = labels_in(read(self.weights)) if Path(self.weights).exists() else None
-                if data is not None and labels is not None:
-                    line += head_by_name(self.network, labels.class_names, data.class_names)
-                if self.trainer.is_global_zero:
-                    print(line, flush=True)
+        super().setup(stage)
         if stage == "fit":
             check_channels(self.network, data, "model.network")
             self._weigh_classes(data)
             for term in self.terms.values():
                 term.prepare(self.network, data)
+
+    def load_start(self, stage: str) -> None:
+        if self.weights is None:
+            return
+        from attention_vision.checkpoints import load_official, start_from
+        from attention_vision.checkpoints.load import read
+
+        if stage != "fit":
+            load_official(self.network, self.weights)
+            return
+        line, data = start_from(self.network, self.weights), data_of(self.trainer)
+        labels = labels_in(read(self.weights)) if Path(self.weights).exists() else None
+        if data is not None and labels is not None:
+            line += head_by_name(self.network, labels.class_names, data.class_names)
+        if self.trainer.is_global_zero:
+            print(line, flush=True)
 
     def _weigh_classes(self, data: ClassificationData | None) -> None:
         """Raises InputError when the weights do not fit the data."""

@@ -314,5 +314,6 @@ def _framed(pixels: Tensor, box: list[float], color: Color, points: Tensor | Non
         draw, (x, y, weight) = ImageDraw.Draw(framed), points[points[:, 2].argsort()].unbind(1)
         colors = matplotlib.colormaps["inferno"]((weight / weight.amax()).numpy(), bytes=True)
         for dot in zip((x * scale).tolist(), (y * scale).tolist(), colors.tolist(), strict=True):
-            draw.circle(dot[:2], DOT, fill=tuple(dot[2][:3]), outline=(0, 0, 0))
+            edges = (dot[0] - DOT, dot[1] - DOT, dot[0] + DOT, dot[1] + DOT)
+            draw.ellipse(edges, fill=tuple(dot[2][:3]), outline=(0, 0, 0))
     return torch.from_numpy(np.array(framed)) / 255

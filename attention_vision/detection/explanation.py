@@ -140,7 +140,7 @@ class DetectorExplainer:
             picture = attention_sheet(network, image, mask, self.names, SHOWN, cross, heads)
             return Explained(found, picture, {}, layers)
         points, (height, width) = {}, unpadded_size(mask)
-        for name in cross:
+        for name in cross if "queries" in found else ():
             weights, queries = layers[name].weights, found["queries"]
             of_heads = [f"{name}\nhead {head}" for head in range(weights.shape[1])]
             for rows in ([name], of_heads) if heads else ([name],):

@@ -140,8 +140,10 @@ class Detector(StartsFromWeights):
         if data is not None:
             for split in self.average_precision:
                 self._metric(split).names = list(data.class_names)
-        if not self.takes_weights():
-            return
+        super().setup(stage)
+
+    def load_start(self, stage: str) -> None:
+        network = self.network
         if self.weights is not None:
             load_official(network, self.weights, self.of_classes if self.fine_tune else ())
         elif self.backbone_weights is not None:
@@ -173,8 +175,8 @@ class Detector(StartsFromWeights):
         """Warns of a start from random weights that is too short to learn much."""
         need, data, trainer = self.from_nothing, data_of(self.trainer), self.trainer
         endless = trainer.max_steps == -1 and trainer.max_epochs in (None, -1)
-        starts = self.weights or self.backbone_weights or trainer.ckpt_path
-        if need is None or starts or endless or data is None:
+        given = self.weights or self.backbone_weights or not self.is_new
+        if need is None or given or endless or data is None:
             return
         steps, images = horizon(trainer)[0], length(data.train_images)
         if steps < need.steps and images < need.images:

@@ -1,4 +1,4 @@
-"""Weights that a training starts from are loaded once."""
+"""Weights that a training starts from are not loaded over what was learned."""
 
 from typing import Any
 
@@ -8,18 +8,28 @@ from lightning.pytorch import LightningModule
 class StartsFromWeights(LightningModule):
     """A module that may start from weights of another network or run.
 
-    Lightning sets a module up for each of `fit`, `validate`, `test` and `predict`. Only the first
-    time nothing is lost by loading weights to start from, and only if no state was loaded.
+    Lightning sets a module up for each of `fit`, `validate`, `test` and `predict`. `load_start` is
+    called as long as nothing would be lost: not after a training, nor where a state was or will be
+    loaded.
+
+    Attributes:
+        is_new: whether nothing had been learned when the module was set up.
     """
 
-    _has_weights = False
+    is_new = True
+    _has_learned = False
 
-    def takes_weights(self) -> bool:
-        """Whether weights to start from are to be loaded now; asked once in each setup."""
-        has_weights, self._has_weights = self._has_weights, True
-        return not has_weights and self.trainer.ckpt_path is None
+    def setup(self, stage: str) -> None:
+        self.is_new = not self._has_learned and self.trainer.ckpt_path is None
+        if self.is_new:
+            self.load_start(stage)
+        self._has_learned = self._has_learned or stage == "fit"
+
+    def load_start(self, stage: str) -> None:
+        """Load the weights to start from, if there are any."""
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As torch's; from then on the module has its weights."""
-        self._has_weights = True
-        return super().load_state_dict(*args, **kwargs)
+        """As torch's; what it has loaded is not lost in `setup`."""
+        result = super().load_state_dict(*args, **kwargs)
+        self._has_learned = True
+        return result

@@ -396,6 +396,7 @@ def test_attention_pooling_starts_as_the_mean(score):
         (lambda: AxialAttention(C, 3), "multiple of heads 3"),
         (lambda: DeformableAttention(C, 3, 1), "multiple of heads 3"),
         (lambda: DeformableSelfAttention2d(C, points=0), "points is 0"),
+        (lambda: FadeIn(C, SelfAttention2d), "never train"),
         (lambda: OnMaps((2, 2))(torch.zeros(1, 2, C), torch.zeros(1, 5, C)), "5 source tokens"),
         (lambda: LocalGlobalAttention(C, 3), "multiple of heads 3"),
         (lambda: LocalGlobalAttention(C, 2, window=0), "window is 0"),

@@ -185,12 +185,24 @@ def test_what_was_learned_is_validated_not_what_it_began_from(tmp_path):
     detector, run = detr(**options), trainer(tmp_path, max_epochs=1)
     run.fit(detector, scenes())
     learned = {key: value.clone() for key, value in detector.state_dict().items()}
+    began = torch.load(tmp_path / "backbone.pth")
+    assert any(
+        not torch.equal(learned[f"network.backbone.{key}"], began[key])
+        for key, _ in detector.network.backbone.named_parameters()
+    )
     again = detr(**options)
     again.load_state_dict(learned)
     for module, one in ((detector, run), (detector, trainer(tmp_path)), (again, trainer(tmp_path))):
         one.validate(module, datamodule=scenes(), verbose=False)
         for key, value in module.network.state_dict().items():
             assert torch.equal(value, learned[f"network.{key}"]), key
+
+
+def test_detections_name_their_query():
+    detector, images = deformable().eval(), torch.rand(1, 3, 64, 64)
+    (found,) = detector(images)
+    boxes = detector.network(images, torch.zeros(1, 64, 64, dtype=torch.bool))[-1]["boxes"][0]
+    assert torch.equal(found["boxes"], box_convert(boxes, "cxcywh", "xyxy")[found["queries"]])
 
 
 @pytest.mark.parametrize("make", [detr, rcnn])
