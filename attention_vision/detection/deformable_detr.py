@@ -12,7 +12,7 @@ from attention_vision.attention import DeformableAttention, MultiHeadAttention, 
 from attention_vision.attention.deformable import Shapes, pixel_centers
 from attention_vision.backbones import ResNet
 from attention_vision.backbones.backbone import Backbone
-from attention_vision.detection.denoising import Denoising
+from attention_vision.detection.denoising import Denoising, Noised
 from attention_vision.detection.detr import BoxHead
 from attention_vision.detection.transformer import FeedForward, Residual
 from attention_vision.errors import InputError
@@ -266,9 +266,11 @@ class DeformableDETR(nn.Module):
             queries, proposals = self.start(memory.to(self.levels.weight.dtype), pyramid)
         count, mask, objects = queries.content.shape[1], None, None
         if self.denoising is not None and self.training and targets is not None:
-            noised = self.denoising.draw(targets, self.num_classes, queries.reference)
+            draw = self.denoising.draw  # pyright: ignore[reportAttributeAccessIssue] it is decorated
+            noised: Noised = draw(targets, self.num_classes, queries.reference)
             queries = self.with_noised(queries, noised.labels, noised.boxes)
-            mask, objects = noised.mask(count), noised.objects
+            mask = noised.mask(count)  # pyright: ignore[reportAttributeAccessIssue] as above
+            objects = noised.objects
         outputs = []
         for logits, boxes in self.decode(queries, memory, pyramid, mask):
             output = {"logits": logits[:, :count], "boxes": boxes[:, :count]}

@@ -84,7 +84,7 @@ class DetectorExplainer:
         if layer.name.endswith(".self_attention"):
             title = "queries among themselves: no map over the image"
             return replace(layer, kind="none", title=title, maps=None)
-        if isinstance(network, DeformableDETR):
+        if isinstance(network, DeformableDETR) and layer.maps is not None:
             grid = (layer.maps.shape[2], layer.maps.shape[3])
             maps = point_map(layer.weights.transpose(1, 2), grid)  # (1, Q, h, w)
             return replace(
