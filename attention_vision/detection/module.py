@@ -24,6 +24,7 @@ from attention_vision.detection.matcher import FocalMatcher, HungarianMatcher
 from attention_vision.detection.panel import DetectionPanel
 from attention_vision.detection.predictions import DetectionResults
 from attention_vision.detection.report import DetectionReport
+from attention_vision.errors import InputError
 from attention_vision.ranges import NonNegative, checked
 from attention_vision.training.finite import finite_steps
 from attention_vision.training.logging import (
@@ -132,7 +133,7 @@ class Detector(StartsFromWeights):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Raises InputError when network and data disagree about classes or channels."""
+        """Raises InputError when network and data disagree, or `fine_tune` has no weights."""
         data, network = data_of(self.trainer), self.network
         check_classes(network, data)
         if stage == "fit":
@@ -144,6 +145,11 @@ class Detector(StartsFromWeights):
 
     def load_start(self, stage: str) -> None:
         network = self.network
+        if stage == "fit" and self.fine_tune and self.weights is None:
+            raise InputError(
+                "model.fine_tune without model.weights trains from random weights: name the weights"
+                " to start from (--model.weights FILE), or set model.fine_tune to false"
+            )
         if self.weights is not None:
             load_official(network, self.weights, self.of_classes if self.fine_tune else ())
         elif self.backbone_weights is not None:

@@ -142,7 +142,7 @@ TASKS = {
         best="val/top1",
     ),
     "detection": Task(
-        "the same for object detectors: DETR, Faster R-CNN and Attention R-CNN",
+        "the same for object detectors: DETR, Deformable DETR, Faster and Attention R-CNN",
         detection,
         detection_tools,
         best="val/ap",

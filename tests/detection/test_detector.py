@@ -252,6 +252,28 @@ def test_other_classes_than_the_data_are_refused(tmp_path):
         trainer(tmp_path).fit(DETRDetector(network), datamodule=scenes())
 
 
+@pytest.mark.parametrize("make", [detr, rcnn])
+def test_fine_tuning_needs_the_weights_to_start_from(make, tmp_path):
+    with pytest.raises(InputError, match=r"fine_tune without model\.weights"):
+        trainer(tmp_path).fit(make(fine_tune=True), datamodule=scenes())
+
+
+def test_denoising_and_other_classes_start_from_weights_without_them(tmp_path):
+    tuned = deformable(fine_tune=True, weights=str(tmp_path / "released.pth"))
+    network, parts = tuned.network, {"two_stage": True, "refine": True, "mixed_queries": True}
+    released = DeformableDETR(
+        7, 6, ResNet(8, num_classes=10, width=8), width=16, heads=2, encoder_layers=1,
+        decoder_layers=2, hidden=16, **parts,
+    ).state_dict()  # fmt: skip
+    torch.save(released, tmp_path / "released.pth")
+    new = {key for key in network.state_dict() if key not in released}
+    assert new == {"label_embedding.weight"}
+    tuned.load_start("fit")
+    for key, value in network.state_dict().items():
+        if not key.startswith(("class_head.", "label_embedding.")):
+            assert torch.equal(value, released[key]), key
+
+
 def test_a_loaded_detector_takes_images_alone():
     module, images = detr().eval(), torch.rand(2, 3, 64, 64)
     padding_mask = torch.zeros(2, 64, 64, dtype=torch.bool)
