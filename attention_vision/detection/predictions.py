@@ -1,5 +1,6 @@
 """Output of `predict` of a detector: results.json and pictures."""
 
+import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from attention_vision.training.distributed import gather
 from attention_vision.training.logging import draws_pictures, run_folder
 from attention_vision.training.progress import say
 
+NOT_MEASURED = 0.5  # score of the pictures of a detector whose run has no report
 LONGEST = 1600  # pixels of the longer side of a picture: as large as a screen
 LOSSY = (".jpg", ".jpeg", ".webp", ".heic", ".heif", ".avif")
 
@@ -40,27 +42,34 @@ class DetectionResults(Callback):
 
     A picture is at most 1,600 pixels long, and a JPEG where its image is a lossy file too.
 
-    A row of results.json has COCO's `image_id`, `category_id`, `bbox` and `score`, and `file_name`,
-    relative to the folder of images as are the pictures. `image_id` is that of an instances file of
-    the data if it describes the folder, else the place in the order of the paths, which is said.
-    Rows are in the order of the image ids, the best first, at any number of processes. Both lie in
-    the run folder, beside metrics.csv.
+    A row of results.json has COCO's `image_id`, `category_id`, `bbox` and `score`, and besides them
+    `file_name`, relative to the folder of images as are the pictures, and `category_name`.
+    `image_id` is that of an instances file of the data if it describes the folder, else the place
+    in the order of the paths, which is said. Rows are in the order of the image ids, the best
+    first, at any number of processes. Both lie in the run folder, beside metrics.csv.
 
     Expects from `predict_step` per image `boxes` (k, 4) xyxy in pixels of the file, `scores` and
     `labels` (k,). Raises InputError when they are not finite.
 
     Args:
-        threshold: the least score that the pictures show. results.json has all: AP needs them.
+        threshold: the least score that the pictures show; None is the one with the largest mean F1
+            in the report of the run's validation, and 0.5 without a report. results.json has all
+            detections: AP needs them.
         pictures: draw them.
     """
 
-    def __init__(self, threshold: Probability = 0.5, pictures: bool = True):
+    def __init__(self, threshold: Probability | None = None, pictures: bool = True):
         self.threshold, self.pictures = threshold, pictures
+        self._shown = NOT_MEASURED if threshold is None else threshold
         self._found: list[Found] = []
         self._names: dict[str, Path] = {}
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
         data = data_of(trainer)
+        if self.threshold is None:
+            self._shown = reported_score(run_folder(trainer) / "per_class.csv")
+            if self.pictures and draws_pictures(trainer):
+                say(f"pictures show detections with a score of {self._shown:.3g} or more")
         self._names = output_names(data.predict_images.files, data.images)
         if not getattr(data.predict_images, "described", True):
             say(
@@ -85,7 +94,7 @@ class DetectionResults(Callback):
             self._found.append(found(int(target["image_id"]), file_name, detections))
             if self.pictures and draws_pictures(trainer):
                 image = draw_detections(
-                    read_image(path), detections, data.class_names, self.threshold, longest=LONGEST
+                    read_image(path), detections, data.class_names, self._shown, longest=LONGEST
                 )
                 name = f"{self._names[path]}_boxes{picture_suffix(path)}"
                 file = run_folder(trainer) / "pictures" / name
@@ -103,7 +112,8 @@ class DetectionResults(Callback):
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", encoding="utf-8") as opened:  # row by row: there may be millions
             separator = "[\n"
-            for row in rows(images, data_of(trainer).category_ids):
+            data = data_of(trainer)
+            for row in rows(images, data.category_ids, data.class_names):
                 opened.write(separator + json.dumps(row))
                 separator = ",\n"
             opened.write("[]\n" if separator == "[\n" else "\n]\n")
@@ -127,7 +137,18 @@ def found(image_id: int, file_name: str, detections: dict[str, Tensor]) -> Found
     )
 
 
-def rows(images: list[Found], category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+def reported_score(file: Path) -> float:
+    """The score of the largest mean F1 in a report's table of classes, see `DetectionReport`."""
+    if not file.is_file():
+        return NOT_MEASURED
+    with file.open(encoding="utf-8", newline="") as opened:
+        row = next(csv.DictReader(opened), {})
+    return float(row.get("score") or NOT_MEASURED)
+
+
+def rows(
+    images: list[Found], category_ids: Sequence[int], names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
     """Rows of results.json; numbers have the digits that tell one float32 from the next."""
     for image in images:
         for box, score, label in zip(image.boxes, image.scores, image.labels, strict=True):
@@ -137,6 +158,7 @@ def rows(images: list[Found], category_ids: Sequence[int]) -> Iterator[dict[str,
                 "bbox": [float(str(number)) for number in box],
                 "score": float(str(score)),
                 "file_name": image.file_name,
+                "category_name": names[label],
             }
 
 

@@ -1,6 +1,6 @@
 """The arguments of `attention-vision TASK VERB`: files and flags, parsed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,10 +84,25 @@ def parse(name: str, verb: str, words: list[str], hold_on: bool = True) -> Parse
         config = parse_words(parser, words, roots)
         check_ranges(parser, config)
     lines += kept_arguments((content for _, content in given), config.as_dict())
+    lines += leave_out_claim((content for file, content in given if file), config)
     by_flag = weights_by_flag(content for file, content in given if file is None)
     flags = flags_of_run(words)
     run_by_flag = any(file is None and "run" in content for file, content in given)
     return Parsed(name, verb, task, parser, config, lines, flags, by_flag, run_by_flag, trusted)
+
+
+def leave_out_claim(files: Iterable[dict[str, Any]], config: Namespace) -> list[str]:
+    """Remove the claim of an experiment whose data was exchanged; return the line that says so."""
+    claims = [content for content in files if content.get("claim")]
+    data = claims[-1].get("data") if claims else None
+    stated = data.get("class_path") if isinstance(data, dict) else data
+    if config.claim is None or not isinstance(stated, str):
+        return []
+    theirs, ours = (path.rpartition(".")[2] for path in (stated, config.data.class_path))
+    if theirs == ours:
+        return []
+    config.claim = None
+    return [f"claim: left out, it was measured on {theirs} and the data is {ours}"]
 
 
 def read_words(words: list[str]) -> Iterator[tuple[Path | None, dict[str, Any]]]:

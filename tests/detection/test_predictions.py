@@ -66,7 +66,30 @@ def test_results_are_read_by_pycocotools(tmp_path: Path) -> None:
         assert other["bbox"] == pytest.approx([width / 4, height / 3, width / 4, height / 6])
         assert (best["score"], other["score"]) == (0.9, 0.1)
         assert (best["category_id"], other["category_id"]) == (3, 10)
+        named = (data.class_names[data.category_ids.index(number)] for number in (3, 10))
+        assert (best["category_name"], other["category_name"]) == tuple(named)
         assert best["area"] == pytest.approx(width * height / 4)
+
+
+def test_pictures_show_what_the_report_counts(tmp_path: Path, capsys) -> None:
+    """The detections of `Corners` have scores of 0.9 and 0.1."""
+    pixels, lines = {}, {}
+    for name, options, table in (
+        ("both", {}, "class,score\nRBC,0.0625\nWBC,0.0625\n"),
+        ("one", {}, None),
+        ("given", {"threshold": 0.5}, "class,score\nRBC,0.0625\n"),
+    ):
+        folder = tmp_path / name
+        (folder / "run").mkdir(parents=True)
+        if table:
+            (folder / "run" / "per_class.csv").write_text(table)
+        predicted(folder, **options)
+        pixels[name] = (folder / "run/pictures/a_boxes.png").read_bytes()
+        lines[name] = [x for x in capsys.readouterr().out.splitlines() if "pictures show" in x]
+    assert pixels["both"] != pixels["one"] == pixels["given"]
+    assert lines["both"] == ["pictures show detections with a score of 0.0625 or more"]
+    assert lines["one"] == ["pictures show detections with a score of 0.5 or more"]
+    assert not lines["given"]
 
 
 def test_every_image_has_its_own_picture(tmp_path: Path) -> None:
