@@ -218,6 +218,17 @@ def test_levels_of_masks_become_classes(tmp_path):
     }  # fmt: skip
 
 
+def test_no_patch_of_a_first_experiment_is_larger_than_an_image(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, size in enumerate([(96, 80), (50, 70), *[(100, 100)] * 5]):
+        draw(Path(f"set/images/{number}.png"), number, size)
+        mask = Path(f"set/masks/{number}.png")
+        mask.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.tri(*reversed(size), dtype=np.uint8) * 255).save(mask)
+    assert main(["data", "set", "-o", "mine.yaml"]) == 0, capsys.readouterr().err
+    assert yaml.safe_load(Path("mine.yaml").read_text())["data"]["init_args"]["size"] == 48
+
+
 def test_batches_fit_the_number_of_images():
     assert [batch_size(count, 64) for count in (3, 40, 200, 10**6)] == [2, 4, 16, 64]
 

@@ -91,6 +91,8 @@ def hint(path: str | Path, asked: str = "") -> str:
     Returns:
         For example `; it looks like Pascal VOC: use data.class_path VOCFolder of detection`, or "".
     """
+    if not Path(path).exists():
+        return f"; {path} does not exist"
     found = recognize(path)
     if found is None:
         return ""

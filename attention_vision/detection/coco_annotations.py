@@ -117,9 +117,9 @@ def _read_json(path: str, key: str) -> dict[str, list]:
     try:
         dataset = json.loads(Path(path).read_bytes())  # UTF-8, -16 or -32, by their marks
     except OSError as error:
+        looks = hint(path, "COCOFolder") if Path(path).exists() else ""
         raise InputError(
-            f"cannot read {path}: set {key} to a COCO instances file"
-            f" ({error.strerror}){hint(path, 'COCOFolder')}"
+            f"cannot read {path}: set {key} to a COCO instances file ({error.strerror}){looks}"
         ) from None
     except (ValueError, RecursionError) as error:  # of JSON and of its encoding
         looks = hint(path, "COCOFolder")

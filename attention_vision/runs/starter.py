@@ -1,5 +1,6 @@
 """A first experiment for a folder of data: small networks that a laptop trains in minutes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,6 +12,7 @@ from attention_vision.data.image_files import image_files, image_size, list_imag
 from attention_vision.data.samples import evenly_spaced
 
 SIZES_READ, MASKS_READ = 64, 8  # of the files, evenly spaced
+HEADERS = 20_000  # sizes that are read for patches, as many as the data class looks at
 SMALL = 64  # pixels of the longer side, up to which images are shown whole
 MOST_CLASSES = 32  # gray levels of masks; more are noise
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0e-3, "weight_decay": 0.05}}
@@ -41,9 +43,9 @@ def starter(found: Format, reader: str) -> dict[str, Any]:
         case _, "FolderImages":
             config = gan(len(files))
         case _, "DegradedFolder":
-            config = restoration(int(min(sides)), len(files))
+            config = restoration(least_side(files), len(files))
         case _:
-            config = segmentation(int(min(sides)))
+            config = segmentation(least_side(files))
             arguments = arguments | mask_classes(Path(arguments["train_masks"]), arguments)
     data = {"class_path": name, "init_args": arguments | config["data"]}
     return {"task": reader.split(".")[1], "seed_everything": 0} | config | {"data": data}
@@ -181,6 +183,12 @@ def clamp(number: int, least: int, most: int) -> int:
 def patch(side: int, most: int) -> int:
     """Side of square patches of images with this shorter side, a multiple of 16."""
     return clamp(side // 16 * 16, 16, most)
+
+
+def least_side(files: Sequence[str]) -> int:
+    """The shortest side of all images, in pixels: no patch may be larger."""
+    sizes = [size for file in evenly_spaced(files, HEADERS) if (size := image_size(file))]
+    return min(map(min, sizes), default=256)
 
 
 def batch_size(count: int, most: int) -> int:

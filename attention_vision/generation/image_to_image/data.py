@@ -7,6 +7,7 @@ paths, sizes of the results).
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import truediv
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def is_smaller(whole: Sequence[int], part: Sequence[int]) -> bool:
 def too_small(
     sizes: Mapping[str, Sequence[int]], count: int, part: Sequence[int], use: str = "the patches"
 ) -> InputError:
-    """One line on images that are smaller than a patch.
+    """One line on images that are smaller than a patch, by the name of the smallest.
 
     Args:
         sizes: image -> its size, of those that are too small.
@@ -102,7 +103,7 @@ def too_small(
         part: size of the patch.
         use: what needs that size.
     """
-    name, size = next(iter(sizes.items()))
+    name, size = min(sizes.items(), key=lambda one: min(map(truediv, one[1], part)))
     others = f", like {len(sizes) - 1} more of {count} images" if len(sizes) > 1 else ""
     key = "data.patch" if len(part) == 3 else "data.size"
     lower = f"lower {key} or " if use == "the patches" else ""
