@@ -175,7 +175,8 @@ def mistakes(tmp_path):
     yield tmp_path / "absent.pth", "no such file"
     yield broken, "not readable"
     yield {"encoder.weight": torch.zeros(1)}, "no known layout"
-    yield torchvision.models.resnet34().state_dict(), "is not in the model"
+    size = "is a ResNet of depth 34 and width 64, the model's has depth 18 and width 64"
+    yield torchvision.models.resnet34().state_dict(), size
     yield torchvision.models.resnet18(num_classes=7).state_dict(), "has 7 classes, the model 1000"
 
 

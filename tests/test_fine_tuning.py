@@ -120,6 +120,12 @@ def mistakes():
     yield torchvision.models.resnet18().state_dict(), "ResNet of torchvision or timm. does not fit"
 
 
+def test_a_resnet_of_another_size_is_named():
+    state, size = torchvision.models.resnet50().state_dict(), "depth 50 and width 64"
+    with pytest.raises(InputError, match=f"is a ResNet of {size}, the model's has depth 10"):
+        load_official(ResNet(10, width=8), state)
+
+
 def test_what_does_not_fit_is_refused_in_one_line():
     network = small(16, num_classes=3)
     before = {key: value.clone() for key, value in network.state_dict().items()}

@@ -1,6 +1,8 @@
 """Load the state dicts of other libraries and releases into this package's networks."""
 
+import re
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 
 from attention_vision.attention import LearnedPosition
 from attention_vision.attention.fade_in import added_to
-from attention_vision.backbones import Backbone, EfficientNet
+from attention_vision.backbones import Backbone, EfficientNet, ResNet
 from attention_vision.backbones.efficientnet import LITE_VARIANTS, Padding
+from attention_vision.backbones.resnet import DEPTHS, BasicBlock, Bottleneck
 from attention_vision.checkpoints.hub import HUB_FILES, download, is_name
 from attention_vision.checkpoints.layouts import Layout
 from attention_vision.checkpoints.layouts.efficientnet import (
@@ -129,6 +132,8 @@ def load_completely(
     if problems:
         if suggestion := suggest_arguments(state, model, set(problems)):
             raise InputError(f"{where} {suggestion}")
+        if other := other_network(state, model):
+            raise InputError(f"{where} does not fit the model: it is {other}")
         shown = "; ".join(sorted(problems.values())[:8])
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise InputError(f"{where} does not fit the model: {shown}{more}")
@@ -290,6 +295,37 @@ def suggest_arguments(
     if problems - explained:
         return None
     return "; ".join(suggestions) + "; `classification fit --weights` does both by itself"
+
+
+def other_network(state: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """Name the network of a state dict if it is a backbone alone, or a ResNet of another size."""
+    own = model.state_dict()
+    whole = any(key.startswith("backbone.") for key in state)
+    if not whole and any(f"backbone.{key}" in own for key in state):
+        return "of a backbone alone: give it as model.backbone_weights, or to load_backbone"
+    for name, module in model.named_modules():
+        if isinstance(module, ResNet):
+            prefix = f"{name}." if name else ""
+            theirs, ours = (resnet_size(one, prefix) for one in (state, own))
+            if theirs and theirs != ours:
+                return f"a ResNet of {theirs}, the model's has {ours}"
+    return None
+
+
+def resnet_size(state: Mapping[str, Tensor], prefix: str) -> str | None:
+    """Depth and width of the ResNet below a prefix, in words; None if there is none that is known.
+
+    A bottleneck has a third convolution.
+    """
+    stem = state.get(f"{prefix}stem.conv.weight")
+    below = re.compile(re.escape(prefix) + r"stages\.(\d+)\.(\d+)\.")
+    blocks = {(int(found[1]), int(found[2])) for key in state if (found := below.match(key))}
+    stages = Counter(stage for stage, _ in blocks)
+    kind = Bottleneck if f"{prefix}stages.0.0.conv3.weight" in state else BasicBlock
+    for depth, (block, counts) in DEPTHS.items():
+        if stem is not None and block is kind and dict(enumerate(counts)) == stages:
+            return f"depth {depth} and width {len(stem)}"
+    return None
 
 
 def load_backbone(backbone: Model, source: str | Path) -> Model:

@@ -125,6 +125,8 @@ def find_prefix(
         for prefix in [key.removesuffix(first) for key in state if key.endswith(f".{first}")]:
             if all(f"{prefix}{key}" in state for key in others):
                 found.setdefault(prefix, layout)
+    if not found and any(key.startswith("network.") for key in state):
+        found["network."] = None  # a run of another network: what follows says what does not fit
     if not found:
         raise InputError(
             f"{where}: the keys ({', '.join(list(state)[:3])}, ...) belong to no known layout; "

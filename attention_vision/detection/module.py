@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torchvision.ops import box_convert
@@ -42,6 +42,7 @@ from attention_vision.training.optim import (
     configure,
     horizon,
 )
+from attention_vision.training.progress import say
 from attention_vision.training.start import StartsFromWeights
 from attention_vision.training.steps import SeedEveryStep, step_number
 
@@ -150,10 +151,17 @@ class Detector(StartsFromWeights):
                 "model.fine_tune without model.weights trains from random weights: name the weights"
                 " to start from (--model.weights FILE), or set model.fine_tune to false"
             )
+        loaded = ""
         if self.weights is not None:
-            load_official(network, self.weights, self.of_classes if self.fine_tune else ())
+            left_out = self.of_classes if self.fine_tune else ()
+            load_official(network, self.weights, left_out)
+            new = f", new for these classes: {', '.join(left_out)}" if left_out else ""
+            loaded = f"weights: {self.weights} loaded{new}"
         elif self.backbone_weights is not None:
             load_backbone(network.backbone, self.backbone_weights)
+            loaded = f"weights: {self.backbone_weights} loaded into the backbone"
+        if loaded and stage == "fit":  # other verbs say what they measure
+            rank_zero_only(say)(loaded)
 
     def configure_callbacks(self) -> list[Callback]:
         return [

@@ -241,7 +241,8 @@ def test_what_is_not_ready_to_read_says_what_to_do(tmp_path):
     write(tmp_path / "set.zip", "PK")
     assert hint(tmp_path) == "; it looks like an archive: unpack set.zip first"
     (tmp_path / "empty").mkdir()
-    assert hint(tmp_path / "empty") == hint(tmp_path / "missing") == ""
+    assert hint(tmp_path / "empty") == ""
+    assert hint(tmp_path / "missing") == f"; {tmp_path / 'missing'} does not exist"
     write(tmp_path / "notes/a.txt", "0 apples and 3 pears")
     assert recognize(tmp_path / "notes") is None
 

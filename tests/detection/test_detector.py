@@ -12,7 +12,7 @@ from torchvision.ops import box_convert
 
 from attention_vision.attention import DeformableAttention
 from attention_vision.backbones import ResNet
-from attention_vision.checkpoints import load_backbone
+from attention_vision.checkpoints import load_backbone, load_official
 from attention_vision.classification import Classifier
 from attention_vision.detection import (
     DETR,
@@ -175,8 +175,14 @@ def test_starts_from_a_classifiers_run(tmp_path):
     trainer(tmp_path).validate(whole, datamodule=scenes(), verbose=False)
     for key, value in whole.network.state_dict().items():
         assert torch.equal(value, detector.network.state_dict()[key]), key
-    with pytest.raises(InputError, match="does not fit"):
+    with pytest.raises(
+        InputError, match="a ResNet of depth 8 and width 8, the model's has depth 10"
+    ):
         load_backbone(ResNet(10, num_classes=0), tmp_path)
+    with pytest.raises(
+        InputError, match=r"of a backbone alone: give it as model\.backbone_weights"
+    ):
+        load_official(whole.network, tmp_path)
 
 
 def test_what_was_learned_is_validated_not_what_it_began_from(tmp_path):
