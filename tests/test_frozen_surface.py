@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from attention_vision.__main__ import main
 from attention_vision.cli import explain, help, profile
+from attention_vision.detection.predictions import Found, rows
 from attention_vision.runs import arguments
 from attention_vision.runs.arguments import make_parser
 from attention_vision.runs.tasks import TASKS
@@ -177,6 +179,9 @@ SUMMARY_KEYS = {  # of data.json
 }  # fmt: skip
 EVALUATION_KEYS = {  # of validate.json and test.json; predict.json has no data and metrics
     "checkpoint", "checkpoint_id", "code", "data", "images", "metrics", "step",
+}  # fmt: skip
+DETECTION_KEYS = {  # of a row of results.json
+    "bbox", "category_id", "category_name", "file_name", "image_id", "score",
 }  # fmt: skip
 REPORT_FILES = {  # of a detector's validation, in the run folder; a test's end with _test
     "confusion.csv": "class,0,1,2,3,4,5,6,7,8,9,background",
@@ -427,6 +432,11 @@ def test_keys_of_an_evaluation(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert main(["classification", "validate", "-c", "classifier/config.yaml"]) == 0
     assert set(json.loads(Path("classifier/validate.json").read_text())) == EVALUATION_KEYS
+
+
+def test_keys_of_detections():
+    image = Found(1, "a.png", np.zeros((1, 4)), np.zeros(1), np.zeros(1, int))
+    assert [set(row) for row in rows([image], [7], ["cat"])] == [DETECTION_KEYS]
 
 
 def test_files_of_a_report(folder):
