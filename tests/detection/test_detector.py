@@ -264,7 +264,7 @@ def test_fine_tuning_needs_the_weights_to_start_from(make, tmp_path):
         trainer(tmp_path).fit(make(fine_tune=True), datamodule=scenes())
 
 
-def test_denoising_and_other_classes_start_from_weights_without_them(tmp_path):
+def test_denoising_and_other_classes_start_from_weights_without_them(tmp_path, capsys):
     tuned = deformable(fine_tune=True, weights=str(tmp_path / "released.pth"))
     network, parts = tuned.network, {"two_stage": True, "refine": True, "mixed_queries": True}
     released = DeformableDETR(
@@ -275,6 +275,10 @@ def test_denoising_and_other_classes_start_from_weights_without_them(tmp_path):
     new = {key for key in network.state_dict() if key not in released}
     assert new == {"label_embedding.weight"}
     tuned.load_start("fit")
+    said = capsys.readouterr().out
+    assert said.endswith(
+        "released.pth loaded, new for these classes: class_head., label_embedding.\n"
+    )
     for key, value in network.state_dict().items():
         if not key.startswith(("class_head.", "label_embedding.")):
             assert torch.equal(value, released[key]), key
