@@ -220,6 +220,8 @@ class Detector(StartsFromWeights):
         metric = self._metric(split)
         numbers = metric.compute()  # of all processes
         measured = {f"{split}/{name}": value for name, value in numbers.items() if value >= 0}
+        if not measured and not self.trainer.sanity_checking:
+            rank_zero_warn(f"the images of {split} have no objects to find: there is no {split}/ap")
         log_finite(self, measured, prog_bar=(f"{split}/ap", f"{split}/ap50"))
         per_class = metric.per_class()
         if len(per_class) <= MOST_CLASSES:

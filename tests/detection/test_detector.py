@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torchvision.ops import box_convert
 
 from attention_vision.attention import DeformableAttention
@@ -25,6 +26,7 @@ from attention_vision.detection import (
     PlainBoxHead,
     RCNNDetector,
 )
+from attention_vision.detection.data import DrawnScenes, Objects
 from attention_vision.detection.module import in_pixels
 from attention_vision.errors import InputError
 from attention_vision.training.metrics_csv import MetricsCSV
@@ -244,6 +246,18 @@ def test_does_not_log_the_ap_of_very_many_classes(tmp_path, monkeypatch):
     (numbers,) = trainer(tmp_path).validate(detr(), data, verbose=False)
     assert "val/ap" in numbers
     assert not any(key.startswith("val/ap_of/") for key in numbers)
+
+
+def test_images_without_objects_have_no_ap_and_a_warning(tmp_path, monkeypatch):
+    empty = Objects(torch.zeros(0, 4), *torch.zeros(3, 0).long())
+    monkeypatch.setattr(
+        DrawnScenes, "__getitem__", lambda _, i: (Image.new("RGB", (64, 64)), i, empty)
+    )
+    with pytest.warns(
+        UserWarning, match="images of val have no objects to find: there is no val/ap"
+    ):
+        (numbers,) = trainer(tmp_path).validate(deformable(), datamodule=scenes(), verbose=False)
+    assert not numbers
 
 
 def test_other_classes_than_the_data_are_refused(tmp_path):
