@@ -69,17 +69,6 @@ class Backbone(nn.Module):
             bare.pool = MeanPool(bare.channels[-1])
         return bare
 
-    def arranged(self, images: Tensor) -> Tensor:
-        """Images with channels last in memory where that is faster: in training, on a CPU.
-
-        Layers keep the format of their input, whatever that of their weights. In this one oneDNN
-        does not reorder the maps around each convolution, norms and pools read adjacent channels,
-        and the map is the tokens without a copy. Evaluation adds up in the order of the releases.
-        """
-        if not self.training or images.device.type != "cpu":
-            return images
-        return images.contiguous(memory_format=torch.channels_last)
-
     def layers(self) -> list[list[str]]:
         """Names of the parameters, layer by layer from the stem to the head: `layers_by_depth`."""
         return layers_by_depth(self, class_token=bool(self.num_prefix_tokens))

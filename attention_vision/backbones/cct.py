@@ -16,6 +16,7 @@ from attention_vision.attention import (
 from attention_vision.attention.linear import Linear
 from attention_vision.backbones.backbone import Backbone, build_pool
 from attention_vision.backbones.checkpointing import checkpoint_blocks, recomputable
+from attention_vision.backbones.memory_format import arranged
 from attention_vision.backbones.vit import (
     ClassToken,
     TransformerBlock,
@@ -199,7 +200,7 @@ class CCT(Backbone):
         return [tokens[:, self.num_prefix_tokens :].mT.unflatten(2, grid)]
 
     def _encode(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        x = self.tokenizer(self.arranged(images))
+        x = self.tokenizer(arranged(self, images))
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).mT
         if isinstance(self.pool, ClassToken):

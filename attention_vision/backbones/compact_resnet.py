@@ -13,6 +13,7 @@ from attention_vision.backbones.backbone import (
     build_pool,
     shape_error,
 )
+from attention_vision.backbones.memory_format import arranged
 from attention_vision.errors import InputError
 from attention_vision.ranges import NonNegative, NonNegativeInt, Size, checked
 
@@ -203,7 +204,7 @@ class CompactResNet(Backbone):
         The whitening filters take a pixel from each side, and pools round down: of 32 pixels the
         maps have 15, 7 and 3.
         """
-        x = gelu(self.stem(self.arranged(images)))
+        x = gelu(self.stem(arranged(self, images)))
         maps = []
         for stage in self.stages:
             x = stage(x)

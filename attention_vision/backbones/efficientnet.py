@@ -20,6 +20,7 @@ from attention_vision.backbones.backbone import (
     shape_error,
 )
 from attention_vision.backbones.checkpointing import checkpoint_blocks, recomputable
+from attention_vision.backbones.memory_format import arranged
 from attention_vision.errors import InputError
 from attention_vision.ranges import Fraction, NonNegativeInt, Size, checked
 
@@ -296,7 +297,7 @@ class EfficientNet(Backbone):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> maps of strides 4, 8, 16, 32; sizes are rounded up."""
-        x = self.stem(self.arranged(images))
+        x = self.stem(arranged(self, images))
         maps = []
         for number, stage in enumerate(self.stages):
             x = stage(x)

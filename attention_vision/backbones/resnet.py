@@ -20,6 +20,7 @@ from attention_vision.backbones.backbone import (
     shape_error,
 )
 from attention_vision.backbones.checkpointing import checkpoint_blocks, recomputable
+from attention_vision.backbones.memory_format import arranged
 from attention_vision.errors import InputError
 from attention_vision.ranges import Fraction, NonNegativeInt, Range, Size, checked
 
@@ -360,7 +361,7 @@ class ResNet(Backbone):
                 training.
         """
         padding = None if padding_mask is None else padding_mask[:, None]
-        x = self.stem(self.arranged(images), padding)
+        x = self.stem(arranged(self, images), padding)
         maps = []
         for stage, stride in zip(self.stages, (self.stem.stride, *self.strides[:-1]), strict=True):
             x = stage(x, shrink(padding, stride))

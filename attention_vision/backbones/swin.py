@@ -18,6 +18,7 @@ from attention_vision.backbones.backbone import (
     shape_error,
 )
 from attention_vision.backbones.checkpointing import checkpoint_blocks
+from attention_vision.backbones.memory_format import arranged
 from attention_vision.backbones.vit import TransformerBlock, initialize
 from attention_vision.errors import InputError
 from attention_vision.ranges import Fraction, Layers, NonNegativeInt, Positive, Size, checked
@@ -197,7 +198,7 @@ class Swin(Backbone):
         """
         size = self.strides[0]
         images = F.pad(images, (0, -images.shape[3] % size, 0, -images.shape[2] % size))
-        patches = self.patches(self.arranged(images))
+        patches = self.patches(arranged(self, images))
         x = self.dropout(self.patch_norm(patches.permute(0, 2, 3, 1)))
         maps = []
         for stage in self.stages:

@@ -18,6 +18,7 @@ from attention_vision.attention import (
 from attention_vision.attention.linear import Linear
 from attention_vision.backbones.backbone import Backbone, build_pool, shape_error
 from attention_vision.backbones.checkpointing import checkpoint_blocks, recomputable
+from attention_vision.backbones.memory_format import arranged
 from attention_vision.errors import InputError
 from attention_vision.ranges import Fraction, Layers, NonNegativeInt, Positive, Size, checked
 
@@ -260,7 +261,7 @@ class ViT(Backbone):
                 f"ViT: images of {images.shape[2]} x {images.shape[3]} pixels do not divide into "
                 f"patches of {size}; resize or crop them to a multiple"
             )
-        x = self.patches(self.arranged(images))
+        x = self.patches(arranged(self, images))
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).mT
         if isinstance(self.pool, ClassToken):

@@ -40,7 +40,7 @@ HARDWARE = (
     r"|enable_\w+|profiler|default_root_dir)|data\.(num_workers|download)"
 )
 # Of a profile, where a machine has the data; of an experiment, which data it is.
-PLACES = r"|data\.(root|csv|(train|val|test)_(images|masks|annotations|csv))"
+PLACES = r"|data\.(root|csv|(images|masks)_folder|(train|val|test)_(images|masks|annotations|csv))"
 LENGTHS = ("max_epochs", "max_steps")
 ONE_PROCESS = (None, "auto", 1, "1", [0], -1, "-1")  # `study run` shows a worker one device
 

@@ -130,6 +130,7 @@ def test_what_a_profile_changes_in_the_training(name, changes, tmp_path):
         ({"trainer": {"devices": 4}}, {"trainer.devices": 4}),  # batch_size is per process
         ({"trainer": {"devices": 1, "num_nodes": 1}}, {}),
         ({"data": {"init_args": {"root": "/else", "num_workers": 9}}}, {}),
+        ({"data": {"init_args": {"images_folder": "a", "masks_folder": "b", "val_csv": "c"}}}, {}),
         ({"data": {"init_args": {"batch_size": 9}}}, {"data.batch_size": 9}),
         ({"threads": 9, "compile": "inductor", "pictures": False}, {}),
         ({"attention_backend": "fp8"}, {"attention_backend": "fp8"}),

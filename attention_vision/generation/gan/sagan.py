@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from attention_vision.attention import FeatureAttention, SelfAttention2d
 from attention_vision.backbones.backbone import shape_error
+from attention_vision.backbones.memory_format import arranged
 from attention_vision.errors import InputError
 from attention_vision.generation.gan.resampled_conv import DoublingConv2d, HalvingConv2d
 from attention_vision.ranges import NonNegativeInt, Size, checked
@@ -176,7 +177,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         labels = _check_labels(self, labels)
-        x = _arranged(self, self.linear(z).unflatten(1, (-1, 4, 4)))
+        x = arranged(self, self.linear(z).unflatten(1, (-1, 4, 4)))
         for block in self.blocks:
             x = block(x, labels)
         return self.conv(self.norm(x).relu()).tanh()
@@ -245,19 +246,12 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         labels = _check_labels(self, labels)
-        x = _arranged(self, images)
+        x = arranged(self, images)
         for block in self.blocks:
             x = block(x)
         x = x.relu().sum((2, 3))  # (B, C)
         logits = self.linear(x)[:, 0]
         return logits if self.embedding is None else logits + (self.embedding(labels) * x).sum(1)
-
-
-def _arranged(network: nn.Module, x: Tensor) -> Tensor:
-    """A map with channels last in memory in training on a CPU, as `Backbone.arranged`."""
-    if not network.training or x.device.type != "cpu":
-        return x
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _doublings(name: str, size: int) -> int:

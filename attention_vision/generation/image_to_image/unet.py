@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attention_vision.attention import AttentionGate, FeatureAttention
+from attention_vision.backbones.memory_format import arranged
 from attention_vision.errors import InputError
 from attention_vision.ranges import Count, NonNegativeInt, Range, Size, checked
 
@@ -188,7 +189,7 @@ class AttentionUNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         size = images.shape[2:]
-        skips, lowest = self.encode(self.pad(images))
+        skips, lowest = self.encode(arranged(self, self.pad(images)))
         output = self.head(self.decode(skips, lowest))
         output = output[(..., *map(slice, size))]
         return images[:, : output.shape[1]] + output if self.residual else output
