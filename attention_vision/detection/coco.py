@@ -129,9 +129,9 @@ class COCOFolder(AnnotatedFiles):
                 continue
             try:
                 instances = self._read(split)
+                here = dict(zip(self.category_ids, self.class_names, strict=True))
             except InputError:  # it is not here: only the photographs are
                 continue
-            here = dict(zip(self.category_ids, self.class_names, strict=True))
             if any(here.get(one) != name for one, name in instances.categories.items()):
                 rank_zero_warn(
                     f"{instances.path} numbers its categories otherwise than the training data,"

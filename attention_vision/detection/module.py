@@ -24,6 +24,7 @@ from attention_vision.detection.matcher import FocalMatcher, HungarianMatcher
 from attention_vision.detection.panel import DetectionPanel
 from attention_vision.detection.predictions import DetectionResults
 from attention_vision.detection.report import DetectionReport
+from attention_vision.errors import InputError
 from attention_vision.ranges import NonNegative, checked
 from attention_vision.training.finite import finite_steps
 from attention_vision.training.logging import (
@@ -79,7 +80,7 @@ class Detector(StartsFromWeights):
             `fine_tune` what belongs to its classes is left out, so that they may be others.
         backbone_weights: a run folder of classification, or an official state dict of the backbone;
             not read where there are `weights`, which hold the backbone too.
-        fine_tune: see `weights`.
+        fine_tune: see `weights`; a training without any is refused.
         engine: of the metric, "faster_coco_eval" or "pycocotools"; None is the fastest installed.
         size_limits: of the metric, sides in pixels of the squares up to which objects are small
             and medium. Those of COCO leave images of 64 pixels without a large one.
@@ -148,6 +149,11 @@ class Detector(StartsFromWeights):
             load_official(network, self.weights, self.of_classes if self.fine_tune else ())
         elif self.backbone_weights is not None:
             load_backbone(network.backbone, self.backbone_weights)
+        elif self.fine_tune and stage == "fit":
+            raise InputError(
+                "model.fine_tune is true, and nothing is there to fine-tune: name released weights"
+                " or a run with model.weights, or a backbone's with model.backbone_weights"
+            )
 
     def configure_callbacks(self) -> list[Callback]:
         return [

@@ -248,6 +248,11 @@ def test_does_not_log_the_ap_of_very_many_classes(tmp_path, monkeypatch):
     assert not any(key.startswith("val/ap_of/") for key in numbers)
 
 
+def test_fine_tuning_needs_weights(tmp_path):
+    with pytest.raises(InputError, match="fine_tune is true, and nothing .* with model.weights"):
+        trainer(tmp_path).fit(rcnn(fine_tune=True), datamodule=scenes())
+
+
 def test_images_without_objects_have_no_ap_and_a_warning(tmp_path, monkeypatch):
     empty = Objects(torch.zeros(0, 4), *torch.zeros(3, 0).long())
     monkeypatch.setattr(
