@@ -176,7 +176,9 @@ class DeformableDETR(nn.Module):
             if chosen and not given:
                 raise InputError(f"DeformableDETR: {option} needs {other}: set {other} to true")
         if width % 4 or width % heads:
-            raise InputError(f"DeformableDETR: width {width} is no multiple of 4 and of {heads}")
+            raise InputError(
+                f"DeformableDETR: width {width} is not a multiple of 4 and of heads {heads}"
+            )
         if backbone is None:
             backbone = ResNet(50, num_classes=0, norm=FrozenBatchNorm2d, trainable_stages=3)
         self.num_classes, self.num_queries, self.width = num_classes, num_queries, width

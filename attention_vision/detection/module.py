@@ -1,6 +1,7 @@
 """Training of detectors: the module that DETR and R-CNN share, and one module of each."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
@@ -12,6 +13,8 @@ from torch.optim import AdamW
 from torchvision.ops import box_convert
 
 from attention_vision.checkpoints import load_backbone, load_official
+from attention_vision.checkpoints.load import read
+from attention_vision.data.labels import labels_in
 from attention_vision.data.loading import check_channels, check_classes, data_of, length
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
@@ -147,6 +150,8 @@ class Detector(StartsFromWeights):
         network = self.network
         if self.weights is not None:
             load_official(network, self.weights, self.of_classes if self.fine_tune else ())
+            if stage == "fit" and not self.fine_tune:
+                self._compare_labels(self.weights)
         elif self.backbone_weights is not None:
             load_backbone(network.backbone, self.backbone_weights)
         elif self.fine_tune and stage == "fit":
@@ -154,6 +159,21 @@ class Detector(StartsFromWeights):
                 "model.fine_tune is true, and nothing is there to fine-tune: name released weights"
                 " or a run with model.weights, or a backbone's with model.backbone_weights"
             )
+
+    def _compare_labels(self, weights: str) -> None:
+        """Warn where a label of the data had another name when the weights were trained."""
+        data = data_of(self.trainer)
+        labels = labels_in(read(weights)) if Path(weights).exists() else None
+        if data is None or labels is None:
+            return
+        for label, (was, now) in enumerate(zip(labels.class_names, data.class_names, strict=True)):
+            if was != now:
+                rank_zero_warn(
+                    f"{weights} was trained with label {label} as {was}, here it is {now}: its"
+                    " heads begin with other classes than the data's; model.fine_tune leaves them"
+                    " out"
+                )
+                return
 
     def configure_callbacks(self) -> list[Callback]:
         return [

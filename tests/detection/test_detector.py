@@ -248,8 +248,22 @@ def test_does_not_log_the_ap_of_very_many_classes(tmp_path, monkeypatch):
     assert not any(key.startswith("val/ap_of/") for key in numbers)
 
 
+@pytest.mark.parametrize("change", [False, True])
+def test_weights_of_classes_in_another_order_are_warned_of(change, tmp_path, recwarn):
+    module, names = rcnn(), list(DigitScenes.class_names)
+    names = [*names[::-1]] if change else names
+    checkpoint = {"state_dict": module.state_dict(), "DigitScenes": {"class_names": names}}
+    torch.save(checkpoint, tmp_path / "own.ckpt")
+    for options in ({}, {"fine_tune": True}):
+        module = rcnn(weights=str(tmp_path / "own.ckpt"), **options)
+        trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, datamodule=scenes())
+    lines = [str(one.message) for one in recwarn if "was trained with label" in str(one.message)]
+    assert len(lines) == change
+    assert not change or f"label 0 as {names[0]}, here it is {names[-1]}: its heads" in lines[0]
+
+
 def test_fine_tuning_needs_weights(tmp_path):
-    with pytest.raises(InputError, match="fine_tune is true, and nothing .* with model.weights"):
+    with pytest.raises(InputError, match=r"fine_tune is true, and nothing .* with model.weights"):
         trainer(tmp_path).fit(rcnn(fine_tune=True), datamodule=scenes())
 
 
