@@ -192,14 +192,14 @@ def test_processes_with_other_numbers_of_groups_share_one_divisor(monkeypatch):
         torch.testing.assert_close(mean, sum(one[key] for one in sums) / sum(pairs))
 
 
-@pytest.mark.parametrize("counts", [(2, 1), (0, 0)])
-def test_every_parameter_has_a_gradient_also_without_objects(counts):
+@pytest.mark.parametrize(("counts", "auxiliary"), [((2, 1), True), ((0, 0), True), ((2, 1), False)])
+def test_every_parameter_has_a_gradient_also_without_objects(counts, auxiliary):
     network = model(**DINO, denoising=Denoising(8)).train()
     images, padding_mask = batch()
     targets = objects_of(*counts)
     outputs = network(images, padding_mask, targets)
-    losses = FocalSetCriterion(CLASSES, FocalMatcher(), class_aware=True)(outputs, targets)
-    losses["total"].backward()
+    criterion = FocalSetCriterion(CLASSES, FocalMatcher(), auxiliary=auxiliary, class_aware=True)
+    criterion(outputs, targets)["total"].backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
