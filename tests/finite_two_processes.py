@@ -43,7 +43,8 @@ if __name__ == "__main__":
         torch.save(parameters, folder / f"{name}{rank_zero_only.rank}.pt")
 
     train("classifier", "skip", FiniteSteps("skip"), breaks)
-    train("dino", "dino", NoObjects())
+    for task in ("dino", "rcnn"):
+        train(task, task, NoObjects())
     try:
         train("classifier", "stop", breaks)
     except InputError as error:

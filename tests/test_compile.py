@@ -56,6 +56,24 @@ model:
         pyramid_channels: 8
         backbone: {class_path: ResNet, init_args: {depth: 8, width: 8, dilation: true}}
 """,
+    "detection of points": """
+data: {class_path: DigitScenes, init_args: {scenes: 8, val_scenes: 4, batch_size: 4}}
+model:
+  class_path: DeformableDETRDetector
+  init_args:
+    network:
+      class_path: DeformableDETR
+      init_args:
+        num_queries: 4
+        width: 16
+        heads: 2
+        levels: 2
+        encoder_layers: 1
+        decoder_layers: 1
+        hidden: 16
+        dropout: 0.0
+        backbone: {class_path: ResNet, init_args: {depth: 8, width: 8}}
+""",
     "generation": """
 data: {class_path: DigitImages, init_args: {size: 16, batch_size: 8, count: 8}}
 model:
@@ -128,5 +146,6 @@ def test_a_mode_keeps_outputs_until_the_next_batch(
     monkeypatch.setattr(nn.Module, "compile", lambda _, **given: asked.append(given))
     monkeypatch.setattr("torch.compiler.cudagraph_mark_step_begin", lambda: marks.append(None))
     fit(name, "graphs", "--compile", "reduce-overhead", limit_val_batches=0)
-    assert asked == [{"mode": "reduce-overhead"}] * (2 if name == "generation" else 1)
+    parts = {"generation": 2, "detection of points": 4}.get(name, 1)
+    assert asked == [{"mode": "reduce-overhead"}] * parts
     assert len(marks) == TRAINER["limit_train_batches"]

@@ -288,6 +288,8 @@ assert not {"torch", "lightning", "matplotlib", "numpy"} & set(sys.modules)
 def test_points_are_those_of_the_query_of_each_detection(trained):
     layer = "decoder.1.cross_attention"
     plain, arrays = explained(trained("deformable"))
+    assert arrays["queries"].shape == arrays["labels"].shape  # which row of the map is whose
+    assert set(arrays["queries"]) <= set(range(5))
     recorded, cells = arrays[layer], arrays[f"{layer}/map"]  # (1, h, Q, L, P, 3), (1, Q, h, w)
     of_query = recorded[0, :, 3].reshape(-1, 3)
     counted = np.zeros((8, 8))

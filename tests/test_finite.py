@@ -145,7 +145,7 @@ def test_two_processes_agree(tmp_path: Path) -> None:
     lines = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert lines[0] == lines[1]
     assert lines[0].startswith("step 2 of epoch 0: loss_ce is not finite, images number ")
-    for run in ("skip", "dino"):
+    for run in ("skip", "dino", "rcnn"):
         one, two = (torch.load(tmp_path / f"{run}{rank}.pt", weights_only=True) for rank in (0, 1))
         assert all(parameter.isfinite().all() for parameter in one.values())
         torch.testing.assert_close(one, two, rtol=0, atol=0)

@@ -20,9 +20,10 @@ and the maps themselves as NAME.npz."""
 NOTES = """\
 Classification: the likeliest classes, the class token's attention (or the mean query's), gates of
 positions and channels, windows put together, attention rollout, Grad-CAM. Detection: what the query
-of each detected object attends to (DETR), what its class attends to in its proposal (Attention
-R-CNN), Grad-CAM of its class and objectness of the proposals (any R-CNN). Generation: what the
-generator attended to from points of its images, the gates of Attention U-Net.
+of each detected object attends to (DETR), the points that it reads (Deformable DETR), what its
+class attends to in its proposal (Attention R-CNN), Grad-CAM of its class and objectness of the
+proposals (any R-CNN). Generation: what the generator attended to from points of its images, the
+gates of Attention U-Net.
 Maps are drawn from their least value to their largest, which are in their titles.
 
 Layers are named as in the network; a module stands for all layers in it: blocks.3, stages.2. If no

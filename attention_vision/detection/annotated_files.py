@@ -9,11 +9,16 @@ import torch
 from PIL import Image
 
 from attention_vision.data.findings import Findings
-from attention_vision.data.image_files import leaves_folder, list_images, read_image
+from attention_vision.data.image_files import leaves_folder, list_images
 from attention_vision.data.labels import labels_by_name
 from attention_vision.data.loading import OnBadImage
 from attention_vision.data.splits import SplitShares
-from attention_vision.detection.data import DetectionData, DetectionSource, Objects
+from attention_vision.detection.data import (
+    DetectionData,
+    DetectionSource,
+    Objects,
+    read_annotated,
+)
 from attention_vision.detection.instances import Instances, crowds_in_words
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
@@ -138,7 +143,7 @@ class AnnotatedFiles(DetectionData):
             if (expected := self.categories.get(number, "unknown")) != name:
                 raise InputError(
                     f"{instances.path}: category {number} ({name}) is {expected} in"
-                    f" {self.reference()}"
+                    f" {self.reference()}: number the categories of both alike"
                 )
         return {number: label for label, number in enumerate(self.category_ids)}
 
@@ -261,12 +266,10 @@ class InstanceFiles:
         )
 
     def _read(self, path: str, size: np.ndarray) -> Image.Image:
-        """Turned as EXIF says, unless the file's annotations are on the image as it is stored."""
         height, width = size.tolist()
-        for turn in (True, False):
-            image = read_image(path, turn)
-            if image.size == (width, height):
-                return image
+        image = read_annotated(path, (width, height))
+        if image.size == (width, height):
+            return image
         raise InputError(
             f"{path} is {image.width}x{image.height} pixels, {self.instances.path} says"
             f" {width}x{height}: its boxes are of another image"

@@ -268,8 +268,8 @@ class AttentionRCNN(nn.Module):
         proposals, of_proposals = self.rpn(batch, maps, wanted)
         if any(len(one) for one in proposals) or any(len(one["labels"]) for one in wanted):
             _, of_head = self.roi_heads(maps, proposals, batch.image_sizes, wanted)
-        else:  # torchvision's means over no proposals would be 0 / 0
-            nothing = 0 * reduce(add, (level.sum() for level in maps.values()))
+        else:  # torchvision's means over no proposals would be 0 / 0; processes wait for gradients
+            nothing = 0 * reduce(add, (one.sum() for one in self.roi_heads.parameters()))
             of_head = {"loss_classifier": nothing, "loss_box_reg": nothing}
         losses = {
             "rpn_class": of_proposals["loss_objectness"],

@@ -4,11 +4,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from attention_vision.data.loading import OnBadImage
 from attention_vision.data.splits import SplitShares
 from attention_vision.detection.annotated_files import DETR_RECIPE, AnnotatedFiles, FilesOfImages
 from attention_vision.detection.coco_annotations import read_instances
-from attention_vision.detection.instances import Instances
+from attention_vision.detection.instances import ImageEntry, Instances
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
 from attention_vision.ranges import Count, Seed, Workers, checked
@@ -119,8 +121,7 @@ class COCOFolder(AnnotatedFiles):
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.categories.get(number, UNUSED) for number in self.category_ids)
 
-    def image_ids(self, folder: str) -> dict[str, int]:
-        """Id of each image by its path, from the instances file of a folder; empty without one."""
+    def annotated(self, folder: str) -> dict[str, ImageEntry]:
         asked = Path(folder).resolve()
         for split in filter(self.has_own, ("val", "test", "train")):
             images = self.folder(split).resolve()
@@ -128,11 +129,22 @@ class COCOFolder(AnnotatedFiles):
                 continue
             try:
                 instances = self._read(split)
+                here = dict(zip(self.category_ids, self.class_names, strict=True))
             except InputError:  # it is not here: only the photographs are
                 continue
+            if any(here.get(one) != name for one, name in instances.categories.items()):
+                rank_zero_warn(
+                    f"{instances.path} numbers its categories otherwise than the training data,"
+                    " whose numbers category_id of results.json are"
+                )
             files = FilesOfImages(instances, self.folder(split))
-            paths = (str(Path(path).resolve()) for path in files.paths)
-            return dict(zip(paths, instances.image_ids.tolist(), strict=True))
+            return {
+                str(Path(path).resolve()): ImageEntry(number, file, width, height)
+                for path, number, file, (height, width) in zip(
+                    files.paths, instances.image_ids.tolist(), instances.files,
+                    instances.sizes.tolist(), strict=True,
+                )
+            }  # fmt: skip
         return {}
 
     def without(self, split: str) -> str:

@@ -206,7 +206,10 @@ class FocalSetCriterion(SetCriterion):
     def forward(self, outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
         losses = super().forward(outputs, targets)
         targets = [without_crowds(target) for target in targets]
-        outputs = outputs if self.auxiliary else outputs[-1:]
+        if not self.auxiliary:  # processes wait for the gradients of all heads
+            untrained = (layer[key].sum() for layer in outputs for key in ("logits", "boxes"))
+            losses["total"] = losses["total"] + 0 * reduce(add, untrained)
+            outputs = outputs[-1:]
         if "proposal_logits" in outputs[-1]:
             proposals = renamed(outputs[-1:], "proposal_")
             objects = targets

@@ -8,7 +8,7 @@ no crowds; in evaluation they are kept for the metric, which `iscrowd` (n,) tell
 `criterion.without_crowds` leaves them out of a loss. In predict a target has `path` and no objects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -35,6 +35,7 @@ from attention_vision.data.loading import (
     replicas,
 )
 from attention_vision.data.splits import SplitShares
+from attention_vision.detection.instances import ImageEntry
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
 from attention_vision.ranges import Count, Range, Seed, Workers, checked
@@ -107,10 +108,10 @@ class DetectionData(TaskData):
 
     def inputs(self, folder: str) -> Dataset:
         transform = self.recipe.evaluate(self.mean, self.std)
-        return DetectionInputs(folder, transform, self.image_ids(folder))
+        return DetectionInputs(folder, transform, self.annotated(folder))
 
-    def image_ids(self, folder: str) -> dict[str, int]:
-        """Ids of the images of a folder by their absolute path, where annotations give them."""
+    def annotated(self, folder: str) -> dict[str, ImageEntry]:
+        """The images of a folder by their absolute path, where annotations describe them."""
         return {}
 
     def facts(self, split: str) -> dict[str, Any]:
@@ -273,21 +274,25 @@ class DetectionInputs(Dataset):
     Args:
         folder: searched through its subfolders.
         transform: of the images.
-        ids: `image_id` by absolute path; where it lacks one, all images are numbered from 0.
+        annotated: by absolute path; where it lacks one, all images are numbered from 0.
     """
 
-    def __init__(self, folder: str, transform: v2.Transform, ids: dict[str, int] | None = None):
+    def __init__(self, folder: str, transform: v2.Transform, annotated: Mapping[str, ImageEntry]):
         self.files, self.transform = image_files(folder), transform
-        found = [(ids or {}).get(str(Path(file).resolve())) for file in self.files]
-        self.described = None not in found
-        numbers = found if self.described else range(len(found))
-        self.image_ids = dict(zip(self.files, numbers, strict=True))
+        paths = [str(Path(file).resolve()) for file in self.files]
+        self.described = all(path in annotated for path in paths)
+        self.image_ids = {file: index for index, file in enumerate(self.files)}
+        self.sizes: dict[str, tuple[int, int]] = {}
+        if self.described:
+            entries = {file: annotated[path] for file, path in zip(self.files, paths, strict=True)}
+            self.image_ids = {file: one.number for file, one in entries.items()}
+            self.sizes = {file: (one.width, one.height) for file, one in entries.items()}
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        read = read_image(self.files[index])
+        read = read_annotated(self.files[index], self.sizes.get(self.files[index]))
         image = self.transform(read)
         return image, {
             "path": self.files[index],
@@ -295,6 +300,15 @@ class DetectionInputs(Dataset):
             "orig_size": torch.tensor([read.height, read.width]),
             "size": torch.tensor(image.shape[1:]),
         }
+
+
+def read_annotated(path: str, size: tuple[int, int] | None) -> Image.Image:
+    """Read an image upright, but as it is stored where that alone has the annotated size (w, h)."""
+    upright = read_image(path)
+    if size in (None, upright.size):
+        return upright
+    stored = read_image(path, turn=False)
+    return stored if stored.size == size else upright
 
 
 def collate(samples: list[tuple[Tensor, Target]], multiple: int = 1) -> Batch:

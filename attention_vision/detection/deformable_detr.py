@@ -1,7 +1,7 @@
 """Deformable DETR, with the parts by which DINO converges in 12 epochs."""
 
 from math import gcd, log, pi
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from attention_vision.attention import DeformableAttention, MultiHeadAttention, 
 from attention_vision.attention.deformable import Shapes, pixel_centers
 from attention_vision.backbones import ResNet
 from attention_vision.backbones.backbone import Backbone
-from attention_vision.detection.denoising import Denoising, Noised
+from attention_vision.detection.denoising import Denoising
 from attention_vision.detection.detr import BoxHead
 from attention_vision.detection.transformer import FeedForward, Residual
 from attention_vision.errors import InputError
@@ -123,7 +123,7 @@ class DeformableDETR(nn.Module):
     Args:
         num_classes: of objects. COCO's ids as they are need 91.
         num_queries: Q, the most objects that an image can have.
-        backbone: computes the maps, its last three; it stays as it is. By default the ResNet-50 of
+        backbone: computes the maps, see `levels`; it stays as it is. By default the ResNet-50 of
             the paper: frozen norms, the stem and the first stage not trained.
         refine: every decoder layer corrects the box of the layer before it, with heads of its own.
         two_stage: queries start from the boxes that score best among those that the encoder
@@ -136,8 +136,9 @@ class DeformableDETR(nn.Module):
         denoising: noised objects as further queries while training; see `Denoising`. Needs
             `two_stage`, whose queries start from boxes as well.
         width: C of the transformer, a multiple of 4 and of `heads`.
-        levels: L, the number of maps, each half the size of the one before it. Those beyond the
-            backbone's are convolved from its last map; with one level there is that map alone.
+        levels: L, the number of maps, each half the size of the one before it. The first are the
+            last L - 1 of the backbone's, three at most; those behind are convolved from its last.
+            With one level there is that map alone.
         points: that a head reads in each map.
         heads, encoder_layers, decoder_layers, hidden, dropout: see `Transformer`.
 
@@ -175,7 +176,9 @@ class DeformableDETR(nn.Module):
             if chosen and not given:
                 raise InputError(f"DeformableDETR: {option} needs {other}: set {other} to true")
         if width % 4 or width % heads:
-            raise InputError(f"DeformableDETR: width {width} is no multiple of 4 and of {heads}")
+            raise InputError(
+                f"DeformableDETR: width {width} is not a multiple of 4 and of heads {heads}"
+            )
         if backbone is None:
             backbone = ResNet(50, num_classes=0, norm=FrozenBatchNorm2d, trainable_stages=3)
         self.num_classes, self.num_queries, self.width = num_classes, num_queries, width
@@ -240,9 +243,11 @@ class DeformableDETR(nn.Module):
             classes, boxes = classes * count, boxes * count
         return nn.ModuleList(classes), nn.ModuleList(boxes)
 
-    # `torch.compile` compiles what is called here, not this: a graph that has the targets would be
-    # compiled anew whenever an image has another number of objects.
-    @torch.compiler.disable(recursive=False)
+    def compile(self, **options: Any) -> None:
+        """Compiles the parts of `forward`, but the noised objects: their number varies."""
+        for name in ("pyramid", "encode", "start", "decode"):
+            setattr(self, name, torch.compile(getattr(self, name), **options))
+
     def forward(
         self,
         images: Tensor,
@@ -266,11 +271,9 @@ class DeformableDETR(nn.Module):
             queries, proposals = self.start(memory.to(self.levels.weight.dtype), pyramid)
         count, mask, objects = queries.content.shape[1], None, None
         if self.denoising is not None and self.training and targets is not None:
-            draw = self.denoising.draw  # pyright: ignore[reportAttributeAccessIssue] it is decorated
-            noised: Noised = draw(targets, self.num_classes, queries.reference)
+            noised = self.denoising.draw(targets, self.num_classes, queries.reference)
             queries = self.with_noised(queries, noised.labels, noised.boxes)
-            mask = noised.mask(count)  # pyright: ignore[reportAttributeAccessIssue] as above
-            objects = noised.objects
+            mask, objects = noised.mask(count), noised.objects
         outputs = []
         for logits, boxes in self.decode(queries, memory, pyramid, mask):
             output = {"logits": logits[:, :count], "boxes": boxes[:, :count]}

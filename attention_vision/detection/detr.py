@@ -101,7 +101,7 @@ class DETR(nn.Module):
         if mask_padding and not isinstance(backbone, ResNet):
             raise InputError(f"DETR: mask_padding needs a ResNet, not {type(backbone).__name__}")
         if width % 4 or width % heads:
-            raise InputError(f"DETR: width {width} is no multiple of 4 and of heads {heads}")
+            raise InputError(f"DETR: width {width} is not a multiple of 4 and of heads {heads}")
         self.num_classes = num_classes
         self.mask_padding = mask_padding
 

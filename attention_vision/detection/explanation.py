@@ -112,7 +112,7 @@ class DetectorExplainer:
         else:
             explained = self.of_queries(images, padding_mask, names)
         found, layers = explained.found, [explained.layers[one] for one in names]
-        arrays = {key: found[key].float().cpu().numpy() for key in ("boxes", "scores", "labels")}
+        arrays = {key: value.float().cpu().numpy() for key, value in found.items()}
         for layer in layers:
             arrays |= layer.arrays()
         pictures, line = [explained.picture], "nothing detected"

@@ -1,6 +1,7 @@
 """Training of detectors: the module that DETR and R-CNN share, and one module of each."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
@@ -12,6 +13,8 @@ from torch.optim import AdamW
 from torchvision.ops import box_convert
 
 from attention_vision.checkpoints import load_backbone, load_official
+from attention_vision.checkpoints.load import read
+from attention_vision.data.labels import labels_in
 from attention_vision.data.loading import check_channels, check_classes, data_of, length
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
@@ -81,7 +84,7 @@ class Detector(StartsFromWeights):
             `fine_tune` what belongs to its classes is left out, so that they may be others.
         backbone_weights: a run folder of classification, or an official state dict of the backbone;
             not read where there are `weights`, which hold the backbone too.
-        fine_tune: see `weights`.
+        fine_tune: see `weights`; a training without any is refused.
         engine: of the metric, "faster_coco_eval" or "pycocotools"; None is the fastest installed.
         size_limits: of the metric, sides in pixels of the squares up to which objects are small
             and medium. Those of COCO leave images of 64 pixels without a large one.
@@ -146,22 +149,39 @@ class Detector(StartsFromWeights):
 
     def load_start(self, stage: str) -> None:
         network = self.network
-        if stage == "fit" and self.fine_tune and self.weights is None:
-            raise InputError(
-                "model.fine_tune without model.weights trains from random weights: name the weights"
-                " to start from (--model.weights FILE), or set model.fine_tune to false"
-            )
         loaded = ""
         if self.weights is not None:
             left_out = self.of_classes if self.fine_tune else ()
             load_official(network, self.weights, left_out)
             new = f", new for these classes: {', '.join(left_out)}" if left_out else ""
             loaded = f"weights: {self.weights} loaded{new}"
+            if stage == "fit" and not self.fine_tune:
+                self._compare_labels(self.weights)
         elif self.backbone_weights is not None:
             load_backbone(network.backbone, self.backbone_weights)
             loaded = f"weights: {self.backbone_weights} loaded into the backbone"
+        elif self.fine_tune and stage == "fit":
+            raise InputError(
+                "model.fine_tune is true, and nothing is there to fine-tune: name released weights"
+                " or a run with model.weights, or a backbone's with model.backbone_weights"
+            )
         if loaded and stage == "fit":  # other verbs say what they measure
             rank_zero_only(say)(loaded)
+
+    def _compare_labels(self, weights: str) -> None:
+        """Warn where a label of the data had another name when the weights were trained."""
+        data = data_of(self.trainer)
+        labels = labels_in(read(weights)) if Path(weights).exists() else None
+        if data is None or labels is None:
+            return
+        for label, (was, now) in enumerate(zip(labels.class_names, data.class_names, strict=True)):
+            if was != now:
+                rank_zero_warn(
+                    f"{weights} was trained with label {label} as {was}, here it is {now}: its"
+                    " heads begin with other classes than the data's; model.fine_tune leaves them"
+                    " out"
+                )
+                return
 
     def configure_callbacks(self) -> list[Callback]:
         return [
@@ -234,6 +254,8 @@ class Detector(StartsFromWeights):
         metric = self._metric(split)
         numbers = metric.compute()  # of all processes
         measured = {f"{split}/{name}": value for name, value in numbers.items() if value >= 0}
+        if not measured and not self.trainer.sanity_checking:
+            rank_zero_warn(f"the images of {split} have no objects to find: there is no {split}/ap")
         log_finite(self, measured, prog_bar=(f"{split}/ap", f"{split}/ap50"))
         per_class = metric.per_class()
         if len(per_class) <= MOST_CLASSES:

@@ -10,10 +10,10 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from attention_vision.data.image_files import path_below, read_image
+from attention_vision.data.image_files import path_below
 from attention_vision.data.loading import data_of
 from attention_vision.data.samples import output_names
-from attention_vision.detection.data import Batch
+from attention_vision.detection.data import Batch, read_annotated
 from attention_vision.detection.figures import draw_detections
 from attention_vision.errors import InputError
 from attention_vision.ranges import Probability, checked
@@ -93,9 +93,11 @@ class DetectionResults(Callback):
             detections = {key: value.detach().cpu() for key, value in detections.items()}
             self._found.append(found(int(target["image_id"]), file_name, detections))
             if self.pictures and draws_pictures(trainer):
+                height, width = target["orig_size"].tolist()
                 image = draw_detections(
-                    read_image(path), detections, data.class_names, self._shown, longest=LONGEST
-                )
+                    read_annotated(path, (width, height)), detections, data.class_names,
+                    self._shown, longest=LONGEST,
+                )  # fmt: skip
                 name = f"{self._names[path]}_boxes{picture_suffix(path)}"
                 file = run_folder(trainer) / "pictures" / name
                 file.parent.mkdir(parents=True, exist_ok=True)

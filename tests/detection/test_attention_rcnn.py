@@ -8,6 +8,7 @@ import torch
 import yaml
 from redraw import redraw
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torchvision.models.detection import (
     FasterRCNN,
     fasterrcnn_resnet50_fpn,
@@ -482,4 +483,19 @@ def test_no_proposals_and_no_objects_are_no_division_by_zero(monkeypatch):
     assert losses["class"] == losses["box"] == 0
     assert losses["total"].isfinite()
     losses["total"].backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name  # which other processes would wait for
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_what_is_compiled_depends_on_the_size_of_images_alone():
+    model = AttentionRCNN(5, ResNet(8, width=8), partial(PlainBoxHead, hidden=16), 8, 3)
+    counters.clear()
+    model.compile(backend="eager")
+    steps = [(64, 2, 1), (64, 0, 3), (96, 5, 5), (64, 1, 0), (96, 2, 7), (64, 0, 0)]
+    graphs = []
+    for side, *counts in steps:
+        losses = model(*batch((64, side), (64, side)), some_targets(*counts))
+        assert losses["total"].isfinite()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [1, 1, 2, 2, 2, 2]  # the second is of any size

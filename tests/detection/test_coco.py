@@ -75,6 +75,16 @@ def test_turned_grey_and_transparent_images(folder: Path) -> None:
     assert stored.shape == (3, 48, 72)
     assert stored[:, :, :30].mean() > stored[:, :, 42:].mean() + 1
     assert all(data.val_images[index][0].shape[0] == 3 for index in range(6))
+    for number in (0, 1):
+        (folder / "val" / f"{number}.png").unlink()
+    data.images = str(folder / "val")  # of which the file describes all now
+    data.setup("predict")
+    for image, target in (data.predict_images[index] for index in range(len(data.predict_images))):
+        index = data.val_images.source.files.index(target["path"])
+        seen, expected = data.val_images[index]
+        assert torch.equal(image, seen)
+        assert torch.equal(target["orig_size"], expected["orig_size"])
+        assert target["image_id"] == expected["image_id"]
 
 
 def test_repairs_are_counted_in_one_warning(folder: Path) -> None:

@@ -10,6 +10,7 @@ from torchvision.ops import FrozenBatchNorm2d, generalized_box_iou
 from attention_vision.backbones import ResNet
 from attention_vision.detection import DeformableDETR, Denoising, FocalMatcher, FocalSetCriterion
 from attention_vision.detection import criterion as criterion_module
+from attention_vision.detection.denoising import LEAST
 from attention_vision.errors import InputError
 
 CLASSES, QUERIES = 4, 6
@@ -80,18 +81,20 @@ def test_a_plain_loop_draws_the_same(contrastive):
                     sign[image, place, k].item() * (part[k].item() + further) * side / 2 * 0.8
                     for k, side in enumerate((w, h, w, h))
                 ]
-                moved = [
+                left, top, right, low = (
                     min(1, max(0, edge + move))
                     for edge, move in zip(corners(box), moves, strict=True)
-                ]
-                assert corners(found) == pytest.approx(moved, abs=1e-6)
+                )
+                moved = ((left + right) / 2, (top + low) / 2, right - left, low - top)
             else:
                 reach = (w / 2, h / 2, w, h)
                 moved = [
-                    min(1, max(0, number + (2 * part[k].item() - 1) * reach[k] * 0.8))
+                    number + (2 * part[k].item() - 1) * reach[k] * 0.8
                     for k, number in enumerate(box.tolist())
                 ]
-                assert found.tolist() == pytest.approx(moved, abs=1e-6)
+            moved = [min(0.999, max(0.001, number)) for number in moved]
+            assert found.tolist() == pytest.approx(moved, abs=1e-6)
+    assert (noised.boxes[..., 2:] == LEAST).any() == contrastive  # corners that passed each other
 
 
 def test_groups_see_themselves_and_the_queries_which_do_not_see_them():
@@ -189,14 +192,14 @@ def test_processes_with_other_numbers_of_groups_share_one_divisor(monkeypatch):
         torch.testing.assert_close(mean, sum(one[key] for one in sums) / sum(pairs))
 
 
-@pytest.mark.parametrize("counts", [(2, 1), (0, 0)])
-def test_every_parameter_has_a_gradient_also_without_objects(counts):
+@pytest.mark.parametrize(("counts", "auxiliary"), [((2, 1), True), ((0, 0), True), ((2, 1), False)])
+def test_every_parameter_has_a_gradient_also_without_objects(counts, auxiliary):
     network = model(**DINO, denoising=Denoising(8)).train()
     images, padding_mask = batch()
     targets = objects_of(*counts)
     outputs = network(images, padding_mask, targets)
-    losses = FocalSetCriterion(CLASSES, FocalMatcher(), class_aware=True)(outputs, targets)
-    losses["total"].backward()
+    criterion = FocalSetCriterion(CLASSES, FocalMatcher(), auxiliary=auxiliary, class_aware=True)
+    criterion(outputs, targets)["total"].backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -236,6 +239,15 @@ def test_looking_forward_twice_trains_the_layer_before(twice):
     assert (first is not None and first.abs().max() > 0) == twice
     plain = model()(images, padding_mask)
     torch.testing.assert_close(outputs[-1]["boxes"], plain[-1]["boxes"])
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_a_label_that_is_no_class_is_named(label):
+    network, targets = model(denoising=Denoising(8)).train(), objects_of(2, 1)
+    targets[1] |= {"labels": torch.tensor([label]), "image_id": 7}
+    outputs = network(*batch(), targets)  # without asking outside the embedding of the labels
+    with pytest.raises(InputError, match=rf"image 7: .* label {label} is none of 0\.\.3"):
+        FocalSetCriterion(CLASSES, FocalMatcher())(outputs, targets)
 
 
 def test_denoising_needs_queries_that_start_from_boxes():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torchvision.ops import box_convert
 
 from attention_vision.attention import DeformableAttention
@@ -25,6 +26,7 @@ from attention_vision.detection import (
     PlainBoxHead,
     RCNNDetector,
 )
+from attention_vision.detection.data import DrawnScenes, Objects
 from attention_vision.detection.module import in_pixels
 from attention_vision.errors import InputError
 from attention_vision.training.metrics_csv import MetricsCSV
@@ -252,16 +254,41 @@ def test_does_not_log_the_ap_of_very_many_classes(tmp_path, monkeypatch):
     assert not any(key.startswith("val/ap_of/") for key in numbers)
 
 
+@pytest.mark.parametrize("change", [False, True])
+def test_weights_of_classes_in_another_order_are_warned_of(change, tmp_path, recwarn):
+    module, names = rcnn(), list(DigitScenes.class_names)
+    names = [*names[::-1]] if change else names
+    checkpoint = {"state_dict": module.state_dict(), "DigitScenes": {"class_names": names}}
+    torch.save(checkpoint, tmp_path / "own.ckpt")
+    for options in ({}, {"fine_tune": True}):
+        module = rcnn(weights=str(tmp_path / "own.ckpt"), **options)
+        trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, datamodule=scenes())
+    lines = [str(one.message) for one in recwarn if "was trained with label" in str(one.message)]
+    assert len(lines) == change
+    assert not change or f"label 0 as {names[0]}, here it is {names[-1]}: its heads" in lines[0]
+
+
+def test_fine_tuning_needs_weights(tmp_path):
+    with pytest.raises(InputError, match=r"fine_tune is true, and nothing .* with model.weights"):
+        trainer(tmp_path).fit(rcnn(fine_tune=True), datamodule=scenes())
+
+
+def test_images_without_objects_have_no_ap_and_a_warning(tmp_path, monkeypatch):
+    empty = Objects(torch.zeros(0, 4), *torch.zeros(3, 0).long())
+    monkeypatch.setattr(
+        DrawnScenes, "__getitem__", lambda _, i: (Image.new("RGB", (64, 64)), i, empty)
+    )
+    with pytest.warns(
+        UserWarning, match="images of val have no objects to find: there is no val/ap"
+    ):
+        (numbers,) = trainer(tmp_path).validate(deformable(), datamodule=scenes(), verbose=False)
+    assert not numbers
+
+
 def test_other_classes_than_the_data_are_refused(tmp_path):
     network = DETR(7, 6, backbone(), width=16, heads=2, encoder_layers=1, decoder_layers=1)
     with pytest.raises(InputError, match="7 classes, DigitScenes 10"):
         trainer(tmp_path).fit(DETRDetector(network), datamodule=scenes())
-
-
-@pytest.mark.parametrize("make", [detr, rcnn])
-def test_fine_tuning_needs_the_weights_to_start_from(make, tmp_path):
-    with pytest.raises(InputError, match=r"fine_tune without model\.weights"):
-        trainer(tmp_path).fit(make(fine_tune=True), datamodule=scenes())
 
 
 def test_denoising_and_other_classes_start_from_weights_without_them(tmp_path, capsys):

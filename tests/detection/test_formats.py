@@ -398,6 +398,9 @@ def test_predict_keeps_the_ids_of_an_instances_file(tmp_path):
     data.setup("predict")
     assert [data.predict_images[k][1]["image_id"] for k in range(2)] == [0, 1]
     assert not data.predict_images.described
+    data.use_labels(Labels(("dog", "fox", "cat"), (5, 6, 7)))
+    with pytest.warns(UserWarning, match=r"val.json numbers its categories otherwise than the tra"):
+        data.setup("predict")
 
 
 def test_missing_images_are_skipped_on_request(tmp_path):
