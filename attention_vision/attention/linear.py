@@ -28,9 +28,10 @@ class Linear(nn.Linear):
         return row.permute(0, 2, 3, 1).reshape(*input.shape[:-1], self.out_features)
 
     def pays(self, input: Tensor) -> bool:
-        """Whether the convolution is chosen for this input."""
+        """Whether the convolution is chosen for this input; a compiler chooses kernels by itself."""
         return (
-            input.device.type == "cpu"
+            not torch.compiler.is_compiling()  # the number of threads would break its graph
+            and input.device.type == "cpu"
             and input.dtype == torch.float32
             and input.ndim > 1
             and input.numel() * self.out_features >= LARGE

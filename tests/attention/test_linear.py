@@ -63,3 +63,12 @@ def test_torch_computes_what_the_convolution_would_slow(two_threads, monkeypatch
         assert not layer.pays(torch.randn(8, 197, 64))
     torch.set_num_threads(1)
     assert not layer.pays(torch.randn(8, 197, 64))
+
+
+def test_a_compiled_network_is_one_graph(two_threads, monkeypatch):
+    monkeypatch.setattr(linear, "LARGE", 1)
+    torch.compiler.reset()
+    layers = nn.Sequential(Linear(6, 5), Linear(5, 3))
+    x = torch.randn(2, 4, 6)
+    compiled = torch.compile(layers, backend="eager", fullgraph=True)  # raises at a break
+    torch.testing.assert_close(compiled(x), layers(x))
