@@ -28,7 +28,7 @@ class Linear(nn.Linear):
         return row.permute(0, 2, 3, 1).reshape(*input.shape[:-1], self.out_features)
 
     def pays(self, input: Tensor) -> bool:
-        """Whether the convolution is chosen for this input. Compiled code has kernels of its own."""
+        """Whether the convolution is chosen for this input; compiled code has its own kernels."""
         return (
             not torch.compiler.is_compiling()  # the number of threads would break its graph
             and input.device.type == "cpu"
