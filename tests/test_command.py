@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from attention_vision.attention import kernel
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs import load_run
 from attention_vision.runs.command import Trainer, build, parse
+from attention_vision.training.early_signals import KEPT
 from attention_vision.training.progress import ProgressLines
 
 EXPERIMENT = """
@@ -640,6 +642,20 @@ def test_a_signal_ends_a_measurement(run, capsys):
         main(["classification", "validate", "-c", f"{run}/config.yaml", flag, "--trust"])
     assert stopped.value.code == 143
     assert not (run / "validate.json").exists()
+
+
+def test_a_run_in_a_thread_leaves_signals_alone():
+    """A thread cannot set handlers, not even in the place of the one that `main` has left."""
+    before = signal.signal(signal.SIGUSR1, KEPT)
+    try:
+        codes: list[int | None] = []
+        thread = threading.Thread(target=lambda: codes.append(fit("--run", "run")))
+        thread.start()
+        thread.join()
+        assert codes == [0]
+        assert signal.getsignal(signal.SIGUSR1) is KEPT
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_ctrl_c_before_a_run_has_begun(monkeypatch, capsys):

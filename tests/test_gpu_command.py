@@ -20,7 +20,7 @@ FOLDER = ROOT / "experiments/gpu"
 # Left out are parts whose code differs from these in a network or a file alone.
 PARTS = (
     "mechanisms", "networks", "training", "fits", "ceilings", "vit_b16", "detr_r50",
-    "sagan32", "strong_baseline", "vit_b16_compiled", "sagan",
+    "sagan32", "strong_baseline", "overhead", "vit_b16_compiled", "sagan",
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_every_part_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
 
     words = ["--smoke", "--minutes", "60", "--out", str(tmp_path), "--only", ",".join(PARTS)]
     monkeypatch.setattr(sys, "argv", [str(FOLDER / "run.py"), *words])
-    run.main()
+    assert run.main() == 0
     for name in PARTS:
         content = json.loads((tmp_path / f"{name}.json").read_text())
         assert content["finished"], name

@@ -40,6 +40,13 @@ class EndAtOnce:
             raise SystemExit(128 + number)
 
 
+def handlers() -> dict[int, Any]:
+    """The handler of each of `SIGNALS`; none in a thread, which cannot set them."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.getsignal(number) for number in SIGNALS}
+
+
 @contextmanager
 def signals_end_the_run() -> Iterator[None]:
     """Context in which signals of default effect raise SystemExit.
@@ -49,10 +56,7 @@ def signals_end_the_run() -> Iterator[None]:
     until training begins is left alone. At the end all are as they were, also those that the
     training took: the next run of this process would not know its handler.
     """
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # others cannot set handlers
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        before = {number: one for number, one in handlers.items() if one is not None}
+    before = {number: one for number, one in handlers().items() if one is not None}
     for number, handler in before.items():
         if handler in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, EndAtOnce())
@@ -83,16 +87,16 @@ class StopAtStep(Checkpoint):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         self.received, self.end_at_once = None, EndAtOnce()
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        ours = (KEPT, *(one for one in handlers.values() if isinstance(one, EndAtOnce)))
-        self.signals = [number for number, handler in handlers.items() if handler in ours]
+        found = handlers()
+        ours = (KEPT, *(one for one in found.values() if isinstance(one, EndAtOnce)))
+        self.signals = [number for number, handler in found.items() if handler in ours]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         # Not before: until training begins there is nothing to save. Lightning restores the
         # handlers at its end.
         for number in self.signals:
             signal.signal(number, self._request)
-        if KEPT.received is not None:
+        if self.signals and KEPT.received is not None:
             number, KEPT.received = KEPT.received, None
             self._request(number, None)
 

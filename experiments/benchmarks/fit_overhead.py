@@ -90,8 +90,12 @@ class OnDemand(Callback):
 
     def step(self) -> None:
         """Let some batches run, or an epoch with all that belongs to its end."""
+        self.asked.release()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until the training is held. Raises what ended it."""
         with redirect_stdout(StringIO()):
-            self.asked.release()
             self.held.acquire()
         if self.error:
             raise self.error
@@ -146,13 +150,13 @@ class Training:
             try:
                 name = f"{self.experiment}-{threading.get_ident()}"
                 fit(prepare("classification", "fit", self.words(name), [epochs]))
+                raise RuntimeError("the training came to its end")
             except BaseException as error:
                 epochs.error = error
                 epochs.held.release()
 
-        with redirect_stdout(StringIO()):
-            threading.Thread(target=train, daemon=True).start()
-            epochs.held.acquire()
+        threading.Thread(target=train, daemon=True).start()
+        epochs.wait()
         return epochs.step
 
     def bare(self, fused: bool) -> Step:

@@ -12,6 +12,7 @@ its traceback. Nothing is installed but wheels from a folder, into a folder of t
 """
 
 import argparse
+import faulthandler
 import json
 import os
 import shlex
@@ -38,6 +39,7 @@ TIMED = (
 )  # fmt: skip
 RUNS = ("channel_attention", "small_networks", "sagan")
 STAGES = {CHECKS: 3, TIMED: 4, RUNS: 4}  # share of the minutes, where all have work left
+GRACE = 120  # seconds that the last part of a smoke test may go on behind its budget
 ALL = tuple(name for names in STAGES for name in names)
 OWNERS = {
     "mechanisms": "correctness", "networks": "correctness", "tests": "training",
@@ -183,20 +185,23 @@ def mark(name: str, out: Path, reason: str) -> None:
         print(f"{name}: {reason}")
 
 
-def report(out: Path) -> None:
-    """Print a line or more of every part."""
+def report(out: Path) -> int:
+    """Print a line or more of every part; return 1 where something failed, else 0."""
+    failed = False
     for name in ALL:
         file = out / f"{name}.json"
         if not file.is_file():
             print(f"{name:<22} not run")
             continue
         content = json.loads(file.read_text())
+        failed |= bool(content.get("error") or content.get("failures"))
         state = content.get("interrupted") or ("failed" if content.get("error") else "")
         print(f"{name:<22} {content['seconds']:>6} s  {state}")
         for line in content.get("summary", []):
             print(f"    {line}")
         if content.get("error"):
             print("    " + content["error"].strip().splitlines()[-1][:300])
+    return int(failed)
 
 
 def install(wheels: Path, out: Path) -> None:
@@ -211,7 +216,7 @@ def install(wheels: Path, out: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(site), *before])
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Checks and measures on one GPU.")
     parser.add_argument("--minutes", type=float, default=9.0, help="budget of the whole command")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
@@ -231,7 +236,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.work:
         work(options.work.split(","), options)
-        return
+        return 0
     options.only = options.only.split(",")
     if unknown := set(options.only) - {*ALL}:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
@@ -245,17 +250,19 @@ def main() -> None:
     last = begin + 60 * options.minutes
     if options.smoke:  # in this process: the imports take longer than the parts
         options.until = last
+        # A part that hangs is ended, and says where it is.
+        faulthandler.dump_traceback_later(last - begin + GRACE, exit=True, file=sys.__stderr__)
         work(to_do(ALL, options), options)
-        report(options.out)
-        return
+        faulthandler.cancel_dump_traceback_later()
+        return report(options.out)
     for stage in STAGES:
         waiting = {names: to_do(names, options) for names in list(STAGES)[[*STAGES].index(stage) :]}
         shares = sum(STAGES[names] for names, left in waiting.items() if left)
         if names := waiting[stage]:
             until = time.time() + (last - time.time()) * STAGES[stage] / shares
             (one_by_one if stage is TIMED else side_by_side)(names, options, until)
-    report(options.out)
+    return report(options.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
