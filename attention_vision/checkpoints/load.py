@@ -26,6 +26,7 @@ from attention_vision.checkpoints.layouts.swin import resize_biases
 from attention_vision.checkpoints.preprocessing import find_release
 from attention_vision.checkpoints.wrappers import find_weights
 from attention_vision.errors import InputError
+from attention_vision.training.labels import Labels, labels_in
 from attention_vision.training.progress import say
 from attention_vision.training.run_folder import best_or_last, demo_hint
 
@@ -372,6 +373,11 @@ def read(path: str | Path) -> Mapping[str, Any]:
         ) from error
     except Exception as error:
         raise InputError(f"{path}: not readable as a state dict ({first_line(error)})") from error
+
+
+def labels_of(source: str | Path) -> Labels | None:
+    """The labels that weights on disk were trained with, where they are a checkpoint of a run."""
+    return labels_in(read(source)) if Path(source).exists() else None
 
 
 def first_line(error: Exception) -> str:

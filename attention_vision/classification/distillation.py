@@ -15,9 +15,10 @@ from attention_vision.checkpoints.run_network import trained_classifier
 from attention_vision.classification.attention_transfer import MapTransfer
 from attention_vision.classification.data import ClassificationData
 from attention_vision.classification.loss_terms import Maps, Output, blank_image, trial
-from attention_vision.data.labels import labels_by_name, read_labels
+from attention_vision.data.labels import labels_by_name
 from attention_vision.errors import InputError
 from attention_vision.ranges import Positive, Probability, checked
+from attention_vision.training.labels import read_labels
 from attention_vision.training.run_folder import best_or_last
 
 

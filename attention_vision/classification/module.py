@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
-from pathlib import Path
 from typing import cast
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
@@ -42,7 +42,6 @@ from attention_vision.classification.progressive import (
     GateScheduler,
     ProgressiveActivation,
 )
-from attention_vision.data.labels import labels_in
 from attention_vision.data.loading import LabeledDataset, check_channels, check_classes, data_of
 from attention_vision.errors import InputError
 from attention_vision.ranges import (
@@ -73,6 +72,7 @@ from attention_vision.training.optim import (
     configure,
     layer_decay,
 )
+from attention_vision.training.progress import say
 from attention_vision.training.start import StartsFromWeights
 from attention_vision.training.steps import SeedEveryStep
 
@@ -189,17 +189,16 @@ class Classifier(StartsFromWeights):
         if self.weights is None:
             return
         from attention_vision.checkpoints import load_official, start_from
-        from attention_vision.checkpoints.load import read
+        from attention_vision.checkpoints.load import labels_of
 
         if stage != "fit":
             load_official(self.network, self.weights)
             return
         line, data = start_from(self.network, self.weights), data_of(self.trainer)
-        labels = labels_in(read(self.weights)) if Path(self.weights).exists() else None
+        labels = labels_of(self.weights)
         if data is not None and labels is not None:
             line += head_by_name(self.network, labels.class_names, data.class_names)
-        if self.trainer.is_global_zero:
-            print(line, flush=True)
+        rank_zero_only(say)(line)
 
     def _weigh_classes(self, data: ClassificationData | None) -> None:
         """Raises InputError when the weights do not fit the data."""

@@ -23,13 +23,14 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from attention_vision.data.findings import Findings
 from attention_vision.data.fingerprint import as_lines, file_columns, file_sizes, fingerprint
 from attention_vision.data.image_files import broken_images
-from attention_vision.data.labels import Labels, shown
+from attention_vision.data.labels import shown
 from attention_vision.data.resident import ResidentLoader
 from attention_vision.data.splits import SPLIT_NAMES, SplitShares, divide
 from attention_vision.errors import InputError
 from attention_vision.identity import data_difference, digest
 from attention_vision.ranges import Count, Seed, Workers, checked
 from attention_vision.training.distributed import broadcast, gather, rank, world_size
+from attention_vision.training.labels import Labels
 from attention_vision.training.steps import adds_seeds, draws_from_streams, mix, run_seed
 
 OnBadImage = Literal["stop", "skip"]

@@ -26,7 +26,6 @@ from torchvision.transforms import v2
 
 from attention_vision.data.digits import CLASS_NAMES, MEAN, STD, scene
 from attention_vision.data.image_files import IMAGENET_MEAN, IMAGENET_STD, image_files, read_image
-from attention_vision.data.labels import Labels
 from attention_vision.data.loading import (
     EpochSampler,
     OnBadImage,
@@ -39,6 +38,7 @@ from attention_vision.detection.instances import ImageEntry
 from attention_vision.detection.transforms import DETRAugmentation
 from attention_vision.errors import InputError
 from attention_vision.ranges import Count, Range, Seed, Workers, checked
+from attention_vision.training.labels import Labels
 from attention_vision.training.steps import mix
 
 Target = dict[str, Any]

@@ -1,7 +1,6 @@
 """Training of detectors: the module that DETR and R-CNN share, and one module of each."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
@@ -13,8 +12,7 @@ from torch.optim import AdamW
 from torchvision.ops import box_convert
 
 from attention_vision.checkpoints import load_backbone, load_official
-from attention_vision.checkpoints.load import read
-from attention_vision.data.labels import labels_in
+from attention_vision.checkpoints.load import labels_of
 from attention_vision.data.loading import check_channels, check_classes, data_of, length
 from attention_vision.detection.attention_rcnn import AttentionRCNN, PlainBoxHead
 from attention_vision.detection.average_precision import COCO_SIZES, COCOAveragePrecision
@@ -171,7 +169,7 @@ class Detector(StartsFromWeights):
     def _compare_labels(self, weights: str) -> None:
         """Warn where a label of the data had another name when the weights were trained."""
         data = data_of(self.trainer)
-        labels = labels_in(read(weights)) if Path(weights).exists() else None
+        labels = labels_of(weights)
         if data is None or labels is None:
             return
         for label, (was, now) in enumerate(zip(labels.class_names, data.class_names, strict=True)):

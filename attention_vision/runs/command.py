@@ -25,12 +25,12 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from attention_vision.attention import attention_backend
+from attention_vision.checkpoints.load import labels_of
 from attention_vision.claims.check import ClaimCheck
 from attention_vision.claims.claim import Claim
 from attention_vision.config.build import instantiate
 from attention_vision.config.trainer import check_after, check_before, refusals_of_trainer
 from attention_vision.config.trust import imports
-from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import InputError
 from attention_vision.runs.arguments import Parsed, parse
@@ -40,16 +40,12 @@ from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, pri
 from attention_vision.runs.measured import identity_of, other_data_line
 from attention_vision.runs.resume import changes_of_measurement, record_of, shown
 from attention_vision.runs.run_config import RunConfig, plain_config
-from attention_vision.runs.weights import (
-    labels_of,
-    named_weights,
-    settle_preprocessing,
-    unread_weights,
-)
+from attention_vision.runs.weights import named_weights, settle_preprocessing, unread_weights
 from attention_vision.training.checkpoint_io import AtomicCheckpointIO
 from attention_vision.training.compiled import MODES, GraphsOfBatch, compiled_by
 from attention_vision.training.finite import FiniteSteps
 from attention_vision.training.heartbeat import Heartbeat
+from attention_vision.training.labels import read_labels
 from attention_vision.training.last_validation import validate_at_end
 from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV

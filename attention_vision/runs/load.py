@@ -11,10 +11,10 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from attention_vision.config.build import build_nodes
 from attention_vision.config.trust import trusting
-from attention_vision.data.labels import read_labels
 from attention_vision.data.loading import TaskData
 from attention_vision.errors import ConfigError, InputError
 from attention_vision.runs.tasks import TASKS, Task
+from attention_vision.training.labels import read_labels
 from attention_vision.training.run_folder import best_or_last, find_checkpoint, read_state
 from attention_vision.yaml_json import read_yaml
 

@@ -9,9 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 
-from attention_vision.checkpoints.load import read
 from attention_vision.checkpoints.preprocessing import Preprocessing, Release, find_release
-from attention_vision.data.labels import Labels, labels_in
 from attention_vision.yaml_json import read_yaml
 
 FLAGS = ("weights", "model.weights", "model.init_args.weights")
@@ -52,11 +50,6 @@ def unread_weights(config: Namespace, run: Path, checkpoint: Path | None) -> lis
         for key, value in given.items()
         if value is not None and value != named_weights(before, key)
     ]
-
-
-def labels_of(weights: str | Path) -> Labels | None:
-    """The labels that weights were trained with, where they are a checkpoint of a run."""
-    return labels_in(read(weights)) if Path(weights).exists() else None
 
 
 def settle_preprocessing(

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from attention_vision.classification import HuggingFaceImages
-from attention_vision.data.labels import Labels
 from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
+from attention_vision.training.labels import Labels
 
 datasets = pytest.importorskip("datasets")
 NAMES = ["cat", "dog", "fox"]

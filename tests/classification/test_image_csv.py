@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from attention_vision.classification import ImageCSV
-from attention_vision.data.labels import Labels
 from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
+from attention_vision.training.labels import Labels
 
 
 def images(root: Path, *names: str) -> Path:

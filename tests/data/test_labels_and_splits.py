@@ -10,9 +10,10 @@ from lightning.pytorch import seed_everything
 from PIL import Image
 
 from attention_vision.classification import Digits, ImageFolder
-from attention_vision.data.labels import Labels, labels_by_name, labels_in
+from attention_vision.data.labels import labels_by_name
 from attention_vision.data.splits import SplitShares, divide
 from attention_vision.errors import InputError
+from attention_vision.training.labels import Labels, labels_in
 
 NAMES = [f"{kind}/{number}.png" for kind in "abc" for number in range(20)]
 VALIDATED = ["a/1.png", "a/5.png", "a/10.png", "a/19.png"]

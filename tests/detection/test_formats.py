@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from attention_vision.data.labels import Labels
 from attention_vision.data.splits import SplitShares
 from attention_vision.detection import (
     COCOFolder,
@@ -20,6 +19,7 @@ from attention_vision.detection import (
 )
 from attention_vision.detection.coco_annotations import read_instances
 from attention_vision.errors import InputError
+from attention_vision.training.labels import Labels
 
 AS_STORED = DETRAugmentation(flip=0.0, short_sides=(48,), longest=96, crop=0.0, evaluation=48)
 NAMES = ("cat", "dog")

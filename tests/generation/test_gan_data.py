@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from tiny_gan import few_digits
 
-from attention_vision.data.labels import Labels
 from attention_vision.data.loading import BalancedSampler
 from attention_vision.data.resident import ResidentLoader
 from attention_vision.errors import InputError
 from attention_vision.generation import CIFAR10Images, DiffAugment, DigitImages, FolderImages
 from attention_vision.generation.gan.data import BatchesInTurn, NoiseIndices
+from attention_vision.training.labels import Labels
 
 
 def write(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 12)) -> None:

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from image_to_image_folders import balls, discs
 from PIL import Image
 
-from attention_vision.data.labels import Labels
 from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
 from attention_vision.generation import (
@@ -22,6 +21,7 @@ from attention_vision.generation import (
     VolumeFolder,
 )
 from attention_vision.generation.image_to_image.module import SegmentationMetrics, dice_loss
+from attention_vision.training.labels import Labels
 
 MASK = np.zeros((16, 20), np.uint8)
 MASK[4:10, 5:12], MASK[12:, 15:] = 1, 2  # two objects on ground

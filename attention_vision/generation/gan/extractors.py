@@ -17,9 +17,9 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 from attention_vision.checkpoints.load import read
 from attention_vision.checkpoints.preprocessing import data_of_run
 from attention_vision.checkpoints.run_network import trained_classifier
-from attention_vision.data.labels import read_labels
 from attention_vision.errors import InputError
 from attention_vision.training.distributed import broadcast, rank
+from attention_vision.training.labels import read_labels
 from attention_vision.training.run_folder import best_or_last
 
 

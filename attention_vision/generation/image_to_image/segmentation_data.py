@@ -12,7 +12,6 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from attention_vision.data.digits import single_digits
 from attention_vision.data.image_files import extensions, header, image_files, read_image
-from attention_vision.data.labels import Labels
 from attention_vision.data.loading import OnBadImage, random_stream
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.data.splits import Split, SplitShares
@@ -37,6 +36,7 @@ from attention_vision.generation.image_to_image.mask_folders import (
     SegmentationFolders,
 )
 from attention_vision.ranges import Count, NonNegative, Range, Seed, Size, Workers, checked
+from attention_vision.training.labels import Labels
 
 TWO_CLASSES = ("background", "foreground")
 
