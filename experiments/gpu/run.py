@@ -251,7 +251,7 @@ def main() -> int:
     if options.smoke:  # in this process: the imports take longer than the parts
         options.until = last
         # A part that hangs is ended, and says where it is.
-        faulthandler.dump_traceback_later(last - begin + GRACE, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(last - begin + GRACE, exit=True, file=2)
         work(to_do(ALL, options), options)
         faulthandler.cancel_dump_traceback_later()
         return report(options.out)
