@@ -169,6 +169,19 @@ def test_own_state_dict_and_safetensors_load(tmp_path):
     assert torch.equal(other.eval()(images), ours.eval()(images))
 
 
+@pytest.mark.parametrize(
+    ("heads", "said"), [(2, ""), (4, "has 4 heads, releases of width 128 have 2")]
+)
+def test_other_heads_than_of_releases_are_said(heads, said, capsys):
+    """The shapes are the same, and so the weights load; the function is another."""
+    timm = pytest.importorskip("timm")
+    theirs = timm.models.VisionTransformer(32, 8, embed_dim=128, depth=1, num_heads=2)
+    load_official(ViT(32, 8, 128, 1, heads), theirs.state_dict())
+    output = capsys.readouterr().out
+    assert said in output
+    assert ("WARNING" in output) == bool(said)
+
+
 def mistakes(tmp_path):
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"no weights")
