@@ -160,6 +160,12 @@ def test_half_of_an_attention_is_refused():
         load_official(ResNet(10, fading(), width=8, num_classes=3), state)
 
 
+def test_a_transformer_of_another_size_is_named():
+    size = "it is a ViT of depth 2 and width 64, the model's has depth 3 and width 32"
+    with pytest.raises(InputError, match=size):
+        load_official(ViT(32, 8, 32, 3, 2), ViT(32, 8, 64, 2, 2).state_dict())
+
+
 def test_own_state_dict_and_safetensors_load(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     ours = ViT(32, 8, 32, 2, 2, num_classes=10)

@@ -340,17 +340,18 @@ def suggest_arguments(
 
 
 def other_network(state: Mapping[str, Tensor], model: nn.Module) -> str | None:
-    """Name the network of a state dict if it is a backbone alone, or a ResNet of another size."""
+    """Name the network of a state dict if it is a backbone alone, or one of another size."""
     own = model.state_dict()
     whole = any(key.startswith("backbone.") for key in state)
     if not whole and any(f"backbone.{key}" in own for key in state):
         return "of a backbone alone: give it as model.backbone_weights, or to load_backbone"
     for name, module in model.named_modules():
-        if isinstance(module, ResNet):
+        size = next((size for kind, size in SIZES.items() if isinstance(module, kind)), None)
+        if size is not None:
             prefix = f"{name}." if name else ""
-            theirs, ours = (resnet_size(one, prefix) for one in (state, own))
+            theirs, ours = (size(one, prefix) for one in (state, own))
             if theirs and theirs != ours:
-                return f"a ResNet of {theirs}, the model's has {ours}"
+                return f"a {type(module).__name__} of {theirs}, the model's has {ours}"
     return None
 
 
@@ -368,6 +369,17 @@ def resnet_size(state: Mapping[str, Tensor], prefix: str) -> str | None:
         if stem is not None and block is kind and dict(enumerate(counts)) == stages:
             return f"depth {depth} and width {len(stem)}"
     return None
+
+
+def transformer_size(state: Mapping[str, Tensor], prefix: str) -> str | None:
+    """Depth and width of the ViT or CCT below a prefix, in words; None if there is none."""
+    norm = state.get(f"{prefix}norm.weight")
+    below = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
+    blocks = {found[1] for key in state if (found := below.match(key))}
+    return f"depth {len(blocks)} and width {len(norm)}" if blocks and norm is not None else None
+
+
+SIZES = {ResNet: resnet_size, ViT: transformer_size, CCT: transformer_size}
 
 
 def load_backbone(backbone: Model, source: str | Path) -> Model:
