@@ -224,7 +224,7 @@ class ClassificationData(TaskData):
 
     def _in_trained_labels(self, source: ClassificationSource) -> ClassificationSource:
         """Map the labels of a source by name to those of the data, or of its weights."""
-        own = list(getattr(source, "class_names", self.class_names))
+        own = list(getattr(source, "class_names", self.own_names or self.class_names))
         if own == list(self.class_names):
             return source
         where = type(self).__name__

@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 from attention_vision.data.findings import Findings
 from attention_vision.data.formats import Folder, image_mask_pair, name_patterns
 from attention_vision.data.image_files import Listing, image_files, no_images, walk
-from attention_vision.data.labels import labels_by_name
 from attention_vision.data.loading import OnBadImage, length, random_stream
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.data.splits import SplitShares
@@ -201,10 +200,6 @@ class SegmentationFolders(ImageToImageData):
     def header_size(self, file: str) -> tuple[int, ...] | None:
         """Size of an image as the network sees it, from its header; None where it has none."""
         raise NotImplementedError
-
-    def trained_labels(self) -> list[int]:
-        """The class, in the numbers of trained weights, of each class that the data names."""
-        return labels_by_name(self.class_names, self.own_names, type(self).__name__)
 
     def has_split(self, split: str) -> bool:
         return super().has_split(split) or split in self.folders or bool(self.names[split])
