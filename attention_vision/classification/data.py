@@ -325,7 +325,8 @@ class TorchvisionData(ClassificationData):
 
     def source(self, split: str) -> ClassificationSource:
         if folder := self._image_folder(split):
-            source = LabeledFiles.in_folders(list_images(folder), folder, self.class_names)
+            names = self.own_names or self.class_names
+            source = LabeledFiles.in_folders(list_images(folder), folder, names)
             if split == "train" and self.per_class is not None:
                 source = source.chosen(first_per_class(source.targets, self.per_class))
             return source
@@ -346,11 +347,12 @@ class TorchvisionData(ClassificationData):
         if folder is None and split == "val":
             folder = split_folder(root, "test")
         names = set(class_folders(folder)[0]) if folder else set()
-        if not names & set(self.class_names):
+        own = set(self.own_names or self.class_names)
+        if not names & own:
             return None
-        if wrong := names ^ set(self.class_names):
+        if wrong := names ^ own:
             raise InputError(
-                f"{folder} does not have the {self.num_classes} classes of {type(self).__name__} as"
+                f"{folder} does not have the {len(own)} classes of {type(self).__name__} as"
                 f" folders: '{min(wrong)}' is in one of them alone; ImageFolder takes any classes"
             )
         return folder
