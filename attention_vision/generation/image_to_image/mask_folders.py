@@ -24,8 +24,9 @@ from attention_vision.generation.image_to_image.data import (
     check_sizes,
     cut,
 )
-from attention_vision.generation.image_to_image.mask_codes import IGNORED
+from attention_vision.generation.image_to_image.mask_codes import IGNORED, MaskCodes
 from attention_vision.ranges import Count, Seed, Size, Workers, checked
+from attention_vision.training.labels import Labels
 
 NAME = "{name}"
 VERBS = {"train": "train", "val": "validate", "test": "test"}
@@ -131,6 +132,7 @@ class SegmentationFolders(ImageToImageData):
     evaluation_batch = 1
     looked_at = 32  # training masks whose classes are counted before training
     patch: Sequence[int]
+    codes: MaskCodes  # how masks write the classes
 
     @property
     def extensions(self) -> Collection[str]:
@@ -192,6 +194,10 @@ class SegmentationFolders(ImageToImageData):
             )
         if images is not None and masks is not None:
             self.folders[split] = images, masks
+
+    def use_labels(self, labels: Labels) -> None:
+        super().use_labels(labels)
+        self.codes.use_labels(self.trained_labels(), self.num_classes)
 
     def images_and_masks(self, files: list[tuple[str, str]]) -> ImagesAndMasks:
         """The images of these (image, mask) files."""

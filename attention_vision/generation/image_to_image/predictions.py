@@ -21,10 +21,10 @@ RESULTS = "results"
 class ImageToImageResults(Callback):
     """Writes results/NAME.png, or .npy for volumes, and pictures/NAME.png.
 
-    A result is a restored image, or a mask with the gray levels or colors of `data.codes` (class
-    numbers if the data has none), in the size of its file. The picture shows input and result side
-    by side, and the gates. NAME is the file's path below the folder of images, without the suffix
-    unless two files differ in that alone.
+    A result is a restored image, or a mask with the numbers, gray levels or colors of `data.codes`
+    (class numbers if the data has none), in the size of its file. The picture shows input and
+    result side by side, and the gates. NAME is the file's path below the folder of images, without
+    the suffix unless two files differ in that alone.
     """
 
     def __init__(self) -> None:
@@ -71,8 +71,9 @@ def write(file: Path, result: Tensor, size: torch.Size, codes: MaskCodes | None)
         return
     if tuple(result.shape) != tuple(size):
         result = F.interpolate(result[None, None].float(), tuple(size), mode="nearest-exact")[0, 0]
-    mask = result.numpy().astype(np.uint8)
-    if mask.ndim == 3:
+    classes = result.numpy().astype(np.uint8)
+    mask = classes if codes is None else codes.written(classes)
+    if classes.ndim == 3:
         np.save(f"{file}.npy", mask)
-        return
-    Image.fromarray(mask if codes is None else codes.written(mask)).save(f"{file}.png")
+    else:
+        Image.fromarray(mask).save(f"{file}.png")

@@ -36,7 +36,6 @@ from attention_vision.generation.image_to_image.mask_folders import (
     SegmentationFolders,
 )
 from attention_vision.ranges import Count, NonNegative, Range, Seed, Size, Workers, checked
-from attention_vision.training.labels import Labels
 
 TWO_CLASSES = ("background", "foreground")
 
@@ -107,10 +106,6 @@ class MaskFolder(SegmentationFolders):
         self.codes = MaskCodes(self.own_names, values, table, ignore)
         self.shrink, self.in_memory = shrink, in_memory
         self.patch = (size, size)
-
-    def use_labels(self, labels: Labels) -> None:
-        super().use_labels(labels)
-        self.codes.use_labels(self.trained_labels(), self.num_classes)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
