@@ -1,6 +1,7 @@
 """Folders of images and of their masks: pairs of files, patches and whole images."""
 
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -165,6 +166,8 @@ class SegmentationFolders(ImageToImageData):
         super().__init__(size, batch_size, num_workers, seed, images, split, on_bad_image)
         if len(class_names) < 2:
             raise InputError("data.class_names: name the background and at least one class more")
+        if twice := [name for name, count in Counter(class_names).items() if count > 1]:
+            raise InputError(f"data.class_names: {twice[0]} is there twice; give each class a name")
         for key, pattern in (("image", image_pattern), ("mask", mask_pattern)):
             if pattern.count(NAME) != 1:
                 raise InputError(
