@@ -160,6 +160,12 @@ def test_half_of_an_attention_is_refused():
         load_official(ResNet(10, fading(), width=8, num_classes=3), state)
 
 
+def test_a_transformer_of_another_size_is_named():
+    size = "it is a ViT of depth 2 and width 64, the model's has depth 3 and width 32"
+    with pytest.raises(InputError, match=size):
+        load_official(ViT(32, 8, 32, 3, 2), ViT(32, 8, 64, 2, 2).state_dict())
+
+
 def test_own_state_dict_and_safetensors_load(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     ours = ViT(32, 8, 32, 2, 2, num_classes=10)
@@ -167,6 +173,19 @@ def test_own_state_dict_and_safetensors_load(tmp_path):
     other = load_official(ViT(32, 8, 32, 2, 2, num_classes=10), tmp_path / "vit.safetensors")
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(other.eval()(images), ours.eval()(images))
+
+
+@pytest.mark.parametrize(
+    ("heads", "said"), [(2, ""), (4, "has 4 heads, releases of width 128 have 2")]
+)
+def test_other_heads_than_of_releases_are_said(heads, said, capsys):
+    """The shapes are the same, and so the weights load; the function is another."""
+    timm = pytest.importorskip("timm")
+    theirs = timm.models.VisionTransformer(32, 8, embed_dim=128, depth=1, num_heads=2)
+    load_official(ViT(32, 8, 128, 1, heads), theirs.state_dict())
+    output = capsys.readouterr().out
+    assert said in output
+    assert ("WARNING" in output) == bool(said)
 
 
 def mistakes(tmp_path):

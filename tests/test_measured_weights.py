@@ -272,6 +272,19 @@ def test_weights_of_a_flag_are_measured_on_the_data_of_a_run(runs, tmp_path, cap
     assert "--ckpt_path or --weights: leave one of them out" in capsys.readouterr().err
 
 
+def test_weights_of_another_function_are_said(runs, photographs, tmp_path):
+    """The shapes of another number of heads are the same."""
+    a, _ = runs
+    other = words(
+        photographs, tmp_path / "c", f"--model.weights={a}", "--model.network.dropout=0.1"
+    )
+    assert prepare("classification", "fit", other).parsed.notices == []
+    line = f"WARNING: {a} was trained in another network than this: model.network.heads 2 -> 4"
+    for verb in ("fit", "validate"):
+        given = [*other, "--model.network.heads=4"]
+        assert line in prepare("classification", verb, given).parsed.notices
+
+
 def test_weights_that_a_resumed_run_would_not_read_are_refused(runs):
     a, b = runs
     command = ["-c", str(a / "config.yaml"), "--ckpt_path=last"]

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from attention_vision.attention import LearnedPosition
+from attention_vision.attention import LearnedPosition, MultiHeadAttention
 from attention_vision.attention.fade_in import added_to
-from attention_vision.backbones import Backbone, EfficientNet, ResNet
+from attention_vision.backbones import CCT, Backbone, EfficientNet, ResNet, ViT
 from attention_vision.backbones.efficientnet import LITE_VARIANTS, Padding
 from attention_vision.backbones.resnet import DEPTHS, BasicBlock, Bottleneck
 from attention_vision.checkpoints.hub import HUB_FILES, download, is_name
@@ -29,6 +29,9 @@ from attention_vision.errors import InputError
 from attention_vision.training.labels import Labels, labels_in
 from attention_vision.training.progress import say
 from attention_vision.training.run_folder import best_or_last, demo_hint
+
+# Weights of DETR as their authors name them, in files and on the hub.
+DETR_FILE = re.compile(r"^detr-(?:r|resnet-)(?:50|101)(?P<dc5>-dc5)?")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -57,10 +60,11 @@ def load_official(
     state dict is loaded unchanged. Relative position biases are resized to the windows of the
     model.
 
-    A state dict says nothing about the `eps` of norms. Torchvision's released Faster R-CNN
-    (COCO_V1) was trained with 0: `norm=partial(FrozenBatchNorm2d, eps=0.0)`. Nor does it show how
-    convolutions pad: timm's `tf_efficientnet_*` are told by their name or config.json, and want
-    `EfficientNet(padding="same")`.
+    A state dict does not show all of the function. How many heads: a warning says where the model
+    has another number than releases of its width. The `eps` of norms: torchvision's released Faster
+    R-CNN (COCO_V1) was trained with 0, `norm=partial(FrozenBatchNorm2d, eps=0.0)`. How convolutions
+    pad: timm's `tf_efficientnet_*` are told by their name or config.json, and want
+    `EfficientNet(padding="same")`, as are dilated DETRs ("DC5").
 
     Entries and prefixes that are saved around weights are recognized, see `wrappers.find_weights`:
     `state_dict`, `model`, `module.`, `_orig_mod.`, whatever an own LightningModule calls its
@@ -207,6 +211,9 @@ def to_own_names(
     layout, notes = weights.layout, list(weights.notes)
     state = layout.translate(weights.state) if layout else weights.state
     name = layout.name if layout else "this package's own"
+    check_dilation(model, where)
+    if layout is not None and (heads := other_heads(model, layout)):
+        notes.append(heads)
     if isinstance(model, EfficientNet) and layout is not None:
         known = find_release(source) if isinstance(source, str | Path) else None
         architecture = known.architecture if known else where
@@ -220,6 +227,40 @@ def to_own_names(
                 f" {model.padding} and would compute another function: set its padding to {trained}"
             )
     return state, f"{where} ({'; '.join((name, *notes))})", notes
+
+
+def other_heads(model: nn.Module, layout: Layout) -> str | None:
+    """A warning where attention has other heads than in releases, which weights do not show.
+
+    A head has 64 channels in ViT, DeiT and CCT, and 80 in ViT-H; DETRs have 8 heads.
+    """
+    for module in model.modules():
+        if not isinstance(module, MultiHeadAttention):
+            continue
+        width, usual = module.qkv.in_features, None
+        if isinstance(model, ViT | CCT):
+            usual = width // (64 if width < 1280 else 80)
+        elif "DETR" in layout.name:
+            usual = 8
+        if usual and module.heads != usual:
+            return (
+                f"WARNING: the model has {module.heads} heads, releases of width {width} have"
+                f" {usual}: set its heads to {usual} unless these weights were trained otherwise"
+            )
+    return None
+
+
+def check_dilation(model: nn.Module, where: str) -> None:
+    """Raises InputError where the name of a DETR's weights tells of another stride than its own."""
+    backbone, named = getattr(model, "backbone", None), DETR_FILE.search(Path(where).name)
+    if named and isinstance(backbone, ResNet):
+        trained, dilated = bool(named["dc5"]), backbone.strides[-1] < 32
+        if trained != dilated:
+            raise InputError(
+                f"{where} was trained with{'' if trained else 'out'} dilation (DC5), the model is"
+                f" {'' if dilated else 'not '}dilated: set its backbone's dilation to"
+                f" {str(trained).lower()}"
+            )
 
 
 def check_variant(network: EfficientNet, state: Mapping[str, Tensor], where: str) -> None:
@@ -299,17 +340,18 @@ def suggest_arguments(
 
 
 def other_network(state: Mapping[str, Tensor], model: nn.Module) -> str | None:
-    """Name the network of a state dict if it is a backbone alone, or a ResNet of another size."""
+    """Name the network of a state dict if it is a backbone alone, or one of another size."""
     own = model.state_dict()
     whole = any(key.startswith("backbone.") for key in state)
     if not whole and any(f"backbone.{key}" in own for key in state):
         return "of a backbone alone: give it as model.backbone_weights, or to load_backbone"
     for name, module in model.named_modules():
-        if isinstance(module, ResNet):
+        size = next((size for kind, size in SIZES.items() if isinstance(module, kind)), None)
+        if size is not None:
             prefix = f"{name}." if name else ""
-            theirs, ours = (resnet_size(one, prefix) for one in (state, own))
+            theirs, ours = (size(one, prefix) for one in (state, own))
             if theirs and theirs != ours:
-                return f"a ResNet of {theirs}, the model's has {ours}"
+                return f"a {type(module).__name__} of {theirs}, the model's has {ours}"
     return None
 
 
@@ -327,6 +369,17 @@ def resnet_size(state: Mapping[str, Tensor], prefix: str) -> str | None:
         if stem is not None and block is kind and dict(enumerate(counts)) == stages:
             return f"depth {depth} and width {len(stem)}"
     return None
+
+
+def transformer_size(state: Mapping[str, Tensor], prefix: str) -> str | None:
+    """Depth and width of the ViT or CCT below a prefix, in words; None if there is none."""
+    norm = state.get(f"{prefix}norm.weight")
+    below = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
+    blocks = {found[1] for key in state if (found := below.match(key))}
+    return f"depth {len(blocks)} and width {len(norm)}" if blocks and norm is not None else None
+
+
+SIZES = {ResNet: resnet_size, ViT: transformer_size, CCT: transformer_size}
 
 
 def load_backbone(backbone: Model, source: str | Path) -> Model:

@@ -279,24 +279,20 @@ class DetectionInputs(Dataset):
 
     def __init__(self, folder: str, transform: v2.Transform, annotated: Mapping[str, ImageEntry]):
         self.files, self.transform = image_files(folder), transform
-        paths = [str(Path(file).resolve()) for file in self.files]
-        self.described = all(path in annotated for path in paths)
-        self.image_ids = {file: index for index, file in enumerate(self.files)}
-        self.sizes: dict[str, tuple[int, int]] = {}
-        if self.described:
-            entries = {file: annotated[path] for file, path in zip(self.files, paths, strict=True)}
-            self.image_ids = {file: one.number for file, one in entries.items()}
-            self.sizes = {file: (one.width, one.height) for file, one in entries.items()}
+        entries = [annotated.get(str(Path(file).resolve())) for file in self.files]
+        self.described = None not in entries
+        self.entries = entries if self.described else [None] * len(self.files)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        read = read_annotated(self.files[index], self.sizes.get(self.files[index]))
+        entry = self.entries[index]
+        read = read_annotated(self.files[index], entry and (entry.width, entry.height))
         image = self.transform(read)
         return image, {
             "path": self.files[index],
-            "image_id": self.image_ids[self.files[index]],
+            "image_id": entry.number if entry else index,
             "orig_size": torch.tensor([read.height, read.width]),
             "size": torch.tensor(image.shape[1:]),
         }

@@ -135,8 +135,13 @@ class Detector(StartsFromWeights):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Raises InputError when network and data disagree, or `fine_tune` has no weights."""
+        """Raises InputError when network and data disagree, or the precision is half throughout."""
         data, network = data_of(self.trainer), self.network
+        if (precision := str(self.trainer.precision)) in ("16-true", "bf16-true"):
+            raise InputError(
+                f"trainer.precision is {precision}: the boxes of a detector need float32, take"
+                f" {precision.removesuffix('true')}mixed"
+            )
         check_classes(network, data)
         if stage == "fit":
             check_channels(network.backbone, data, "model.network.backbone")

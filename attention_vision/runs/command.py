@@ -40,7 +40,12 @@ from attention_vision.runs.fp8 import compare_after_fit, merged, metrics_in, pri
 from attention_vision.runs.measured import identity_of, other_data_line
 from attention_vision.runs.resume import changes_of_measurement, record_of, shown
 from attention_vision.runs.run_config import RunConfig, plain_config
-from attention_vision.runs.weights import named_weights, settle_preprocessing, unread_weights
+from attention_vision.runs.weights import (
+    named_weights,
+    other_function,
+    settle_preprocessing,
+    unread_weights,
+)
 from attention_vision.training.checkpoint_io import AtomicCheckpointIO
 from attention_vision.training.compiled import MODES, GraphsOfBatch, compiled_by
 from attention_vision.training.finite import FiniteSteps
@@ -110,6 +115,8 @@ def prepare(
             callbacks = [take_over(parsed, run.checkpoint), *callbacks]
         objects = build(parsed, run.checkpoint)
         parsed.notices.extend(unread_weights(parsed.config, run.folder, run.checkpoint))
+        if run.checkpoint is None:
+            parsed.notices.extend(other_function(parsed.parser, parsed.config))
         settled = settle_preprocessing(parsed.config, objects.module, objects.data, run.checkpoint)
         parsed.notices.extend(settled)
         return Work(parsed, run, objects, make_trainer(parsed, run, objects, callbacks))

@@ -9,16 +9,32 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 
+from attention_vision import __version__
+from attention_vision.checkpoints.load import read
 from attention_vision.checkpoints.preprocessing import Preprocessing, Release, find_release
+from attention_vision.config.parser import ArgumentParser
+from attention_vision.runs.resume import differences as changed_arguments
+from attention_vision.runs.resume import record_of, shown
+from attention_vision.runs.run_config import plain_config
 from attention_vision.yaml_json import read_yaml
 
+# Arguments of a network that may differ from the weights' run: no part of its function, or said by
+# what loads the weights.
+FREE = (
+    "num_classes", "image_size", "dropout", "stochastic_depth", "norm", "trainable_stages",
+    "zero_init_residual", "checkpointing",
+)  # fmt: skip
 FLAGS = ("weights", "model.weights", "model.init_args.weights")
+
+
+def arguments_of(node: Namespace | Mapping[str, Any]) -> Any:
+    """The arguments of a class in a config, by name."""
+    return node.get("init_args") or node
 
 
 def named_weights(config: Namespace | Mapping[str, Any], key: str = "weights") -> str | None:
     """The value of `model.weights`, of whichever model."""
-    model = config["model"]
-    return (model.get("init_args") or model).get(key)
+    return arguments_of(config["model"]).get(key)
 
 
 def weights_by_flag(flags: Iterable[Mapping[str, Any]]) -> bool:
@@ -50,6 +66,38 @@ def unread_weights(config: Namespace, run: Path, checkpoint: Path | None) -> lis
         for key, value in given.items()
         if value is not None and value != named_weights(before, key)
     ]
+
+
+def other_function(parser: ArgumentParser, config: Namespace) -> list[str]:
+    """A line where a run's weights are taken into a network that computes another function.
+
+    Shapes do not show the number of heads, the kind of positions, or the dilation.
+    """
+    key = "weights" if named_weights(config) else "backbone_weights"
+    source = named_weights(config, key)
+    record = record_of(read(source)) if source and Path(source).exists() else {}
+    if "config" not in record:
+        return []
+    theirs, ours = (
+        arguments_of(one["model"]).get("network")
+        for one in (record["config"], plain_config(parser, config))
+    )
+    name, free = "model.network", FREE
+    if key == "backbone_weights":  # detectors dilate what was trained without, see "DC5"
+        name, ours = f"{name}.backbone", arguments_of(ours).get("backbone")
+        free = (*FREE, "dilation")
+    same_version = record.get("version") == __version__
+    changes = changed_arguments({name: theirs}, {name: ours}, same_version)
+    if name in changes:  # weights of another class do not load at all
+        return []
+    changed = [
+        f"{argument} {shown(one.old)} -> {shown(one.new)}"
+        for argument, one in changes.items()
+        if argument.rpartition(".")[2] not in free
+    ]
+    if not changed:
+        return []
+    return [f"WARNING: {source} was trained in another network than this: {', '.join(changed)}"]
 
 
 def settle_preprocessing(

@@ -203,6 +203,21 @@ def test_dc5_equals_hugging_face():
     torch.testing.assert_close(outputs["boxes"], theirs.pred_boxes, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "dilated"), [("detr-r50-e632da11.pth", False), ("detr-r50-dc5-f0156ef5.pth", True)]
+)
+def test_a_dilated_detr_is_told_by_its_name(name, dilated, tmp_path):
+    """Its weights have the same names and shapes."""
+    right, wrong = (
+        DETR(5, 7, ResNet(18, width=8, norm=FrozenBatchNorm2d, dilation=one), **TINY)
+        for one in (dilated, not dilated)
+    )
+    torch.save({"model": right.state_dict()}, tmp_path / name)
+    load_official(right, tmp_path / name)
+    with pytest.raises(InputError, match=f"set its backbone's dilation to {str(dilated).lower()}"):
+        load_official(wrong, tmp_path / name)
+
+
 def test_other_classes_are_refused_by_name_or_left_out():
     state = redraw(hugging_face(**SMALL), 6).state_dict()
     ours = DETR(2, 7, ResNet(18, norm=FrozenBatchNorm2d), **TINY)
