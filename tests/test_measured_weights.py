@@ -166,6 +166,13 @@ def test_what_releases_state(source, stated, expected, crops, tmp_path):
     assert (found and found.preprocessing, found and found.crops) == (expected, crops)
 
 
+def test_a_config_beside_downloaded_weights_says_nothing_about_them(tmp_path):
+    config = {"data": {"class_path": "attention_vision.classification.Digits"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert find_release(tmp_path / "checkpoints/best.ckpt").preprocessing.mean == (0.305,) * 3
+    assert find_release(tmp_path / "pretrained/net.pth") is None
+
+
 def test_a_fine_tuned_run_keeps_the_preprocessing_of_its_weights(photographs, tmp_path, capsys):
     """Its folder needs neither the release nor the flag, nor does another file of the same run."""
     file, run = release(tmp_path / "release"), tmp_path / "run"

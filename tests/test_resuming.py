@@ -145,6 +145,8 @@ def test_the_documentation_has_the_table():
         ("model.ema_decay", "applied, not to or from 0"),
         ("data.batch_size", "at an epoch's end"),
         ("data.root", "applied"),
+        ("data.count", "applied"),
+        ("data.degrade", "applied"),
         ("data.split.val", "refused"),
         ("seed_everything", "refused"),
         ("trainer.max_epochs", "applied"),

@@ -20,6 +20,7 @@ from attention_vision.yaml_json import read_yaml
 Interpolation = Literal["bilinear", "bicubic"]
 Channels = tuple[float, float, float]
 PILLOW_CODES: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
+CHECKPOINT_FOLDERS = ("checkpoints", "nonfinite")  # of a run
 # Files that state the preprocessing: of timm, and of Hugging Face's transformers.
 CONFIG_FILES = ("preprocessor_config.json", "config.json")
 
@@ -136,8 +137,11 @@ def find_release(source: str | Path) -> Release | None:
 
 
 def run_of(path: Path) -> Path | None:
-    """The run folder that a path is, or that its checkpoint lies in."""
-    folders = (path, *path.parents[1:2])
+    """The run folder that a path is, or that its checkpoint lies in, by the name of its folder.
+
+    A config.yaml beside a folder of downloaded weights says nothing about them.
+    """
+    folders = (path, *(path.parents[1:2] if path.parent.name in CHECKPOINT_FOLDERS else ()))
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 

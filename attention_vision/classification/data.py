@@ -4,6 +4,7 @@ Batches are (images (B, 3, H, W) float normalized, labels (B,) int64); in predic
 paths).
 """
 
+import re
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +73,7 @@ from attention_vision.data.torchvision_sets import (
 from attention_vision.errors import InputError
 from attention_vision.ranges import Count, NonNegative, NonNegativeInt, Seed, Size, Workers, checked
 
+SYNSET = re.compile(r"n\d{8}")
 CACHED = 0.875  # image size by short side in the cache: 224 by 256, as photographs are evaluated
 UNSET = Preprocessing()  # the weights', or else the data set's
 SMALL_IMAGES, PHOTOGRAPHS = CIFARAugmentation(), ImageNetAugmentation()
@@ -224,7 +226,7 @@ class ClassificationData(TaskData):
 
     def _in_trained_labels(self, source: ClassificationSource) -> ClassificationSource:
         """Map the labels of a source by name to those of the data, or of its weights."""
-        own = list(getattr(source, "class_names", self.class_names))
+        own = list(getattr(source, "class_names", self.own_names or self.class_names))
         if own == list(self.class_names):
             return source
         where = type(self).__name__
@@ -325,7 +327,8 @@ class TorchvisionData(ClassificationData):
 
     def source(self, split: str) -> ClassificationSource:
         if folder := self._image_folder(split):
-            source = LabeledFiles.in_folders(list_images(folder), folder, self.class_names)
+            names = self.own_names or self.class_names
+            source = LabeledFiles.in_folders(list_images(folder), folder, names)
             if split == "train" and self.per_class is not None:
                 source = source.chosen(first_per_class(source.targets, self.per_class))
             return source
@@ -346,11 +349,12 @@ class TorchvisionData(ClassificationData):
         if folder is None and split == "val":
             folder = split_folder(root, "test")
         names = set(class_folders(folder)[0]) if folder else set()
-        if not names & set(self.class_names):
+        own = set(self.own_names or self.class_names)
+        if not names & own:
             return None
-        if wrong := names ^ set(self.class_names):
+        if wrong := names ^ own:
             raise InputError(
-                f"{folder} does not have the {self.num_classes} classes of {type(self).__name__} as"
+                f"{folder} does not have the {len(own)} classes of {type(self).__name__} as"
                 f" folders: '{min(wrong)}' is in one of them alone; ImageFolder takes any classes"
             )
         return folder
@@ -480,14 +484,25 @@ class ImageNet(ImageFolder):
     """ILSVRC 2012 in ImageFolder layout: ROOT/train and ROOT/val, 1,000 folders n01440764 ... each.
 
     The folders are looked up when data is needed, so that experiments can be read without them.
+
+    Raises:
+        InputError: another number of folders, or other names: releases number the classes in the
+            order of these.
     """
 
     def source(self, split: str) -> ClassificationSource:
-        found = len(self._folders(self._folder(split)))
-        if found != 1000:
+        folder = self._folder(split)
+        names = self._folders(folder)
+        if len(names) != 1000:
             raise InputError(
-                f"{self._folder(split)} has {found} class folders, not the 1,000 of ImageNet:"
+                f"{folder} has {len(names)} class folders, not the 1,000 of ImageNet:"
                 " ImageFolder takes any number"
+            )
+        if other := [name for name in names if not SYNSET.match(name)]:
+            raise InputError(
+                f"{folder / other[0]} is not named as n01440764, in whose order released weights"
+                " number the classes: rename the folders, or take ImageFolder for weights of"
+                " your own"
             )
         return super().source(split)
 

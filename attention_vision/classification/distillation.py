@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from attention_vision.backbones import Backbone
 from attention_vision.checkpoints import load_official
+from attention_vision.checkpoints.load import labels_of
 from attention_vision.checkpoints.preprocessing import Preprocessing, channels, find_release
 from attention_vision.checkpoints.run_network import trained_classifier
 from attention_vision.classification.attention_transfer import MapTransfer
@@ -18,8 +19,6 @@ from attention_vision.classification.loss_terms import Maps, Output, blank_image
 from attention_vision.data.labels import labels_by_name
 from attention_vision.errors import InputError
 from attention_vision.ranges import Positive, Probability, checked
-from attention_vision.training.labels import read_labels
-from attention_vision.training.run_folder import best_or_last
 
 
 @checked
@@ -36,8 +35,8 @@ class Distillation:
     term. A student with a distillation token learns the labels by its class token and the teacher
     by the other.
 
-    Classes are compared by name: the logits of a teacher whose run has them in another order are
-    put into that of the data.
+    Classes are compared by name: the logits of a teacher that a run of this package trained on
+    them in another order are put into that of the data.
 
     The teacher is not part of the student: neither its checkpoints nor its average contain it, and
     a resumed run loads it again. It stays in eval mode and has no gradient.
@@ -106,8 +105,8 @@ class Distillation:
                 f"model.distillation: the teacher {self.name} has {theirs} classes, the student"
                 f" {ours}: take one of the same classes, or set logits to none and give maps"
             )
-        if self.logits != "none" and self.teacher is not None and data is not None:
-            self.order = self._order(Path(self.teacher), data)
+        if self.logits != "none" and data is not None:
+            self.order = self._order(data)
         if self.maps is not None:
             self.maps.check(network, self.network)
         if data is not None:
@@ -145,17 +144,20 @@ class Distillation:
     def name(self) -> str:
         return self.weights if self.teacher is None else self.teacher
 
-    def _order(self, run: Path, data: ClassificationData) -> list[int] | None:
-        """The teacher's label of each label of the data, by their names; None if they are equal.
+    def _order(self, data: ClassificationData) -> list[int] | None:
+        """The teacher's label of each label of the data, by their names.
+
+        None if they are equal, or the weights have no names: those of a release.
 
         Raises InputError when the teacher was trained on other classes, however many.
         """
-        file = best_or_last(run)
-        labels = read_labels(file) if file else None
+        labels = labels_of(self.name)
         here = [str(name) for name in data.class_names]
         if labels is None or list(labels.class_names) == here:
             return None
-        return labels_by_name(labels.class_names, here, f"model.distillation: {run}: the data")
+        return labels_by_name(
+            labels.class_names, here, f"model.distillation: {self.name}: the data"
+        )
 
     def _check_images(self, data: ClassificationData | None) -> None:
         """Raises InputError when the teacher was trained on images normalized in another way."""

@@ -226,7 +226,8 @@ def divide_header(
     named = {name for name in (columns.file, columns.label, columns.split) if name is not None}
     if named & set(first):
         return first, cells[1:]
-    if any(found(cell) for cell in first):
+    # `image` may be the header of a column, and the name of an image.png, too.
+    if any(found(cell) and plain(cell) not in FILE_COLUMNS for cell in first):
         return None, cells
     below = any(found(cell.strip()) for _, row in cells[1:TRIED] for cell in row)
     if below or known & {plain(cell) for cell in first}:

@@ -155,7 +155,10 @@ class Classifier(StartsFromWeights):
         slots = {"distillation": distillation, "penalty": penalty}
         self.terms: dict[str, Term] = {name: term for name, term in slots.items() if term}
         self.class_weights, self.test_time_flip = class_weights, test_time_flip
-        self.register_buffer("loss_weights", None, persistent=False)  # of the data, set in fit
+        # Of the data, set in fit. There from the start: an average of weights copies the module
+        # before that, and pairs buffers by their order.
+        weights_of_classes = torch.ones(network.num_classes) if class_weights is not None else None
+        self.register_buffer("loss_weights", weights_of_classes, persistent=False)
         self.train_loss = ResumableMean()
         self.train_parts = nn.ModuleDict(
             {name: ResumableMean() for name in ("loss_ce", *self.terms) if self.terms}
@@ -211,7 +214,8 @@ class Classifier(StartsFromWeights):
                 "model.class_weights balanced and data.balanced both balance: leave one out"
             )
         labels = cast(LabeledDataset, data.train_images).targets
-        self.loss_weights = class_weights(self.class_weights, labels, data.class_names)
+        weights = class_weights(self.class_weights, labels, data.class_names)
+        cast(Tensor, self.loss_weights).copy_(weights)
 
     def configure_callbacks(self) -> list[Callback]:
         callbacks: list[Callback] = [

@@ -18,8 +18,8 @@ class Predictions(Callback):
     """Writes predictions.csv: `file`, and the five likeliest classes with their probabilities.
 
     Expects from `predict_step` (paths, class numbers (B, k), probabilities (B, k)); names come from
-    the data. The file lies in the run folder, beside metrics.csv; rows are in the order of the
-    paths, at any number of processes.
+    the data: with loaders alone nothing is written. The file lies in the run folder, beside
+    metrics.csv; rows are in the order of the paths, at any number of processes.
 
     Each batch is on disk before the next one: a prediction that is stopped keeps its rows. Of
     several processes each writes predictions_RANK.csv, which rank zero merges in the end.
@@ -40,8 +40,9 @@ class Predictions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        names = data_of(trainer).class_names
-        rows = []
+        if (data := data_of(trainer)) is None:
+            return
+        names, rows = data.class_names, []
         for path, classes, probabilities in zip(*outputs, strict=True):
             likeliest = [names[number] for number in classes.tolist()]
             rows.append([path, *likeliest, *(f"{p:.6f}" for p in probabilities.tolist())])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cached_property
+from inspect import getattr_static
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from attention_vision.data.findings import Findings
 from attention_vision.data.fingerprint import as_lines, file_columns, file_sizes, fingerprint
 from attention_vision.data.image_files import broken_images
-from attention_vision.data.labels import shown
+from attention_vision.data.labels import labels_by_name, shown
 from attention_vision.data.resident import ResidentLoader
 from attention_vision.data.splits import SPLIT_NAMES, SplitShares, divide
 from attention_vision.errors import InputError
@@ -69,6 +70,8 @@ class TaskData(LightningDataModule):
 
     Attributes:
         labels: of the weights that the data is for; None before there are any.
+        own_names: names of the classes by the data's own numbers, where it knows them without
+            reading files; kept when it takes the labels of weights.
         findings: by split, what was noticed while it was read.
         division: by split, names of the samples, where `split` divides them.
 
@@ -77,6 +80,7 @@ class TaskData(LightningDataModule):
     """
 
     class_names: Sequence[str] = ()
+    own_names: Sequence[str] = ()
     train_images: Dataset
     val_images: Dataset
     test_images: Dataset
@@ -114,8 +118,20 @@ class TaskData(LightningDataModule):
 
     def use_labels(self, labels: Labels) -> None:
         """Take the labels of trained weights: no data is read for them from now on."""
+        known = getattr_static(self, "class_names")
+        if self.labels is None and not isinstance(known, property | cached_property):
+            self.own_names = known
         self.labels = labels
         self.class_names = labels.class_names
+
+    def trained_labels(self) -> list[int]:
+        """The label, in the numbers of trained weights, of each class that the data names itself.
+
+        Raises:
+            InputError: the weights do not know a class.
+        """
+        own = [str(name) for name in self.own_names or self.class_names]
+        return labels_by_name(list(map(str, self.class_names)), own, type(self).__name__)
 
     def dataset(self, split: str, seed: int) -> Dataset:
         """The samples of "train", "val" or "test". Raises InputError when they are missing.

@@ -359,24 +359,31 @@ class DigitScenes(DetectionData):
         self.size, self.scene_seed = size, scene_seed
 
     def source(self, split: str) -> DetectionSource:
-        return DrawnScenes(split, self.counts[split], self.size, self.scene_seed)
+        drawn = (split, self.counts[split], self.size, self.scene_seed)
+        return DrawnScenes(*drawn, self.trained_labels())
 
 
 class DrawnScenes:
-    """A source of scenes, held in memory."""
+    """A source of scenes, held in memory.
 
-    def __init__(self, split: str, count: int, size: int, seed: int):
+    Args:
+        split, count, size, seed: of the scenes.
+        labels: label of each digit.
+    """
+
+    def __init__(self, split: str, count: int, size: int, seed: int, labels: Sequence[int]):
+        self.labels = torch.tensor(labels)
         self.scenes = [scene(split, index, size, seed) for index in range(count)]
         self.sizes = np.full((count, 2), size)
         self.image_ids = np.arange(1, count + 1)
-        self.targets = [label for drawn in self.scenes for label in drawn.labels]
+        self.targets = [labels[digit] for drawn in self.scenes for digit in drawn.labels]
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int, Objects]:
         drawn = self.scenes[index]
-        boxes, labels = torch.tensor(drawn.boxes), torch.tensor(drawn.labels)
+        boxes, labels = torch.tensor(drawn.boxes), self.labels[drawn.labels]
         area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         objects = Objects(boxes, labels, area, torch.zeros_like(labels))
         return Image.fromarray(drawn.image), int(self.image_ids[index]), objects

@@ -46,7 +46,8 @@ class DetectionResults(Callback):
     `file_name`, relative to the folder of images as are the pictures, and `category_name`.
     `image_id` is that of an instances file of the data if it describes the folder, else the place
     in the order of the paths, which is said. Rows are in the order of the image ids, the best
-    first, at any number of processes. Both lie in the run folder, beside metrics.csv.
+    first, at any number of processes. Both lie in the run folder, beside metrics.csv. With
+    loaders alone, which have no folder of images and no names of classes, nothing is written.
 
     Expects from `predict_step` per image `boxes` (k, 4) xyxy in pixels of the file, `scores` and
     `labels` (k,). Raises InputError when they are not finite.
@@ -65,7 +66,8 @@ class DetectionResults(Callback):
         self._names: dict[str, Path] = {}
 
     def on_predict_start(self, trainer: Trainer, module: LightningModule) -> None:
-        data = data_of(trainer)
+        if (data := data_of(trainer)) is None:
+            return
         if self.threshold is None:
             self._shown = reported_score(run_folder(trainer) / "per_class.csv")
             if self.pictures and draws_pictures(trainer):
@@ -86,7 +88,8 @@ class DetectionResults(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        data = data_of(trainer)
+        if (data := data_of(trainer)) is None:
+            return
         for detections, target in zip(outputs, batch[2], strict=True):
             path = target["path"]
             file_name = path_below(path, data.images).as_posix()
@@ -108,7 +111,7 @@ class DetectionResults(Callback):
             (one for part in gather(self._found) for one in part), key=lambda image: image.image_id
         )
         self._found = []
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or data_of(trainer) is None:
             return
         file = run_folder(trainer) / "results.json"
         file.parent.mkdir(parents=True, exist_ok=True)

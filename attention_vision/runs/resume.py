@@ -112,8 +112,12 @@ RULES = (
         "losses and other numbers of the model", ("model.*",), "applied", "from the next step on",
     ),
     Rule(
+        "what is predicted", ("data.images", "data.count", "data.degrade"),
+        "applied", "a training does not read them",
+    ),
+    Rule(
         "place of the data",
-        ("data.root", "data.images", "data.*_images", "data.*_masks", "data.*_annotations",
+        ("data.root", "data.*_images", "data.*_masks", "data.*_annotations",
          "data.*_csv", "data.download", "data.in_memory", "data.on_bad_image",
          "data.resident_gib"),
         "applied", "classes, samples and held-out images are compared with the run's",

@@ -311,6 +311,13 @@ def part_of_imagenet(folder: Path) -> None:
     ImageNet(str(folder)).setup("fit")
 
 
+def imagenet_of_words(folder: Path) -> None:
+    words = ImageNet(str(folder))
+    names = tuple(sorted(f"word {number}" for number in range(1000)))
+    words._folders = lambda _: names
+    words.setup("validate")
+
+
 def unknown_class(folder: Path) -> None:
     picture(folder / "val" / "emu" / "0.png")
     ImageFolder(str(folder)).setup("fit")
@@ -386,6 +393,7 @@ def predict_without_folder(folder: Path) -> None:
         (missing_fashion, r"FashionMNIST: no readable data in .*nowhere; set data.root"),
         (missing_imagenet, r"no class folders in .*nowhere/train"),
         (part_of_imagenet, r"train has 2 class folders, not the 1,000 of ImageNet"),
+        (imagenet_of_words, r"val/word 0 is not named as n01440764"),
         (unknown_class, r"val/emu: train has no class emu"),
         (empty_val, r"no images in the class folders of .*val, such as cat"),
         (unreadable, r"cannot read the image .*cat/1.png: repair or remove it"),

@@ -194,6 +194,9 @@ def test_predictions(tmp_path: Path) -> None:
         assert probabilities == sorted(probabilities, reverse=True)
         assert 0 < sum(probabilities) <= 1 + 1e-5
         assert {row[f"class_{n}"] for n in numbers} <= set("0123456789")
+    alone = quiet(tmp_path / "alone").predict(classifier(), data.predict_dataloader())
+    assert [path for paths, *_ in alone for path in paths] == [row["file"] for row in rows]
+    assert not (tmp_path / "alone" / "predictions.csv").exists()  # names of classes are not known
 
 
 def test_mirror_images_are_averaged_in_evaluation() -> None:

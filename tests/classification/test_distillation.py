@@ -31,6 +31,7 @@ from attention_vision.attention import (
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.backbones.backbone import Backbone, MeanPool
 from attention_vision.backbones.vit import DistilledToken
+from attention_vision.checkpoints.run_network import trained_classifier
 from attention_vision.classification import (
     AttentionMapDistillation,
     AttentionTransfer,
@@ -512,14 +513,17 @@ def test_a_run_with_a_teacher_resumes_bit_by_bit(tmp_path, monkeypatch, capsys):
     path = best_or_last(Path("teacher"))
     checkpoint = torch.load(path, weights_only=True)
     data, student, images = digits(), vit(), torch.randn(3, 3, 16, 16)
+    teacher, _ = trained_classifier(Path("teacher"))
     for names, order in (("0123456789", None), ("9876543210", range(9, -1, -1))):
         checkpoint["Digits"]["class_names"] = list(names)
         torch.save(checkpoint, path)
-        distillation = Distillation(teacher="teacher")
-        distillation.prepare(student, data)
-        plain = distillation.network(images)
-        expected = plain if order is None else plain[:, list(order)]
-        assert torch.equal(distillation.teach(images)[0], expected)
+        by_run = Distillation(teacher="teacher")
+        by_file = Distillation(network=copy.deepcopy(teacher), weights=str(path))
+        for distillation in (by_run, by_file):
+            distillation.prepare(student, data)
+            plain = distillation.network(images)
+            expected = plain if order is None else plain[:, list(order)]
+            assert torch.equal(distillation.teach(images)[0], expected)
     checkpoint["Digits"]["class_names"] = list("012345678x")
     torch.save(checkpoint, path)
     with pytest.raises(InputError, match=r"teacher: the data: 9 is not among the 10 classes"):

@@ -64,6 +64,12 @@ def test_dialects(tmp_path: Path, text: str) -> None:
     assert found == PAIRS
 
 
+def test_a_header_is_one_though_an_image_has_its_name(tmp_path: Path) -> None:
+    data = csv_data(images(tmp_path, "image.png", "a.png"), "image,label\nimage,cat\na,dog\n")
+    assert data.class_names == ("cat", "dog")
+    assert [row.file for row in data.rows("train")] == ["image", "a"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
 def test_encodings(tmp_path: Path, encoding: str) -> None:
     text = "Datei;label\na.png;Käfer\nb.png;Mücke\n".encode(encoding)

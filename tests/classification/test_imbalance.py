@@ -153,6 +153,19 @@ def test_the_loss_that_is_trained_on_is_weighted(folder: Path, tmp_path: Path) -
     assert len({round(loss, 3) for loss in losses.values()}) == 3
 
 
+def test_an_average_of_weights_is_that_of_a_plain_loss(folder: Path, tmp_path: Path) -> None:
+    """Its copy of the module has the same buffers in the same order, statistics of norms too."""
+    states = []
+    for chosen in (None, [2.0, 2.0, 2.0]):
+        torch.manual_seed(0)
+        module = Classifier(network(), class_weights=chosen, ema_decay=0.5)
+        trainer(tmp_path, max_steps=2, limit_val_batches=1).fit(module, animals(folder))
+        states.append(module.network.state_dict())
+    plain, weighted = states
+    for name, value in plain.items():
+        torch.testing.assert_close(weighted[name], value, msg=name)
+
+
 def test_balancing_twice_is_refused(folder: Path, tmp_path: Path) -> None:
     module = Classifier(network(), class_weights="balanced")
     with pytest.raises(InputError, match=r"balanced and data.balanced both balance"):

@@ -1,8 +1,10 @@
 """Labels keep their meaning, and splits are the same on every machine."""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +13,11 @@ from PIL import Image
 
 from attention_vision.classification import Digits, ImageFolder
 from attention_vision.data.labels import labels_by_name
+from attention_vision.data.loading import TaskData
 from attention_vision.data.splits import SplitShares, divide
+from attention_vision.detection import DigitScenes
 from attention_vision.errors import InputError
+from attention_vision.generation import DigitMasks
 from attention_vision.training.labels import Labels, labels_in
 
 NAMES = [f"{kind}/{number}.png" for kind in "abc" for number in range(20)]
@@ -92,6 +97,31 @@ def test_data_of_other_names_is_mapped(tmp_path):
     stranger = ImageFolder(str(root), image_size=8)
     with pytest.raises(InputError, match=r"trained on the classes emu, fox, the data has fox"):
         stranger.load_state_dict({"class_names": ["emu", "fox"]})
+
+
+def first_of(kind: type[TaskData], names: Sequence[str], **arguments: Any) -> Any:
+    """The first validation sample of a data set that knows its own classes, for weights."""
+    data = kind(**arguments)
+    data.use_labels(Labels(tuple(names)))
+    data.setup("validate")
+    return data.val_images[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "labels_of"),
+    [
+        (Digits, {}, lambda sample: torch.tensor(sample[1])),
+        (DigitScenes, {"scenes": 1, "val_scenes": 1}, lambda sample: sample[1]["labels"]),
+        (DigitMasks, {}, lambda sample: sample[1]),
+    ],
+)
+def test_data_sets_with_classes_of_their_own_are_mapped_too(kind, arguments, labels_of):
+    own = list(kind.class_names)
+    as_trained = labels_of(first_of(kind, own, **arguments))
+    backwards = labels_of(first_of(kind, own[::-1], **arguments))
+    assert backwards.tolist() == (len(own) - 1 - as_trained).tolist()
+    with pytest.raises(InputError, match=rf"{kind.__name__}: .* not among the {len(own)} classes"):
+        first_of(kind, [f"other {name}" for name in own], **arguments)
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "val"])

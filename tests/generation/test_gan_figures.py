@@ -94,6 +94,10 @@ def test_predict_leaves_images_and_pictures(tmp_path: Path) -> None:
     names = {path.stem for path in (tmp_path / "pictures").iterdir()}
     assert names == {"samples", "interpolation", "attention", *(f"class_{n}" for n in range(10))}
     assert file_name(SimpleNamespace(datamodule=few_digits()), 3) == "3"
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path / "alone")
+    (alone, *_) = trainer.predict(module, few_digits().predict_dataloader())
+    assert alone.shape == (6, 3, 16, 16)
+    assert not (tmp_path / "alone").exists()
 
 
 def test_classes_of_one_plain_name_have_files_of_their_own() -> None:

@@ -103,6 +103,10 @@ def test_volumes_train(tmp_path):
     mask = np.load(tmp_path / "run" / "results" / "1.npy")
     assert mask.shape == (9, 12, 10)
     assert mask.max() < 3
+    trainer = Trainer(**TRAINER | {"default_root_dir": str(tmp_path / "alone")})
+    alone = trainer.predict(net, data.predict_dataloader())
+    assert np.array_equal(alone[1][0], mask)
+    assert not (tmp_path / "alone").exists()
 
 
 def naive_psnr(a: torch.Tensor, b: torch.Tensor) -> float:

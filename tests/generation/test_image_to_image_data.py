@@ -226,6 +226,7 @@ def test_bad_settings_are_one_line(tmp_path):
     refuse(tmp_path, "smaller than the patches of 64x64: lower data.size", size=64)
     refuse(tmp_path, "shrink is 0.5", shrink=0.5)
     refuse(tmp_path, "name the background", class_names=("background",))
+    refuse(tmp_path, "disc is there twice", class_names=("background", "disc", "disc"))
     refuse(tmp_path, "patches_per_image is 0", patches_per_image=0)
     with pytest.raises(InputError, match="window"):
         VolumeFolder("a", "b", val_names=["1"], window=(3.0, 3.0))

@@ -20,7 +20,9 @@ from attention_vision.generation import (
     Segmentation,
     VolumeFolder,
 )
+from attention_vision.generation.image_to_image.mask_codes import MaskCodes
 from attention_vision.generation.image_to_image.module import SegmentationMetrics, dice_loss
+from attention_vision.generation.image_to_image.predictions import write
 from attention_vision.training.labels import Labels
 
 MASK = np.zeros((16, 20), np.uint8)
@@ -233,6 +235,21 @@ def test_classes_of_other_data_are_found_by_name(tmp_path):
     assert np.array_equal(found.codes.written(np.array([[0, 1, 2]])), [[0, 2, 1]])
     with pytest.raises(InputError, match="cat, dog are not among the 2 classes"):
         data(tmp_path, class_names=["ground", "cat", "dog"]).use_labels(Labels(("ground", "x")))
+
+
+def test_predicted_volumes_have_the_numbers_of_their_data(tmp_path):
+    names = ("air", "liver", "spleen")
+    found = VolumeFolder("images", "masks", val_names=["a"], class_names=names)
+    found.use_labels(Labels(("air", "spleen", "liver")))
+    classes = torch.tensor([0, 1, 2])[:, None, None].expand(3, 2, 2)  # as the weights number them
+    write(tmp_path / "a", classes, classes.shape, found.codes)
+    assert np.load(tmp_path / "a.npy")[:, 0, 0].tolist() == [0, 2, 1]
+
+
+def test_a_predicted_mask_can_be_read_again(tmp_path):
+    codes = MaskCodes(("ground", "thing"), [0, "rest"], None, 255)
+    write(tmp_path / "a", torch.tensor([[0, 1]]), torch.Size((1, 2)), codes)
+    assert codes.read(tmp_path / "a.png").tolist() == [[0, 1]]
 
 
 def test_images_lie_as_their_masks_do(tmp_path):

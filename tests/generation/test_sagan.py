@@ -339,6 +339,13 @@ def test_state_dict_round_trip():
         assert torch.equal(first.eval()(inputs, labels), second.eval()(inputs, labels))
 
 
+def test_compiled_and_exported_code_does_not_look_at_the_numbers_of_labels(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    network = Generator(16, num_classes=3, latent=4, width=4).eval()
+    with pytest.raises(IndexError):  # of the indexing itself
+        network(torch.randn(2, 4), torch.tensor([0, 3]))
+
+
 def test_bf16_autocast():
     g, d = Generator(width=16), Discriminator(width=16)
     add_spectral_norm(g)

@@ -125,6 +125,17 @@ def test_numbers_are_those_of_torch_fidelity(tmp_path: Path) -> None:
     assert numbers == pytest.approx(expected, abs=1e-6)
 
 
+def test_precision_is_of_the_generated_images(tmp_path: Path) -> None:
+    """Copies of one training image are all like training images, which are not all like them."""
+    evaluator = TinyEvaluator(SAMPLES, 4, cache=str(tmp_path), manifold=12)
+    evaluator.prepare(Noise(), "cpu")
+    (image, _) = Noise().dataset("train", 0)[0]
+    evaluator.update(image.expand(SAMPLES, -1, -1, -1), None, torch.arange(SAMPLES))
+    numbers = evaluator.compute()
+    assert numbers["precision_tiny_k3_train12_fake12"] == 1
+    assert numbers["recall_tiny_k3_train12_fake12"] < 0.2
+
+
 @pytest.mark.parametrize("classes", [2, 10])
 def test_sure_and_balanced_predictions_score_the_number_of_classes(classes: int) -> None:
     certain = torch.eye(classes).repeat(7, 1)

@@ -14,13 +14,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     FeatureExtractorInceptionV3,
 )
 
-from attention_vision.checkpoints.load import read
+from attention_vision.checkpoints.load import labels_of, read
 from attention_vision.checkpoints.preprocessing import data_of_run
 from attention_vision.checkpoints.run_network import trained_classifier
 from attention_vision.errors import InputError
 from attention_vision.training.distributed import broadcast, rank
-from attention_vision.training.labels import read_labels
-from attention_vision.training.run_folder import best_or_last
 
 
 class Extractor(nn.Module):
@@ -88,8 +86,7 @@ class RunClassifier(Extractor):
         self.num_classes, self.size = self.network.num_classes, data.image_size
         self.register_buffer("mean", torch.tensor(data.mean)[:, None, None])
         self.register_buffer("std", torch.tensor(data.std)[:, None, None])
-        file = best_or_last(run)
-        labels = read_labels(file) if file else None
+        labels = labels_of(run)
         self.class_names = labels.class_names if labels else ()
         self.name = run.absolute().name
         digest = hashlib.sha256(str(self.size).encode())

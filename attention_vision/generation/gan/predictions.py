@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from torch import Tensor
 
+from attention_vision.data.loading import data_of
 from attention_vision.generation.gan.figures import (
     attention_sheet,
     grid,
@@ -32,7 +33,8 @@ class GeneratedImages(Callback):
     classes. pictures/interpolation.png: from one noise to another, one class per row.
     pictures/attention.png: what the generator attended to from the module's `attention_points`.
 
-    Noise follows from the index of an image: the same files at any number of processes.
+    Noise follows from the index of an image: the same files at any number of processes. With
+    loaders alone, which have no names of classes, nothing is written.
     """
 
     def on_predict_batch_end(
@@ -44,6 +46,8 @@ class GeneratedImages(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if data_of(trainer) is None:
+            return
         folder = run_folder(trainer) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         indices, labels = (part.tolist() for part in batch)
@@ -52,7 +56,7 @@ class GeneratedImages(Callback):
             Image.fromarray(pixels).save(folder / f"{index:06}{name}.png")
 
     def on_predict_end(self, trainer: Trainer, module: Any) -> None:
-        if not trainer.is_global_zero or not draws_pictures(trainer):
+        if not trainer.is_global_zero or not draws_pictures(trainer) or data_of(trainer) is None:
             return
         folder = run_folder(trainer) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)

@@ -145,7 +145,8 @@ class Generator(nn.Module):
     Raises:
         InputError: a size or width that does not fit, a side without a map, attention that does not
             map maps to their shape; in `forward` labels that are missing or outside the classes
-            (not checked on a GPU, which the check would wait for; there the indexing fails).
+            (not checked on a GPU, which the check would wait for, nor in compiled or exported code;
+            there the indexing fails).
     """
 
     def __init__(
@@ -321,7 +322,8 @@ def _check_labels(network: Generator | Discriminator, labels: Tensor | None) -> 
             f"{name}: labels are missing; it has {network.num_classes} classes (num_classes: 0 is"
             " a network without)"
         )
-    if labels.device.type == "cpu" and labels.numel():
+    # A compiler or an export has no numbers to look at yet.
+    if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= network.num_classes:
             wrong = low if low < 0 else high

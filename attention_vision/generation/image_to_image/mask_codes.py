@@ -95,9 +95,14 @@ class MaskCodes:
         return classes
 
     def written(self, classes: np.ndarray) -> np.ndarray:
-        """The pixels that a file of class numbers (H, W) has: (H, W), or (H, W, 3) if colored."""
+        """The numbers that a file of classes (H, W) or (D, H, W) has; (H, W, 3) if colored.
+
+        "rest", and classes that the weights know and the data does not name, have levels from 255
+        down that nothing else has.
+        """
         codes = dict(zip(self.labels, self.codes, strict=True))
-        free = (level for level in range(255, -1, -1) if level not in self.codes)
+        taken = {*self.codes, self.ignore}
+        free = (level for level in range(255, -1, -1) if level not in taken)
         numbers = [codes.get(label, REST) for label in range(self.count)]
         table = np.array([next(free) if code == REST else code for code in numbers])
         pixels = table[classes]

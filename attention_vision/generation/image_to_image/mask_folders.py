@@ -1,6 +1,7 @@
 """Folders of images and of their masks: pairs of files, patches and whole images."""
 
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,7 +15,6 @@ from torch.utils.data import Dataset
 from attention_vision.data.findings import Findings
 from attention_vision.data.formats import Folder, image_mask_pair, name_patterns
 from attention_vision.data.image_files import Listing, image_files, no_images, walk
-from attention_vision.data.labels import labels_by_name
 from attention_vision.data.loading import OnBadImage, length, random_stream
 from attention_vision.data.samples import evenly_spaced
 from attention_vision.data.splits import SplitShares
@@ -25,8 +25,9 @@ from attention_vision.generation.image_to_image.data import (
     check_sizes,
     cut,
 )
-from attention_vision.generation.image_to_image.mask_codes import IGNORED
+from attention_vision.generation.image_to_image.mask_codes import IGNORED, MaskCodes
 from attention_vision.ranges import Count, Seed, Size, Workers, checked
+from attention_vision.training.labels import Labels
 
 NAME = "{name}"
 VERBS = {"train": "train", "val": "validate", "test": "test"}
@@ -132,6 +133,7 @@ class SegmentationFolders(ImageToImageData):
     evaluation_batch = 1
     looked_at = 32  # training masks whose classes are counted before training
     patch: Sequence[int]
+    codes: MaskCodes  # how masks write the classes
 
     @property
     def extensions(self) -> Collection[str]:
@@ -164,6 +166,8 @@ class SegmentationFolders(ImageToImageData):
         super().__init__(size, batch_size, num_workers, seed, images, split, on_bad_image)
         if len(class_names) < 2:
             raise InputError("data.class_names: name the background and at least one class more")
+        if twice := [name for name, count in Counter(class_names).items() if count > 1]:
+            raise InputError(f"data.class_names: {twice[0]} is there twice; give each class a name")
         for key, pattern in (("image", image_pattern), ("mask", mask_pattern)):
             if pattern.count(NAME) != 1:
                 raise InputError(
@@ -194,6 +198,10 @@ class SegmentationFolders(ImageToImageData):
         if images is not None and masks is not None:
             self.folders[split] = images, masks
 
+    def use_labels(self, labels: Labels) -> None:
+        super().use_labels(labels)
+        self.codes.use_labels(self.trained_labels(), self.num_classes)
+
     def images_and_masks(self, files: list[tuple[str, str]]) -> ImagesAndMasks:
         """The images of these (image, mask) files."""
         raise NotImplementedError
@@ -201,10 +209,6 @@ class SegmentationFolders(ImageToImageData):
     def header_size(self, file: str) -> tuple[int, ...] | None:
         """Size of an image as the network sees it, from its header; None where it has none."""
         raise NotImplementedError
-
-    def trained_labels(self) -> list[int]:
-        """The class, in the numbers of trained weights, of each class that the data names."""
-        return labels_by_name(self.class_names, self.own_names, type(self).__name__)
 
     def has_split(self, split: str) -> bool:
         return super().has_split(split) or split in self.folders or bool(self.names[split])

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule
 from PIL import Image
 from torch import Tensor
 
+from attention_vision.data.loading import data_of
 from attention_vision.data.samples import output_names
 from attention_vision.generation.image_to_image.figures import panel
 from attention_vision.generation.image_to_image.mask_codes import MaskCodes
@@ -21,18 +22,19 @@ RESULTS = "results"
 class ImageToImageResults(Callback):
     """Writes results/NAME.png, or .npy for volumes, and pictures/NAME.png.
 
-    A result is a restored image, or a mask with the gray levels or colors of `data.codes` (class
-    numbers if the data has none), in the size of its file. The picture shows input and result side
-    by side, and the gates. NAME is the file's path below the folder of images, without the suffix
-    unless two files differ in that alone.
+    A result is a restored image, or a mask with the numbers, gray levels or colors of `data.codes`
+    (class numbers if the data has none), in the size of its file. The picture shows input and
+    result side by side, and the gates. NAME is the file's path below the folder of images, without
+    the suffix unless two files differ in that alone. With loaders alone, which do not tell a folder
+    of images, nothing is written.
     """
 
     def __init__(self) -> None:
         self._names: dict[str, Path] = {}
 
     def on_predict_start(self, trainer: Any, module: LightningModule) -> None:
-        data = trainer.datamodule
-        self._names = output_names(data.predict_images.files, data.images)
+        if (data := data_of(trainer)) is not None:
+            self._names = output_names(data.predict_images.files, data.images)
 
     def on_predict_batch_end(
         self,
@@ -43,7 +45,9 @@ class ImageToImageResults(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        data, folder = trainer.datamodule, run_folder(trainer)
+        data, folder = data_of(trainer), run_folder(trainer)
+        if data is None:
+            return
         for inputs, result, path, size in zip(batch[0], outputs, batch[1], batch[2], strict=True):
             name = self._names[path]
             write(folder / RESULTS / name, result.cpu(), size, getattr(data, "codes", None))
@@ -71,8 +75,9 @@ def write(file: Path, result: Tensor, size: torch.Size, codes: MaskCodes | None)
         return
     if tuple(result.shape) != tuple(size):
         result = F.interpolate(result[None, None].float(), tuple(size), mode="nearest-exact")[0, 0]
-    mask = result.numpy().astype(np.uint8)
-    if mask.ndim == 3:
+    classes = result.numpy().astype(np.uint8)
+    mask = classes if codes is None else codes.written(classes)
+    if classes.ndim == 3:
         np.save(f"{file}.npy", mask)
-        return
-    Image.fromarray(mask if codes is None else codes.written(mask)).save(f"{file}.png")
+    else:
+        Image.fromarray(mask).save(f"{file}.png")

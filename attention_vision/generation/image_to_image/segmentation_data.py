@@ -36,7 +36,6 @@ from attention_vision.generation.image_to_image.mask_folders import (
     SegmentationFolders,
 )
 from attention_vision.ranges import Count, NonNegative, Range, Seed, Size, Workers, checked
-from attention_vision.training.labels import Labels
 
 TWO_CLASSES = ("background", "foreground")
 
@@ -107,10 +106,6 @@ class MaskFolder(SegmentationFolders):
         self.codes = MaskCodes(self.own_names, values, table, ignore)
         self.shrink, self.in_memory = shrink, in_memory
         self.patch = (size, size)
-
-    def use_labels(self, labels: Labels) -> None:
-        super().use_labels(labels)
-        self.codes.use_labels(self.trained_labels(), self.num_classes)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -256,17 +251,26 @@ class DigitMasks(ImageToImageData):
 
     def dataset(self, split: Split, seed: int) -> Dataset:
         digits, _ = single_digits(split, self.size)
-        return NoisyDigits(digits, self.sigma, seed if split == "train" else EVALUATION)
+        seed = seed if split == "train" else EVALUATION
+        return NoisyDigits(digits, self.sigma, seed, self.trained_labels())
 
     def inputs(self, folder: str) -> Dataset:
         return ImagesToSegment(folder, 1.0)
 
 
 class NoisyDigits(Dataset):
-    """(noisy digit (3, H, W), its ink (H, W)); the noise follows from (seed, epoch, index)."""
+    """(noisy digit (3, H, W), its ink (H, W)); the noise follows from (seed, epoch, index).
 
-    def __init__(self, digits: Tensor, sigma: float, seed: int):
+    Args:
+        digits: (n, 1, H, W) float in 0..1.
+        sigma: of the noise.
+        seed: of the noise.
+        labels: number of the background, and of ink.
+    """
+
+    def __init__(self, digits: Tensor, sigma: float, seed: int, labels: Sequence[int]):
         self.digits, self.sigma, self.seed = digits, sigma, seed
+        self.labels = torch.tensor(labels)
 
     def __len__(self) -> int:
         return len(self.digits)
@@ -276,4 +280,4 @@ class NoisyDigits(Dataset):
         digit = self.digits[index]
         with random_stream(self.seed, epoch, index):
             noisy = digit.expand(3, -1, -1) + self.sigma * torch.randn(3, *digit.shape[1:])
-        return noisy, (digit[0] > 0.5).long()
+        return noisy, self.labels[(digit[0] > 0.5).long()]

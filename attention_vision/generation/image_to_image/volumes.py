@@ -13,7 +13,7 @@ from attention_vision.data.loading import OnBadImage
 from attention_vision.data.splits import SplitShares
 from attention_vision.errors import InputError
 from attention_vision.generation.image_to_image.data import by
-from attention_vision.generation.image_to_image.mask_codes import IGNORED
+from attention_vision.generation.image_to_image.mask_codes import IGNORED, MaskCodes
 from attention_vision.generation.image_to_image.mask_folders import (
     ImagesAndMasks,
     SegmentationFolders,
@@ -82,6 +82,7 @@ class VolumeFolder(SegmentationFolders):
             raise InputError(f"data.window {list(window)} is not a range")
         if ignore is not None and 0 <= ignore < len(class_names):
             raise InputError(f"data.ignore {ignore} is the number of {class_names[ignore]}")
+        self.codes = MaskCodes(self.own_names, range(len(class_names)), None, ignore)
         self.window, self.patch, self.ignore = window, patch, ignore
 
     def broken(self, files: Sequence[str]) -> dict[str, str]:
@@ -97,7 +98,7 @@ class VolumeFolder(SegmentationFolders):
         return None if file.lower().endswith(".npz") else read_volume(Path(file)).shape
 
     def images_and_masks(self, files: list[tuple[str, str]]) -> ImagesAndMasks:
-        return MaskedVolumes(files, self.trained_labels(), self.window, self.ignore)
+        return MaskedVolumes(files, self.codes.labels, self.window, self.ignore)
 
     def inputs(self, folder: str) -> Dataset:
         return VolumesToSegment(folder, self.window)
