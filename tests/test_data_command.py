@@ -97,6 +97,13 @@ def test_what_cannot_be_read_is_one_line(words, line, tmp_path, capsys, monkeypa
     assert capsys.readouterr().err == f"attention-vision: error: {line}\n"
 
 
+def test_the_first_experiment_of_a_gan_says_how_to_draw_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    class_folders(Path("photos"), 2)
+    assert main(["data", "photos", "--class", "FolderImages", "-o", "gan.yaml"]) == 0
+    assert "predict -c RUN/config.yaml --data.count 16\n" in Path("gan.yaml").read_text()
+
+
 def data_of(root: Path, **options) -> ImageFolder:
     data = ImageFolder(str(root), image_size=32, num_workers=0, batch_size=2, **options)
     data.setup("fit")

@@ -92,7 +92,7 @@ EXPORTS: dict[str, set[str]] = {  # of the packages that users import from
         "frozen_spectral_norm", "spectral_norms",
     },
     "runs": {
-        "load_run",
+        "load_data", "load_run",
     },
 }
 LOGGED_KEYS: dict[str, set[str]] = {  # columns of metrics.csv, by run

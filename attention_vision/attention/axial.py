@@ -32,7 +32,7 @@ class AxialAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Attend; `grid` is (H, W), a square when not given."""
-        batch = len(x)
+        batch = x.shape[0]
         x = to_map(x, grid, "AxialAttention")
         along_row = self.row(x.flatten(0, 1)).unflatten(0, (batch, -1))  # (B, H, W, C)
         columns = x.transpose(1, 2).flatten(0, 1)  # (BW, H, C)

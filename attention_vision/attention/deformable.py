@@ -136,7 +136,7 @@ class DeformableSelfAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         grid = (x.shape[2], x.shape[3])
         tokens = x.flatten(2).mT
-        reference = pixel_centers([grid], x).expand(len(x), -1, -1)[:, :, None]
+        reference = pixel_centers([grid], x).expand(x.shape[0], -1, -1)[:, :, None]
         y = self.attention(tokens, reference, tokens, [grid])
         return x + self.gamma * y.mT.unflatten(2, grid)
 
@@ -206,7 +206,7 @@ def sample_by_rows(value: Tensor, shapes: Shapes, places: Tensor, weights: Tenso
 
 def sample_by_grid(value: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
     """`sample`, map by map."""
-    batch = len(value)
+    batch = value.shape[0]
     y = torch.zeros((), dtype=value.dtype, device=value.device)
     parts = value.split([height * width for height, width in shapes], 1)
     for level, (part, grid) in enumerate(zip(parts, shapes, strict=True)):

@@ -44,7 +44,7 @@ class LocalGlobalAttention(nn.Module):
         height, width = x.shape[1:3]
         padded = pad_to_windows(x, self.window)
         windows = to_windows(padded, self.window)  # (B nW, M², C)
-        count = len(windows) // len(x)
+        count = windows.shape[0] // x.shape[0]
 
         summary = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), self.global_grid)
         summary = summary.flatten(2).mT  # (B, g², C)
@@ -53,7 +53,7 @@ class LocalGlobalAttention(nn.Module):
         if padded.shape[1:3] != (height, width):
             inside = pad_to_windows(x.new_ones(1, height, width, 1), self.window)
             padding = to_windows(inside, self.window)[..., 0] == 0  # (nW, M²)
-            padding = F.pad(padding, (0, summary.shape[1])).repeat(len(x), 1)
+            padding = F.pad(padding, (0, summary.shape[1])).repeat(x.shape[0], 1)
         y = self.attention(windows, keys, key_padding_mask=padding)
 
         y = from_windows(y, (padded.shape[1], padded.shape[2]), self.window)[:, :height, :width]

@@ -62,7 +62,7 @@ class AttentionPool(nn.Module):
         queries = self.query if query is None else query
         if queries is None or (self.query is not None and not learned):
             raise ValueError("AttentionPool: give either queries= at construction or query= here")
-        query = queries.expand(len(tokens), -1, -1)  # (B, Q, C)
+        query = queries.expand(tokens.shape[0], -1, -1)  # (B, Q, C)
         visible = None if key_padding_mask is None else ~key_padding_mask[:, None]  # (B, 1, N)
 
         if self.score is None:
@@ -95,5 +95,5 @@ class SequencePool(nn.Module):
         nn.init.trunc_normal_(self.query, std=0.02)  # as released
 
     def forward(self, tokens: Tensor) -> Tensor:
-        query = self.query.expand(len(tokens), 1, 1, -1)  # (B, h, Q, C), one head and one query
+        query = self.query.expand(tokens.shape[0], 1, 1, -1)  # (B, h, Q, C), one head and one query
         return attend(query, tokens[:, None], tokens[:, None], scale=1.0)[:, 0, 0]

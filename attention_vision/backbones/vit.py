@@ -37,7 +37,7 @@ class ClassToken(nn.Module):
 
     def prepend(self, tokens: Tensor) -> Tensor:
         """(B, N, C) -> (B, 1 + N, C)."""
-        return torch.cat((self.token.expand(len(tokens), -1, -1), tokens), 1)
+        return torch.cat((self.token.expand(tokens.shape[0], -1, -1), tokens), 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return tokens[:, 0]

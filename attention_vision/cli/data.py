@@ -117,10 +117,12 @@ def read(config: dict[str, Any]) -> Any:
 def write(config: dict[str, Any], file: Path, found: "Format") -> None:
     from attention_vision.yaml_json import write_atomically
 
+    draws = config["data"]["class_path"] == "FolderImages"  # a GAN has no images to predict
+    what = "--data.count 16" if draws else "--data.images PHOTOS"
     lines = [
         f"# A first experiment on {found.root}, {found.name}: small, and meant to be edited.",
         f"#   attention-vision {config['task']} fit -c {file}",
-        f"#   attention-vision {config['task']} predict -c RUN/config.yaml --data.images PHOTOS",
+        f"#   attention-vision {config['task']} predict -c RUN/config.yaml {what}",
     ]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, "\n".join(lines) + "\n" + as_yaml(config))

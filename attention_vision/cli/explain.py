@@ -86,6 +86,8 @@ def main(arguments: list[str]) -> int:
 
 def check(options: Namespace) -> Namespace:
     """Raise InputError for a missing run or folder, before torch is imported."""
+    if Path(options.run).is_file():
+        raise InputError(f"{options.run} is a file: give the folder of the run")
     if not Path(options.run, "config.yaml").is_file():
         raise InputError(f"{options.run} does not contain a run: there is no config.yaml in it")
     if options.images and not Path(options.images).exists():

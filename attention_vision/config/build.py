@@ -81,7 +81,7 @@ def instantiate(
             return parser.instantiate(config, instantiators=list(instantiators))
     except (TypeError, ValueError) as error:
         text = " ".join(str(error).split())
-        if re.search(r"__init__\(\) takes 1 positional argument but", text):
+        if re.search(r"__init__\(\) takes [12] positional arguments? but", text):
             text += ": a feature attention takes (channels), a token attention (width, heads)"
         raise input_error(error) or InputError(out_of_memory(text) or text) from error
 

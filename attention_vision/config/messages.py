@@ -217,8 +217,11 @@ def missing(text: str) -> str | None:
     if found := re.search(r"File does not exist: '(.+?)'", text):
         return f"no such file: {found[1]}"
     if found := re.search(r"Path is not a file: '(.+?)'", text):
-        kind = "a folder: give a file in it" if Path(found[1]).is_dir() else "not a file"
-        return f"{found[1]} is {kind}"
+        given = Path(found[1])
+        if not given.is_dir():
+            return f"{given} is not a file"
+        a_run = (given / "config.yaml").is_file()
+        return f"{given} is a folder: give {'its config.yaml' if a_run else 'a file in it'}"
     if found := re.search(r"arguments are required: (.+?)(?:\. Got value|$)", text, re.M):
         path = key_path(text[: found.start()])
         keys = ", ".join(f"{path}.{key}" if path else key for key in found[1].split(", "))

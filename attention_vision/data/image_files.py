@@ -193,7 +193,8 @@ def unreadable(path: str | Path, error: BaseException, kind: str = "image") -> I
     ending = Path(path).suffix.lower()
     if ending in PLUGINS and ending not in extensions():
         return InputError(f"cannot read the {kind} {path}: pip install {PLUGINS[ending]}")
-    return InputError(f"cannot read the {kind} {path}: repair or remove it ({error})")
+    reason = str(error).partition(" <_io.")[0]  # Pillow's name of bytes in memory
+    return InputError(f"cannot read the {kind} {path}: repair or remove it ({reason})")
 
 
 @dataclass

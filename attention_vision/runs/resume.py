@@ -127,6 +127,10 @@ RULES = (
         "applied",
         "from the next image on",
     ),
+    Rule(
+        "what `predict` alone reads", ("data.count", "data.degrade"), "applied",
+        "training and its validations do not",
+    ),
     Rule("data", ("data", "data.*"), "refused", "the run is of those images"),
     Rule(
         "intervals, limits of validation, precision, hardware, logger, callbacks, pictures, claim",

@@ -33,6 +33,14 @@ def encoded(image: Image.Image, format: str = "JPEG", **options) -> EncodedImage
     return EncodedImage(f"picture.{format}", stream.getvalue())
 
 
+def test_bytes_that_are_no_image_are_named_by_their_file(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(
+        InputError, match=r"a\.png: repair or remove it \(cannot identify image file\)"
+    ):
+        EncodedImage(tmp_path / "a.png")
+
+
 def turned(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
