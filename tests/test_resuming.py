@@ -138,7 +138,6 @@ def test_the_documentation_has_the_table():
     [
         ("model.optimizer", "refused"),
         ("model.generator_optimizer.lr", "applied"),
-        ("data.count", "applied"),
         ("model.generator.width", "refused"),
         ("model.class_weights", "applied"),
         ("model.no_weight_decay", "applied"),
