@@ -71,7 +71,10 @@ class ClassifierExplainer:
     def predict(
         self, images: Tensor, names: Sequence[str] | None
     ) -> tuple[Tensor, dict[str, Layer]]:
-        """Probabilities (B, num_classes), and the named layers of a forward pass; None is all."""
+        """Probabilities (B, num_classes), and the named layers of a forward pass; None is all.
+
+        The probabilities are those that `predict` writes, the layers of the images as they are.
+        """
         network, wanted = self.module.network, names
         blocks = global_blocks(network)
         if names is not None:
@@ -81,6 +84,9 @@ class ClassifierExplainer:
         logits, layers = record_layers(
             network, lambda: self.module(images), images, wanted, self.options.point
         )
+        if self.module.test_time_flip:
+            with torch.no_grad():
+                logits = self.module.measured(images)
         if blocks and (names is None or ROLLOUT in names):
             layers[ROLLOUT] = rollout_layer(network, layers, images)
         if names is None or GRAD_CAM in names:

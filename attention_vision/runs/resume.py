@@ -112,10 +112,6 @@ RULES = (
         "losses and other numbers of the model", ("model.*",), "applied", "from the next step on",
     ),
     Rule(
-        "what is predicted", ("data.images", "data.count", "data.degrade"),
-        "applied", "a training does not read them",
-    ),
-    Rule(
         "place of the data",
         ("data.root", "data.*_images", "data.*_masks", "data.*_annotations",
          "data.*_csv", "data.download", "data.in_memory", "data.on_bad_image",
@@ -126,6 +122,10 @@ RULES = (
         "augmentation", ("data.recipe", "data.recipe.*", "data.flip", "data.flips", "data.cache"),
         "applied",
         "from the next image on",
+    ),
+    Rule(
+        "what `predict` alone reads", ("data.images", "data.count", "data.degrade"), "applied",
+        "training and its validations do not",
     ),
     Rule("data", ("data", "data.*"), "refused", "the run is of those images"),
     Rule(

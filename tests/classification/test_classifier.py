@@ -15,9 +15,11 @@ from torchvision.utils import save_image
 
 from attention_vision.backbones import ResNet, ViT
 from attention_vision.classification import Classifier, Digits
+from attention_vision.classification.explanation import ClassifierExplainer
 from attention_vision.classification.module import mixing
 from attention_vision.data.digits import single_digits
 from attention_vision.errors import InputError
+from attention_vision.visualization.explainer import DrawOptions
 
 
 def quiet(folder: Path, **options: object) -> Trainer:
@@ -207,6 +209,8 @@ def test_mirror_images_are_averaged_in_evaluation() -> None:
     torch.testing.assert_close(logits, module.measured(images.flip(-1)))
     torch.testing.assert_close(logits, (module(images) + module(images.flip(-1))) / 2)
     assert not torch.allclose(logits, module(images))
+    shown, _ = ClassifierExplainer(module, [], DrawOptions()).predict(images, [])
+    torch.testing.assert_close(shown, logits.softmax(1))
 
 
 def test_a_prediction_that_is_stopped_keeps_its_rows(tmp_path: Path) -> None:
