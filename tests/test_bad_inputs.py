@@ -158,7 +158,8 @@ FILES = {
     "null_keys.yaml": "model: {~: 3}\n",
     "anchor.yaml": "model: *nowhere\n",
     "broken_module.py": "def f(:\n",
-    "mine.py": "class Something:\n    pass\n",
+    "mine.py": "from torch import nn\n\n\nclass Something:\n    pass\n\n\nclass Gate(nn.Module):\n"
+    "    def __init__(self, channels: int):\n        super().__init__()\n",
     "empty.csv": "",
     "head.csv": "file,label\n",
     "missing_files.csv": "file,label\nnowhere.png,a\nnothing.png,b\n",
