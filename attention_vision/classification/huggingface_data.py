@@ -266,10 +266,10 @@ def parquet_files(root: Path) -> dict[str, list[str]]:
         split = next((split for word in words if (split := as_split(word))), "train")
         splits.setdefault(split, []).append(str(file))
     for several in splits.values():
-        parts: dict[str, Path] = {}
+        folders: dict[str, Path] = {}  # of a part
         for file in map(Path, several):
             if found := PART.match(file.stem):
-                folder = parts.setdefault(found[0], file.parent)
+                folder = folders.setdefault(found[0], file.parent)
                 if folder != file.parent:
                     raise InputError(
                         f"{root} has several data sets, {folder} and {file.parent}: set data.root"
