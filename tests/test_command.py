@@ -407,8 +407,12 @@ def test_run_folder_holds_the_run(finished):
         torch.load(file, weights_only=True)
 
 
-def test_a_run_without_pictures():
+def test_a_run_without_pictures(capsys):
     assert fit("--run", "run", "--pictures=false") == 0
+    said, best = capsys.readouterr().out, torch.load("run/checkpoints/best.ckpt", weights_only=True)
+    (state,) = (one for name, one in best["callbacks"].items() if name.startswith("BestCheckpoint"))
+    score = f"best val/top1 {float(state['best_model_score']):.4g}"
+    assert f"{score}: run/checkpoints/best.ckpt\nfinished: run\n" in said
     assert not Path("run/pictures").exists()
     assert yaml.safe_load(Path("run/config.yaml").read_text())["pictures"] is False
 

@@ -113,7 +113,8 @@ def mistakes():
     yield small(24, num_classes=3).state_dict(), "6 x 6 patches, .* 4 x 4: .*image_size=24, or"
     yield small(16, num_classes=5).state_dict(), "has 5 classes, the model 3: .*leave out"
     yield small(24, num_classes=5).state_dict(), "has 5 classes.*; has position.table"
-    yield small(24, num_classes=5, depth=1).state_dict(), "does not fit the model: it is a ViT of depth 1"
+    shallow = small(24, num_classes=5, depth=1).state_dict()
+    yield shallow, "does not fit the model: it is a ViT of depth 1"
     yield half, "is missing"
     yield distilled, "is not in the model"
     yield ResNet(10, width=8).state_dict(), "does not fit the model|no known layout"

@@ -88,7 +88,9 @@ class WindowAttention(nn.Module):
         if any(shift) or inside != size:
             region = self.regions(inside, size, shift, x.device)[None, :, :, None]
             region = to_windows(region, self.window)  # (nW, M², 1)
-            mask = (region == region.mT)[:, None].repeat(windows.shape[0] // region.shape[0], 1, 1, 1)
+            mask = (region == region.mT)[:, None].repeat(
+                windows.shape[0] // region.shape[0], 1, 1, 1
+            )
         bias = None if self.position is None else self.position()
         windows = self.attention(windows, mask=mask, bias=bias)
         x = from_windows(windows, size, self.window)

@@ -56,7 +56,7 @@ from attention_vision.training.logging import RunFolderLogger, WithoutPictures
 from attention_vision.training.metrics_csv import MetricsCSV
 from attention_vision.training.metrics_sum import MetricsSum
 from attention_vision.training.progress import ProgressLines, RunBar, say
-from attention_vision.training.resume import checkpoint_callbacks
+from attention_vision.training.resume import BestCheckpoint, checkpoint_callbacks
 from attention_vision.training.run_folder import read_checkpoint, read_state
 from attention_vision.training.signals import Stopped, signals_end_the_run
 from attention_vision.training.steps import step_number
@@ -279,8 +279,13 @@ def fit(work: Work) -> None:
     if work.parsed.config.attention_backend == "fp8" and not work.objects.trainer.fast_dev_run:
         step = {"step": step_number(work.trainer) - 1}
         write_json(work, "fp8.json", step | compare_after_fit(work.trainer, module, data))
-    if not work.objects.trainer.fast_dev_run:
-        say(f"finished: {work.run.folder}")
+    if work.objects.trainer.fast_dev_run:
+        return
+    for best in work.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(best, BestCheckpoint) and best.best_model_score is not None:
+            score = f"{float(best.best_model_score):.4g}"
+            say(f"best {best.monitor} {score}: {work.run.folder}/checkpoints/best.ckpt")
+    say(f"finished: {work.run.folder}")
 
 
 def evaluate(work: Work) -> None:
