@@ -25,6 +25,7 @@ from attention_vision.ranges import Count, NonNegative, Seed, Size, Workers, che
 if TYPE_CHECKING:
     from datasets import Dataset
 
+PART = re.compile(r"\d{4}$|.*?-\d{5}-of-\d{5}")  # names of the hub: which part of a split
 IMAGE_COLUMNS = ("image", "img", "images", "picture")
 
 
@@ -246,7 +247,12 @@ def open_splits(root: Path) -> dict[str, "Dataset"]:
 
 
 def parquet_files(root: Path) -> dict[str, list[str]]:
-    """Split -> parquet files below a folder, told by their names and by their folders'."""
+    """Split -> parquet files below a folder, told by their names and by their folders'.
+
+    Raises:
+        InputError: there are none, or those of several data sets: the configurations of one on the
+            hub, which lie in folders beside each other.
+    """
     files = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
     if not files:
         raise InputError(
@@ -259,6 +265,16 @@ def parquet_files(root: Path) -> dict[str, list[str]]:
         words = [word for part in reversed(parts) for word in re.split(r"[\W_]+", part)]
         split = next((split for word in words if (split := as_split(word))), "train")
         splits.setdefault(split, []).append(str(file))
+    for several in splits.values():
+        folders: dict[str, Path] = {}  # of a part
+        for file in map(Path, several):
+            if found := PART.match(file.stem):
+                folder = folders.setdefault(found[0], file.parent)
+                if folder != file.parent:
+                    raise InputError(
+                        f"{root} has several data sets, {folder} and {file.parent}: set data.root"
+                        " to one of them"
+                    )
     return splits
 
 

@@ -130,6 +130,17 @@ def test_images_that_do_not_decode(tmp_path: Path) -> None:
     assert list(data.findings["train"].broken) == [f"{root}, train, row 1"]
 
 
+def several(root: Path) -> None:
+    _ = opened(parquet(root, full__train=rows([0, 1]), mini__train=rows([0]))).class_names
+
+
+def several_converted(root: Path) -> None:
+    for name in ("full", "mini"):
+        (root / name / "train").mkdir(parents=True)
+        rows([0, 1]).to_parquet(root / name / "train/0000.parquet")
+    _ = opened(root).class_names
+
+
 def missing(root: Path) -> None:
     _ = opened(root / "nowhere").class_names
 
@@ -154,6 +165,8 @@ def no_such_column(root: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "line"),
     [
+        (several, r"set has several data sets, .*/full and .*/mini: set data.root to one of"),
+        (several_converted, r"several data sets, .*full/train and .*mini/train: set data.root"),
         (missing, r"no folder .*nowhere: set data.root"),
         (empty, r"no parquet files in .*, and nothing that save_to_disk wrote"),
         (damaged, r"cannot read the data set "),

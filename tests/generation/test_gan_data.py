@@ -37,9 +37,9 @@ def test_a_folder_of_classes_grey_ones_among_them(tmp_path: Path) -> None:
     assert -1 <= grey.min() < -0.5 < 0.5 < grey.max() <= 1
     assert torch.equal(grey[0], grey[1])
 
-    (tmp_path / "all" / "train").mkdir(parents=True)
+    (tmp_path / "all" / "Train").mkdir(parents=True)  # in letters of any case
     for name in ("cat", "dog"):
-        (tmp_path / name).rename(tmp_path / "all" / "train" / name)
+        (tmp_path / name).rename(tmp_path / "all" / "Train" / name)
     assert FolderImages(str(tmp_path / "all")).class_names == ("cat", "dog")
 
 

@@ -43,7 +43,7 @@ from attention_vision.data.resident import (
     tensors_of,
 )
 from attention_vision.data.samples import evenly_spaced
-from attention_vision.data.splits import SPLIT_NAMES, refuse_splits_among_classes
+from attention_vision.data.splits import refuse_splits_among_classes, split_folder
 from attention_vision.data.torchvision_sets import CIFAR10_NAMES, load_torchvision_dataset
 from attention_vision.errors import InputError
 from attention_vision.generation.data import GenerationData
@@ -330,8 +330,7 @@ class FolderImages(LabelledImages):
 
     @property
     def folder(self) -> Path:
-        folders = (Path(self.root) / name for name in SPLIT_NAMES["train"])
-        return next((folder for folder in folders if folder.is_dir()), Path(self.root))
+        return split_folder(Path(self.root), "train") or Path(self.root)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
