@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from torch import nn
 
 from attention_vision.__main__ import main
 from attention_vision.runs import load_run
+from attention_vision.runs.arguments import parse
 
 MINE = '''
 import torch
@@ -197,3 +199,11 @@ def test_the_innermost_reason_of_wrong_data(data, line, capsys):
     Path("wrong.yaml").write_text(yaml.safe_dump(config))
     assert main(["classification", "fit", "-c", "wrong.yaml"]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_names_of_this_package_are_found_beside_others_of_that_name():
+    theirs = pytest.importorskip("timm.models.swin_transformer")  # as a user's file imports it
+    assert issubclass(theirs.WindowAttention, nn.Module)
+    flags = ["--data=Digits", "--model.network=ViT", "--model.network.attention=WindowAttention"]
+    network = parse("classification", "fit", flags).config.model.network
+    assert network.init_args.attention.class_path == "attention_vision.attention.WindowAttention"

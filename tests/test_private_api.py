@@ -91,6 +91,7 @@ USED = {
         "_actions": ["config/messages.py", "config/parser.py", "config/ranges.py"],
         "_common": ["config/trust.py"],
         "_typehint": ["config/ranges.py"],
+        "_typehints": ["config/parser.py"],
     },
     "argparse": {"_SubParsersAction": ["cli/study.py"]},
     "python": {"_exit": ["training/heartbeat.py"]},  # public, but for the underscore
@@ -272,6 +273,11 @@ def test_torchdatas_state(workers):
     state = loader.state_dict()
     saved = state["_snapshot"]["_main_snapshot"]["_num_workers"] if "_snapshot" in state else 0
     assert saved == workers
+
+
+def test_names_are_looked_up_among_paths_of_subclasses(monkeypatch):
+    monkeypatch.setattr(jsonargparse._typehints, "get_all_subclass_paths", lambda *_, **__: ["a.B"])
+    assert jsonargparse._typehints.resolve_class_path_by_name(nn.Module, "B") == "a.B"
 
 
 def test_parsers_list_their_actions():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace, get_loader, set_loader
+from jsonargparse import Namespace, _typehints, get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from attention_vision.config.messages import NO_TEXT, explain, reason_and_line
@@ -37,6 +37,24 @@ def check(text: str) -> None:
 
 
 set_loader(MODE, load, exceptions=(yaml.YAMLError,))
+
+PACKAGE = "attention_vision."
+paths_of_subclasses = _typehints.get_all_subclass_paths
+
+
+def own_first(*arguments: Any, **options: Any) -> list[str]:
+    """Import paths among which jsonargparse looks up a name: this package's hide others of a name.
+
+    Timm has a SqueezeExcite and a WindowAttention too, which are there once a file imports timm.
+    """
+    paths = paths_of_subclasses(*arguments, **options)
+    own = {path.rpartition(".")[2] for path in paths if path.startswith(PACKAGE)}
+    return [
+        path for path in paths if path.startswith(PACKAGE) or path.rpartition(".")[2] not in own
+    ]
+
+
+_typehints.get_all_subclass_paths = own_first
 
 
 class ArgumentParser(LightningArgumentParser):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from attention_vision.errors import InputError
 from attention_vision.identity import digest
 
 
@@ -62,8 +63,20 @@ def fingerprint(images: Any, columns: Sequence[Sequence[str]], sizes: np.ndarray
     if (annotated := innermost(images, "annotations")) is not None:
         found["labels"] = digest(annotated.annotations)
     elif (labeled := innermost(images, "targets")) is not None:
-        found["labels"] = digest([np.asarray(labeled.targets, dtype=np.int64).tobytes()])
+        found["labels"] = digest([class_numbers(labeled).tobytes()])
     return found
+
+
+def class_numbers(labeled: Any) -> np.ndarray:
+    """The `targets` of a data set, (n,) int64. Raises InputError for names in their place."""
+    try:
+        return np.asarray(labeled.targets, dtype=np.int64)
+    except (TypeError, ValueError):
+        one = next((one for one in labeled.targets if not isinstance(one, int)), labeled.targets)
+        raise InputError(
+            f"{type(labeled).__name__}.targets has {one!r}: give the number of each image's class,"
+            " from 0"
+        ) from None
 
 
 def names_below(files: Sequence[str]) -> bytes:

@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from attention_vision.classification import Digits, ImageCSV, ImageFolder
+from attention_vision.data.fingerprint import class_numbers
 from attention_vision.data.splits import SplitShares
 from attention_vision.detection import COCOFolder, DigitScenes
 from attention_vision.errors import InputError
@@ -160,3 +162,9 @@ def test_data_in_memory_has_numbers_and_labels():
     assert found(DigitImages(8)).keys() == {"classes", "train"}
     scenes = [found(DigitScenes(scenes=3, val_scenes=1, scene_seed=seed)) for seed in (0, 1)]
     assert data_difference(*scenes).startswith("train has other labels")
+
+
+def test_names_in_the_place_of_class_numbers_are_refused():
+    named = SimpleNamespace(targets=[0, "cat"])
+    with pytest.raises(InputError, match=r"targets has 'cat': give the number of each image's"):
+        class_numbers(named)
