@@ -368,10 +368,12 @@ class DrawnScenes:
 
     Args:
         split, count, size, seed: of the scenes.
-        labels: label of each digit.
+        labels: label of each digit, itself by default.
     """
 
-    def __init__(self, split: str, count: int, size: int, seed: int, labels: Sequence[int]):
+    def __init__(
+        self, split: str, count: int, size: int, seed: int, labels: Sequence[int] = range(10)
+    ):
         self.labels = torch.tensor(labels)
         self.scenes = [scene(split, index, size, seed) for index in range(count)]
         self.sizes = np.full((count, 2), size)
