@@ -226,7 +226,7 @@ class ClassificationData(TaskData):
 
     def _in_trained_labels(self, source: ClassificationSource) -> ClassificationSource:
         """Map the labels of a source by name to those of the data, or of its weights."""
-        own = list(getattr(source, "class_names", self.own_names or self.class_names))
+        own = list(getattr(source, "class_names", self.names_here))
         if own == list(self.class_names):
             return source
         where = type(self).__name__
@@ -327,8 +327,7 @@ class TorchvisionData(ClassificationData):
 
     def source(self, split: str) -> ClassificationSource:
         if folder := self._image_folder(split):
-            names = self.own_names or self.class_names
-            source = LabeledFiles.in_folders(list_images(folder), folder, names)
+            source = LabeledFiles.in_folders(list_images(folder), folder, self.names_here)
             if split == "train" and self.per_class is not None:
                 source = source.chosen(first_per_class(source.targets, self.per_class))
             return source
@@ -349,7 +348,7 @@ class TorchvisionData(ClassificationData):
         if folder is None and split == "val":
             folder = split_folder(root, "test")
         names = set(class_folders(folder)[0]) if folder else set()
-        own = set(self.own_names or self.class_names)
+        own = set(self.names_here)
         if not names & own:
             return None
         if wrong := names ^ own:

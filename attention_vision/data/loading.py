@@ -124,13 +124,18 @@ class TaskData(LightningDataModule):
         self.labels = labels
         self.class_names = labels.class_names
 
+    @property
+    def names_here(self) -> Sequence[str]:
+        """Names of the classes by the data's own numbers, else by those of the weights."""
+        return self.own_names or self.class_names
+
     def trained_labels(self) -> list[int]:
         """The label, in the numbers of trained weights, of each class that the data names itself.
 
         Raises:
             InputError: the weights do not know a class.
         """
-        own = [str(name) for name in self.own_names or self.class_names]
+        own = list(map(str, self.names_here))
         return labels_by_name(list(map(str, self.class_names)), own, type(self).__name__)
 
     def dataset(self, split: str, seed: int) -> Dataset:

@@ -281,7 +281,7 @@ def fit(work: Work) -> None:
         write_json(work, "fp8.json", step | compare_after_fit(work.trainer, module, data))
     if work.objects.trainer.fast_dev_run:
         return
-    for best in work.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+    for best in work.trainer.checkpoint_callbacks:
         if isinstance(best, BestCheckpoint) and best.best_model_score is not None:
             score = f"{float(best.best_model_score):.4g}"
             say(f"best {best.monitor} {score}: {work.run.folder}/checkpoints/best.ckpt")
